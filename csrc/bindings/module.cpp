@@ -1,0 +1,8 @@
+// pybind11 rather than torch ops for what has identity and no tensors: a torch op cannot carry such an object.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "mixbit objects without tensors: bit allocation, hardware models, integer runtime.";
+}

@@ -1,0 +1,70 @@
+// All schemas of the library in one place. Strings only: a function pointer in m.def would make the op composite and
+// leave it without a fake. Kernels register themselves per dispatch key in cpu/, cuda/ and autograd/.
+#include <torch/library.h>
+
+TORCH_LIBRARY(mixbit, m) {
+  // The module that registers the fakes; torch names it in the error when a fake is missing.
+  m.set_python_module("mixbit.ops._fakes");
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+
+  // x: any float dtype and layout; scale, zero_point, bit_width: float32 [1] or [size of axis]. rounding: 0 half_even,
+  // 1 half_up. group_size is reserved.
+  m.def(
+      "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, bool signed=True, "
+      "bool narrow_range=False, int? axis=None, int rounding=0, int? group_size=None) -> Tensor",
+      tags);
+  // Gradients that are not asked for (output_mask) come back as empty tensors of shape [0].
+  m.def(
+      "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, "
+      "bool signed, bool narrow_range, int? axis, int rounding, int? group_size, bool[3] output_mask) "
+      "-> (Tensor, Tensor, Tensor)",
+      tags);
+
+  // Both operands quantized, then multiplied; no quantized copy is saved for the backward, which recomputes them.
+  m.def(
+      "quantized_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor x_scale, Tensor x_zero_point, Tensor x_bits, "
+      "Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range=True, int rounding=0, "
+      "int? group_size=None, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
+      "-> Tensor",
+      tags);
+  m.def(
+      "_quantized_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor x_scale, Tensor x_zero_point, "
+      "Tensor x_bits, Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range, int rounding, "
+      "int? group_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[6] output_mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      tags);
+  m.def(
+      "quantized_linear(Tensor x, Tensor weight, Tensor? bias, Tensor x_scale, Tensor x_zero_point, Tensor x_bits, "
+      "Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range=True, int rounding=0, "
+      "int? group_size=None) -> Tensor",
+      tags);
+  m.def(
+      "_quantized_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor x_scale, Tensor x_zero_point, "
+      "Tensor x_bits, Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range, int rounding, "
+      "int? group_size, bool[6] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      tags);
+
+  // scales: [K] or [K, C]; bit_widths: [K]. signal: float64 [] or [C]; noise: float64 [K] or [K, C].
+  m.def(
+      "quantization_noise(Tensor x, Tensor scales, Tensor bit_widths, *, bool signed, bool narrow_range, "
+      "int? axis=None) -> (Tensor signal, Tensor noise)",
+      tags);
+  // sum of (x - reference)^2 and of reference^2, float64 [] each: the noise of a layer's output, one read of each.
+  m.def("noise_power(Tensor x, Tensor reference) -> (Tensor signal, Tensor noise)", tags);
+
+  // min, max, sum, sum of squares: float64 [] or [C]. histogram: float64 [3, bins] or [C, 3, bins] (count, sum, sum of
+  // squares), over [-r, r), r the smallest power of two above max |x|: ranges nest, so histograms of batches can be
+  // merged exactly.
+  m.def(
+      "observe(Tensor x, *, int? axis=None, int bins=0) "
+      "-> (Tensor min, Tensor max, Tensor sum, Tensor sum_sq, Tensor histogram)",
+      tags);
+  // The scale k * max / quant_max, k in {0.20, 0.21, ..., 1.00}, of least squared error. bit_widths: [K].
+  // scales: float32 [K] or [K, C]. Exact on the elements of x.
+  m.def("mse_scales(Tensor x, Tensor bit_widths, *, bool signed, bool narrow_range, int? axis=None) -> Tensor", tags);
+  // The same from observe's histogram; max_abs: float64 [] the largest |x| seen.
+  m.def(
+      "mse_scales_from_histogram(Tensor histogram, Tensor min, Tensor max, Tensor bit_widths, *, bool signed, "
+      "bool narrow_range) -> Tensor",
+      tags);
+}
