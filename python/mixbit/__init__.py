@@ -1,1 +1,62 @@
-"""mixbit."""
+"""mixbit: the bits every layer deserves, trained at those bits, shipped verified.
+
+The public names below are loaded on first use, so that `import mixbit` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> (module, attribute); attribute None is the module itself.
+_PUBLIC: dict[str, tuple[str, str | None]] = {
+    "MixbitError": ("mixbit.errors", "MixbitError"),
+    "LayerPrecision": ("mixbit.recipe", "LayerPrecision"),
+    "Recipe": ("mixbit.recipe", "Recipe"),
+    "SensitivityTable": ("mixbit.tables", "SensitivityTable"),
+    "CostTable": ("mixbit.tables", "CostTable"),
+    "layers": ("mixbit.network", "layers"),
+    "analyze": ("mixbit.analysis", "analyze"),
+    "assign": ("mixbit.assignment", "assign"),
+    "prepare_": ("mixbit.quantizers", "prepare_"),
+    "restore_": ("mixbit.quantizers", "restore_"),
+    "calibrate_": ("mixbit.quantizers", "calibrate_"),
+    "fold_batchnorm_": ("mixbit.quantizers", "fold_batchnorm_"),
+    "evaluate": ("mixbit.evaluation", "evaluate"),
+    "costs": ("mixbit.costs", None),
+    "export": ("mixbit.export", None),
+    "ops": ("mixbit.ops", None),
+    "quantizers": ("mixbit.quantizers", None),
+    "report": ("mixbit.report", None),
+    "zoo": ("mixbit.zoo", None),
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from mixbit import costs, export, ops, quantizers, report, zoo
+    from mixbit.analysis import analyze
+    from mixbit.assignment import assign
+    from mixbit.errors import MixbitError
+    from mixbit.evaluation import evaluate
+    from mixbit.network import layers
+    from mixbit.quantizers import calibrate_, fold_batchnorm_, prepare_, restore_
+    from mixbit.recipe import LayerPrecision, Recipe
+    from mixbit.tables import CostTable, SensitivityTable
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mixbit' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    value = importlib.import_module(module)
+    if attribute is not None:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_PUBLIC))

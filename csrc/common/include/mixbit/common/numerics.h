@@ -73,9 +73,7 @@ MIXBIT_HD float quantize(float x, float scale, float zero_point, QuantRange rang
   return clamp_code(round_code(x / scale, rounding) + round_half_even(zero_point), range);
 }
 
-MIXBIT_HD float dequantize(float q, float scale, float zero_point) {
-  return (q - round_half_even(zero_point)) * scale;
-}
+MIXBIT_HD float dequantize(float q, float scale, float zero_point) { return (q - round_half_even(zero_point)) * scale; }
 
 // NaN stays NaN, +-Inf saturates to the ends of the grid.
 MIXBIT_HD float fake_quantize(float x, float scale, float zero_point, QuantRange range, Rounding rounding) {
