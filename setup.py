@@ -12,6 +12,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 VERSION = "0.1.0"
+# Environment variables that are handed to CMake as options of the same name.
+CMAKE_OPTIONS = ("MIXBIT_CUDA", "MIXBIT_BUILD_TESTS", "MIXBIT_WERROR", "MIXBIT_TORCH_ROOT", "CMAKE_CUDA_ARCHITECTURES")
 
 
 def torch_requirement() -> str:
@@ -29,18 +31,28 @@ class CMakeBuild(build_ext):
         # Editable installs put the libraries into the source package, wheels into the build folder.
         package = ROOT / "python" / "mixbit" if self.inplace else Path(self.build_lib).resolve() / "mixbit"
         build = Path(os.environ.get("MIXBIT_BUILD_DIR", ROOT / "build")).resolve()
-        options = [
-            f"-D{name}={value}"
-            for name, value in os.environ.items()
-            if name.startswith("MIXBIT_") and name not in ("MIXBIT_BUILD_DIR", "MIXBIT_CPU_ISA", "MIXBIT_DATA")
-        ]
+        options = {"MIXBIT_BUILD_TESTS": "OFF"}
+        options |= {name: os.environ[name] for name in CMAKE_OPTIONS if name in os.environ}
         subprocess.run(
-            ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
-             "-DCMAKE_BUILD_TYPE=Release", *options],
+            [
+                "cmake",
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                "-G",
+                "Ninja",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                "-DCMAKE_BUILD_TYPE=Release",
+                *(f"-D{name}={value}" for name, value in options.items()),
+            ],
             check=True,
         )
         subprocess.run(["cmake", "--build", str(build)], check=True)
-        subprocess.run([sys.executable, str(ROOT / "scripts" / "install_python_component.py"), str(build), str(package)], check=True)
+        subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "install_python_component.py"), str(build), str(package)],
+            check=True,
+        )
 
     def get_outputs(self) -> list[str]:
         return []
@@ -52,7 +64,14 @@ class CMakeBuild(build_ext):
 setup(
     version=VERSION,
     install_requires=[
-        torch_requirement(), "numpy>=1.26", "scipy>=1.11", "pyyaml>=6", "safetensors>=0.4", "rich>=13", "jinja2>=3.1", "pillow>=10",
+        torch_requirement(),
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "pyyaml>=6",
+        "safetensors>=0.4",
+        "rich>=13",
+        "jinja2>=3.1",
+        "pillow>=10",
     ],
     ext_modules=[Extension("mixbit._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
