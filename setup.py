@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-VERSION = "0.1.0"
+VERSION = re.search(r"project\(mixbit VERSION ([0-9.]+)", (ROOT / "CMakeLists.txt").read_text()).group(1)
 # Environment variables that are handed to CMake as options of the same name.
 CMAKE_OPTIONS = ("MIXBIT_CUDA", "MIXBIT_BUILD_TESTS", "MIXBIT_WERROR", "MIXBIT_TORCH_ROOT", "CMAKE_CUDA_ARCHITECTURES")
 

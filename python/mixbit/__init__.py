@@ -8,10 +8,44 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from mixbit import costs, export, ops, quantizers, report, zoo
+    from mixbit._build_info import VERSION as __version__
+    from mixbit.analysis import analyze
+    from mixbit.assignment import assign
+    from mixbit.errors import MixbitError
+    from mixbit.evaluation import evaluate
+    from mixbit.network import layers
+    from mixbit.quantizers import calibrate_, fold_batchnorm_, prepare_, restore_
+    from mixbit.recipe import LayerPrecision, Recipe
+    from mixbit.tables import CostTable, SensitivityTable
 
-# Public name -> (module, attribute); attribute None is the module itself.
-_PUBLIC: dict[str, tuple[str, str | None]] = {
+__all__ = [
+    "CostTable",
+    "LayerPrecision",
+    "MixbitError",
+    "Recipe",
+    "SensitivityTable",
+    "__version__",
+    "analyze",
+    "assign",
+    "calibrate_",
+    "costs",
+    "evaluate",
+    "export",
+    "fold_batchnorm_",
+    "layers",
+    "ops",
+    "prepare_",
+    "quantizers",
+    "report",
+    "restore_",
+    "zoo",
+]
+
+# Public name -> (module, attribute); without an attribute the module itself.
+_WHERE: dict[str, tuple[str, str | None]] = {
+    "__version__": ("mixbit._build_info", "VERSION"),
     "MixbitError": ("mixbit.errors", "MixbitError"),
     "LayerPrecision": ("mixbit.recipe", "LayerPrecision"),
     "Recipe": ("mixbit.recipe", "Recipe"),
@@ -33,25 +67,12 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "zoo": ("mixbit.zoo", None),
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
-
-if TYPE_CHECKING:
-    from mixbit import costs, export, ops, quantizers, report, zoo
-    from mixbit.analysis import analyze
-    from mixbit.assignment import assign
-    from mixbit.errors import MixbitError
-    from mixbit.evaluation import evaluate
-    from mixbit.network import layers
-    from mixbit.quantizers import calibrate_, fold_batchnorm_, prepare_, restore_
-    from mixbit.recipe import LayerPrecision, Recipe
-    from mixbit.tables import CostTable, SensitivityTable
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _WHERE:
         raise AttributeError(f"module 'mixbit' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    value = importlib.import_module(module)
+    module, attribute = _WHERE[name]
+    value: Any = importlib.import_module(module)
     if attribute is not None:
         value = getattr(value, attribute)
     globals()[name] = value
@@ -59,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_PUBLIC))
+    return sorted(set(globals()) | set(__all__))

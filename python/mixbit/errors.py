@@ -28,4 +28,5 @@ def check_choice(argument: str, value: object, options: Iterable[str]) -> str:
     if value in options:
         return str(value)
     expected = ", ".join(repr(o) for o in options)
-    raise MixbitError(f"{argument}={value!r} is not known: expected one of {expected}{did_you_mean(str(value), options)}")
+    hint = did_you_mean(str(value), options)
+    raise MixbitError(f"{argument}={value!r} is not known: expected one of {expected}{hint}")

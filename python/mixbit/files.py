@@ -68,7 +68,8 @@ def read_document(path: PathLike, format_name: str, version: int) -> dict[str, A
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise MixbitError(
-            f"{str(source)!r} is not a whole JSON document (line {error.lineno}: {error.msg}); expected a {format_name} file"
+            f"{str(source)!r} is not a whole JSON document (line {error.lineno}: {error.msg}); "
+            f"expected a {format_name} file"
         ) from error
     found = document.get("format") if isinstance(document, dict) else None
     if found != format_name:
