@@ -1,0 +1,133 @@
+#pragma once
+
+// Bodies of the fake_quantize kernels. Host code may compile them too (threadIdx, blockIdx, __syncthreads supplied).
+
+#include <cstdint>
+
+#include <mixbit/kernels/cuda.h>
+
+namespace mixbit::kernels::cuda {
+
+constexpr int kThreads = 256;
+
+// One parameter set of a channel, read from device memory.
+struct ChannelQuantizer {
+  float scale;
+  float zero_point;
+  QuantRange range;
+  bool valid;
+};
+
+__device__ inline ChannelQuantizer load_channel(const QuantizeArguments& a, int64_t channel) {
+  const float bits = a.bit_width[a.bit_width_count == 1 ? 0 : channel];
+  ChannelQuantizer c;
+  c.scale = a.scale[a.scale_count == 1 ? 0 : channel];
+  c.zero_point = a.zero_point[a.zero_point_count == 1 ? 0 : channel];
+  c.valid = is_valid_bit_width(bits);
+  c.range = quant_range(c.valid ? static_cast<int>(bits) : 8, a.is_signed, a.narrow_range);
+  return c;
+}
+
+template <typename T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T v[kSize];
+};
+
+template <typename T>
+__device__ inline T fake_quantize_element(const QuantizeArguments& a, const ChannelQuantizer& c, T x) {
+  const float y = mixbit::fake_quantize(static_cast<float>(x), c.scale, c.zero_point, c.range, a.rounding);
+  return static_cast<T>(c.valid ? y : NAN);
+}
+
+// Vectorized: each thread owns a pack of 16 bytes. Packs cross channels only where inner is not a multiple of a pack,
+// so the channel is found anew per element there.
+template <typename T>
+__global__ void fake_quantize_kernel(QuantizeArguments a, const T* x, T* y, bool aligned) {
+  constexpr int kSize = Pack<T>::kSize;
+  const int64_t numel = a.outer * a.channels * a.inner;
+  const int64_t packs = (numel + kSize - 1) / kSize;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const bool one_channel_per_pack = a.channels == 1 || a.inner % kSize == 0;
+  for (int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; p < packs; p += step) {
+    const int64_t first = p * kSize;
+    if (aligned && first + kSize <= numel) {
+      Pack<T> pack = *reinterpret_cast<const Pack<T>*>(x + first);
+      ChannelQuantizer c = load_channel(a, first / a.inner % a.channels);
+      for (int i = 0; i < kSize; ++i) {
+        if (!one_channel_per_pack && i > 0) {
+          c = load_channel(a, (first + i) / a.inner % a.channels);
+        }
+        pack.v[i] = fake_quantize_element(a, c, pack.v[i]);
+      }
+      *reinterpret_cast<Pack<T>*>(y + first) = pack;
+    } else {
+      for (int64_t i = first; i < numel && i < first + kSize; ++i) {
+        y[i] = fake_quantize_element(a, load_channel(a, i / a.inner % a.channels), x[i]);
+      }
+    }
+  }
+}
+
+// grid: channels * blocks (of one channel). A block owns kReduceBlock consecutive elements of its channel's outer *
+// inner; each thread sums a fixed set of them in fp32, the block in a fixed tree in double: no atomics, the same bits
+// always.
+template <typename T>
+__global__ void fake_quantize_backward_kernel(QuantizeArguments a, int64_t blocks, const T* grad, const T* x, T* dx,
+                                              double* partials) {
+  __shared__ double sums[2][kThreads];
+  const int64_t channel = blockIdx.x / blocks;
+  const int64_t count = a.outer * a.inner;
+  const int64_t first = (blockIdx.x % blocks) * kReduceBlock;
+  const int64_t last = first + kReduceBlock < count ? first + kReduceBlock : count;
+  const ChannelQuantizer c = load_channel(a, channel);
+  float dscale = 0.0f;
+  float dzero_point = 0.0f;
+  for (int64_t i = first + threadIdx.x; i < last; i += kThreads) {
+    const int64_t at = ((i / a.inner) * a.channels + channel) * a.inner + i % a.inner;
+    FakeQuantizeGrad g = fake_quantize_grad(static_cast<float>(grad[at]), static_cast<float>(x[at]), c.scale,
+                                            c.zero_point, c.range, a.rounding);
+    if (!c.valid) {
+      g = {NAN, NAN, NAN};
+    }
+    if (dx != nullptr) {
+      dx[at] = static_cast<T>(g.dx);
+    }
+    dscale += g.dscale;
+    dzero_point += g.dzero_point;
+  }
+  sums[0][threadIdx.x] = dscale;
+  sums[1][threadIdx.x] = dzero_point;
+  __syncthreads();
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    if (static_cast<int>(threadIdx.x) < half) {
+      sums[0][threadIdx.x] += sums[0][threadIdx.x + half];
+      sums[1][threadIdx.x] += sums[1][threadIdx.x + half];
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) {
+    double* out = partials + static_cast<int64_t>(blockIdx.x) * 2;
+    out[0] = sums[0][0];
+    out[1] = sums[1][0];
+  }
+}
+
+// One thread a channel adds the blocks in order.
+static __global__ void finish_reduce_kernel(const double* partials, int64_t channels, int64_t blocks, float* dscale,
+                                            float* dzero_point) {
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (channel >= channels) {
+    return;
+  }
+  double scale_sum = 0.0;
+  double zero_point_sum = 0.0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    scale_sum += partials[(channel * blocks + b) * 2];
+    zero_point_sum += partials[(channel * blocks + b) * 2 + 1];
+  }
+  dscale[channel] = static_cast<float>(scale_sum);
+  dzero_point[channel] = static_cast<float>(zero_point_sum);
+}
+
+}  // namespace mixbit::kernels::cuda
