@@ -114,8 +114,8 @@ def results_markdown() -> str:
     parts = [
         "# Measured results",
         "",
-        "Generated from `bench/results/*.jsonl` by `python bench/rows.py`; do not edit. Ratios are measured side by side",
-        "in one run. Machines are shared and noisy: ratios travel between machines, absolute times do not.",
+        "Generated from `bench/results/*.jsonl` by `python bench/rows.py`; do not edit. Ratios are measured side by",
+        "side in one run. Machines are shared and noisy: ratios travel between machines, absolute times do not.",
     ]
     for path in sorted(RESULTS.glob("*.jsonl")):
         newest = {row["config_hash"]: row for row in read_rows(path.stem)}
