@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 # Deadlines measure the machine, not the code; derandomized runs make a failure repeatable.
-settings.register_profile("mixbit", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "mixbit",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 settings.load_profile("mixbit")
 
 
