@@ -1,0 +1,69 @@
+#pragma once
+
+// Sixteen lanes in plain C++: the oracle of the other instruction sets.
+
+#include <cstdint>
+
+#include <mixbit/common/half.h>
+
+#define MIXBIT_SIMD_SCALAR
+
+namespace {
+
+struct Vec {
+  float lane[16];
+};
+
+template <typename F>
+inline Vec map(F f) {
+  Vec r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = f(i);
+  return r;
+}
+
+inline Vec broadcast(float v) {
+  return map([&](int) { return v; });
+}
+inline Vec add(const Vec& a, const Vec& b) {
+  return map([&](int i) { return a.lane[i] + b.lane[i]; });
+}
+inline Vec sub(const Vec& a, const Vec& b) {
+  return map([&](int i) { return a.lane[i] - b.lane[i]; });
+}
+inline Vec mul(const Vec& a, const Vec& b) {
+  return map([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+// `b` where either is NaN, as the x86 instructions have it.
+inline Vec max(const Vec& a, const Vec& b) {
+  return map([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline Vec min(const Vec& a, const Vec& b) {
+  return map([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline bool any_nan(const Vec& v) {
+  bool found = false;
+  for (int i = 0; i < 16; ++i) found = found || v.lane[i] != v.lane[i];
+  return found;
+}
+inline void to_array(const Vec& v, float* out) {
+  for (int i = 0; i < 16; ++i) out[i] = v.lane[i];
+}
+
+inline Vec load(const float* p) {
+  return map([&](int i) { return p[i]; });
+}
+inline void store(float* p, const Vec& v) { to_array(v, p); }
+inline Vec load_half(const uint16_t* p) {
+  return map([&](int i) { return mixbit::half_to_float(p[i]); });
+}
+inline void store_half(uint16_t* p, const Vec& v) {
+  for (int i = 0; i < 16; ++i) p[i] = mixbit::float_to_half(v.lane[i]);
+}
+inline Vec load_bfloat16(const uint16_t* p) {
+  return map([&](int i) { return mixbit::bfloat16_to_float(p[i]); });
+}
+inline void store_bfloat16(uint16_t* p, const Vec& v) {
+  for (int i = 0; i < 16; ++i) p[i] = mixbit::float_to_bfloat16(v.lane[i]);
+}
+
+}  // namespace

@@ -1,0 +1,63 @@
+#pragma once
+
+// CPU kernels: raw pointers, no allocation, no threads, no exceptions. One table of functions per instruction set; all
+// tables compute the same bits.
+
+#include <cstdint>
+
+#include <mixbit/common/numerics.h>
+
+namespace mixbit::kernels::cpu {
+
+enum class StorageType : int32_t { kFloat32, kFloat16, kBFloat16 };
+
+// Ordered: each includes the ones before it. VNNI and AMX matter to integer kernels only.
+enum class Isa : int32_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kVnni = 3, kAmx = 4 };
+
+// Sums are kept in this many fp32 lanes (element i in lane i mod 16) inside a block, whatever the vector width.
+constexpr int64_t kLanes = 16;
+// Elements of one block of a reduction; the caller adds the blocks' doubles in order.
+constexpr int64_t kReduceBlock = 16384;
+
+// Parameters of one run of elements; zero_point is already rounded.
+struct Quantizer {
+  float scale;
+  float zero_point;
+  QuantRange range;
+  Rounding rounding;
+};
+
+struct Moments {
+  double min;
+  double max;
+  double sum;
+  double sum_squares;
+};
+
+struct KernelTable {
+  Isa isa;
+  // y[i] = fake_quantize(x[i]); x == y is allowed.
+  void (*fake_quantize)(StorageType storage, const void* x, void* y, int64_t n, const Quantizer& quantizer);
+  // dx[i] (not written where dx is null) and the sums of dscale and dzero_point; n <= kReduceBlock.
+  void (*fake_quantize_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
+                                 const Quantizer& quantizer, double* dscale, double* dzero_point);
+  // signal = sum x^2; noise[k] = sum (x - fake_quantize_k(x))^2; x is read once. n <= kReduceBlock.
+  void (*quantization_noise)(StorageType storage, const void* x, int64_t n, const Quantizer* quantizers, int64_t count,
+                             double* signal, double* noise);
+  // signal = sum reference^2, noise = sum (x - reference)^2. n <= kReduceBlock.
+  void (*noise_power)(StorageType storage, const void* x, const void* reference, int64_t n, double* signal,
+                      double* noise);
+  // NaN anywhere makes min and max NaN. 0 < n <= kReduceBlock.
+  void (*observe)(StorageType storage, const void* x, int64_t n, Moments* moments);
+};
+
+// The widest instruction set of this processor, not beyond the cap in MIXBIT_CPU_ISA.
+Isa detected_isa();
+
+// The kernels of the widest available instruction set up to `isa`.
+const KernelTable& kernels(Isa isa);
+
+// Parses scalar | avx2 | avx512 | vnni | amx; returns false for anything else.
+bool parse_isa(const char* text, Isa* isa);
+
+}  // namespace mixbit::kernels::cpu

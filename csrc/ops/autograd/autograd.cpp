@@ -1,0 +1,256 @@
+// Autograd of the differentiable ops: forward and backward are dispatched ops, the backward an op of its own. Flags
+// are read before the dispatch guard, and a gradient nobody asked for comes back from the op as a tensor of shape [0].
+
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <mixbit/ops/ops.h>
+
+#include "../calls.h"
+
+namespace mixbit::ops {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+// An optional gradient: undefined if it was not asked for.
+Variable if_needed(const at::Tensor& gradient, bool needed) { return needed ? gradient : Variable(); }
+
+void keep_int(AutogradContext* ctx, const char* key, std::optional<int64_t> value) {
+  if (value.has_value()) {
+    ctx->saved_data[key] = *value;
+  } else {
+    ctx->saved_data[key] = c10::IValue();
+  }
+}
+
+std::optional<int64_t> kept_int(AutogradContext* ctx, const char* key) {
+  const c10::IValue& value = ctx->saved_data[key];
+  return value.isNone() ? std::nullopt : std::optional<int64_t>(value.toInt());
+}
+
+class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& scale, const Variable& zero_point,
+                          const Variable& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
+                          int64_t rounding, std::optional<int64_t> group_size) {
+    ctx->saved_data["mask"] = c10::List<bool>({x.requires_grad(), scale.requires_grad(), zero_point.requires_grad()});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Variable y =
+        call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+    ctx->save_for_backward({x, scale, zero_point, bit_width});
+    ctx->saved_data["signed"] = is_signed;
+    ctx->saved_data["narrow_range"] = narrow_range;
+    keep_int(ctx, "axis", axis);
+    ctx->saved_data["rounding"] = rounding;
+    keep_int(ctx, "group_size", group_size);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const c10::List<bool> flags = ctx->saved_data["mask"].toBoolList();
+    const std::array<bool, 3> mask = {flags[0], flags[1], flags[2]};
+    auto [dx, dscale, dzero_point] = call_fake_quantize_backward(
+        grads[0], saved[0], saved[1], saved[2], saved[3], ctx->saved_data["signed"].toBool(),
+        ctx->saved_data["narrow_range"].toBool(), kept_int(ctx, "axis"), ctx->saved_data["rounding"].toInt(),
+        kept_int(ctx, "group_size"), mask);
+    return {
+        if_needed(dx, mask[0]), if_needed(dscale, mask[1]), if_needed(dzero_point, mask[2]), {}, {}, {}, {}, {}, {}};
+  }
+};
+
+Variable fake_quantize_autograd(const Variable& x, const Variable& scale, const Variable& zero_point,
+                                const Variable& bit_width, bool is_signed, bool narrow_range,
+                                std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+  return FakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+}
+
+// What conv2d and linear save and restore alike: operands, quantizer parameters and flags.
+void save_operands(AutogradContext* ctx, const Variable& x, const Variable& weight, const Variable& x_scale,
+                   const Variable& x_zero_point, const Variable& x_bits, const Variable& w_scale,
+                   const Variable& w_bits, bool signed_x, bool w_narrow_range, int64_t rounding,
+                   std::optional<int64_t> group_size) {
+  ctx->save_for_backward({x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits});
+  ctx->saved_data["signed_x"] = signed_x;
+  ctx->saved_data["w_narrow_range"] = w_narrow_range;
+  ctx->saved_data["rounding"] = rounding;
+  keep_int(ctx, "group_size", group_size);
+}
+
+c10::List<bool> gradient_flags(const Variable& x, const Variable& weight, const std::optional<Variable>& bias,
+                               const Variable& x_scale, const Variable& x_zero_point, const Variable& w_scale) {
+  return c10::List<bool>({x.requires_grad(), weight.requires_grad(), bias.has_value() && bias->requires_grad(),
+                          x_scale.requires_grad(), x_zero_point.requires_grad(), w_scale.requires_grad()});
+}
+
+std::array<bool, 6> to_mask(const c10::List<bool>& flags) {
+  return {flags[0], flags[1], flags[2], flags[3], flags[4], flags[5]};
+}
+
+class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight,
+                          const std::optional<Variable>& bias, const Variable& x_scale, const Variable& x_zero_point,
+                          const Variable& x_bits, const Variable& w_scale, const Variable& w_bits, bool signed_x,
+                          bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size,
+                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                          c10::SymInt groups) {
+    ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Variable y = conv_op<ConvSignature>("mixbit::quantized_conv2d")
+                     .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
+                           rounding, group_size, stride, padding, dilation, groups);
+    save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+                  group_size);
+    ctx->saved_data["stride"] = stride;
+    ctx->saved_data["padding"] = padding;
+    ctx->saved_data["dilation"] = dilation;
+    ctx->saved_data["groups"] = groups;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const auto mask = to_mask(ctx->saved_data["mask"].toBoolList());
+    auto sizes = [&](const char* key) { return ctx->saved_data[key].toSymIntVector(); };
+    const auto stride = sizes("stride"), padding = sizes("padding"), dilation = sizes("dilation");
+    auto [dx, dweight, dbias, dx_scale, dx_zero_point, dw_scale] =
+        conv_op<ConvBackwardSignature>("mixbit::_quantized_conv2d_backward")
+            .call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["signed_x"].toBool(),
+                  ctx->saved_data["w_narrow_range"].toBool(), ctx->saved_data["rounding"].toInt(),
+                  kept_int(ctx, "group_size"), stride, padding, dilation, ctx->saved_data["groups"].toSymInt(), mask);
+    return {if_needed(dx, mask[0]),
+            if_needed(dweight, mask[1]),
+            if_needed(dbias, mask[2]),
+            if_needed(dx_scale, mask[3]),
+            if_needed(dx_zero_point, mask[4]),
+            {},
+            if_needed(dw_scale, mask[5]),
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+            {}};
+  }
+};
+
+Variable quantized_conv2d_autograd(const Variable& x, const Variable& weight, const std::optional<Variable>& bias,
+                                   const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
+                                   const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
+                                   int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
+                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  return QuantizedConv2d::apply(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x,
+                                w_narrow_range, rounding, group_size, stride, padding, dilation, groups);
+}
+
+class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight,
+                          const std::optional<Variable>& bias, const Variable& x_scale, const Variable& x_zero_point,
+                          const Variable& x_bits, const Variable& w_scale, const Variable& w_bits, bool signed_x,
+                          bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size) {
+    ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Variable y = conv_op<LinearSignature>("mixbit::quantized_linear")
+                     .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
+                           rounding, group_size);
+    save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+                  group_size);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const auto mask = to_mask(ctx->saved_data["mask"].toBoolList());
+    auto [dx, dweight, dbias, dx_scale, dx_zero_point, dw_scale] =
+        conv_op<LinearBackwardSignature>("mixbit::_quantized_linear_backward")
+            .call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["signed_x"].toBool(),
+                  ctx->saved_data["w_narrow_range"].toBool(), ctx->saved_data["rounding"].toInt(),
+                  kept_int(ctx, "group_size"), mask);
+    return {if_needed(dx, mask[0]),
+            if_needed(dweight, mask[1]),
+            if_needed(dbias, mask[2]),
+            if_needed(dx_scale, mask[3]),
+            if_needed(dx_zero_point, mask[4]),
+            {},
+            if_needed(dw_scale, mask[5]),
+            {},
+            {},
+            {},
+            {},
+            {}};
+  }
+};
+
+Variable quantized_linear_autograd(const Variable& x, const Variable& weight, const std::optional<Variable>& bias,
+                                   const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
+                                   const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
+                                   int64_t rounding, std::optional<int64_t> group_size) {
+  return QuantizedLinear::apply(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x,
+                                w_narrow_range, rounding, group_size);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
+  m.impl("fake_quantize", fake_quantize_autograd);
+  m.impl("quantized_conv2d", quantized_conv2d_autograd);
+  m.impl("quantized_linear", quantized_linear_autograd);
+  // Statistics carry no gradient.
+  for (const char* name :
+       {"quantization_noise", "noise_power", "observe", "mse_scales", "mse_scales_from_histogram"}) {
+    m.impl(name, torch::CppFunction::makeFallthrough());
+  }
+  // No double backward: asking for one raises instead of giving zeros.
+  m.impl("_fake_quantize_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_quantized_conv2d_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("_quantized_linear_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace mixbit::ops
+
+namespace mixbit {
+
+at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+                         const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
+                         int64_t rounding) {
+  return ops::call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
+                                 std::nullopt);
+}
+
+at::Tensor quantized_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                            const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                            int64_t rounding, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                            int64_t groups) {
+  return ops::conv_op<ops::ConvSignature>("mixbit::quantized_conv2d")
+      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+            std::nullopt, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
+            c10::fromIntArrayRefSlow(dilation), groups);
+}
+
+at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                            const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                            int64_t rounding) {
+  return ops::conv_op<ops::LinearSignature>("mixbit::quantized_linear")
+      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+            std::nullopt);
+}
+
+}  // namespace mixbit

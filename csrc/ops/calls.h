@@ -1,0 +1,59 @@
+#pragma once
+
+// Typed calls of our ops through the dispatcher, for the code of other ops.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+namespace mixbit::ops {
+
+inline at::Tensor call_fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+                                     const at::Tensor& bit_width, bool is_signed, bool narrow_range,
+                                     std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
+                               std::optional<int64_t>, int64_t, std::optional<int64_t>);
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::fake_quantize", "").typed<Signature>();
+  return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+}
+
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor> call_fake_quantize_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+    const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
+    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+  using Signature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
+      const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
+      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_backward", "").typed<Signature>();
+  return op.call(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
+                 output_mask);
+}
+
+using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+using ConvSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                                 const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                 const at::Tensor&, bool, bool, int64_t, std::optional<int64_t>, c10::SymIntArrayRef,
+                                 c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt);
+using ConvBackwardSignature = SixTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         bool, bool, int64_t, std::optional<int64_t>, c10::SymIntArrayRef,
+                                         c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, std::array<bool, 6>);
+using LinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                                   const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                   const at::Tensor&, bool, bool, int64_t, std::optional<int64_t>);
+using LinearBackwardSignature = SixTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                           const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                           bool, bool, int64_t, std::optional<int64_t>, std::array<bool, 6>);
+
+template <typename Signature>
+const c10::TypedOperatorHandle<Signature>& conv_op(const char* name) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+  return op;
+}
+
+}  // namespace mixbit::ops

@@ -1,0 +1,125 @@
+#include "checks.h"
+
+#include <ATen/Functions.h>
+#include <ATen/WrapDimUtils.h>
+
+#include <cmath>
+#include <cstdlib>
+
+namespace mixbit::ops {
+
+std::optional<int64_t> checked_axis(const at::Tensor& x, std::optional<int64_t> axis) {
+  if (!axis.has_value()) {
+    return std::nullopt;
+  }
+  TORCH_CHECK_VALUE(*axis >= -x.dim() && *axis < x.dim(), "axis=", *axis, " is out of range: x has ", x.dim(),
+                    " dimensions, expected ", -x.dim(), " to ", x.dim() - 1);
+  return *axis < 0 ? *axis + x.dim() : *axis;
+}
+
+int64_t channel_count(const at::Tensor& x, std::optional<int64_t> axis) { return axis.has_value() ? x.size(*axis) : 1; }
+
+void check_parameter(const at::Tensor& parameter, const char* name, const at::Tensor& x, int64_t channels) {
+  TORCH_CHECK_VALUE(parameter.scalar_type() == at::kFloat, name, " has dtype ", parameter.scalar_type(),
+                    ": expected float32");
+  TORCH_CHECK_VALUE(parameter.dim() == 1 && (parameter.numel() == 1 || parameter.numel() == channels), name,
+                    " has shape ", parameter.sizes(), ": expected [1]",
+                    channels == 1 ? std::string() : " or [" + std::to_string(channels) + "] (the size of axis)");
+  TORCH_CHECK_VALUE(parameter.device() == x.device(), name, " is on ", parameter.device(), " and x on ", x.device(),
+                    ": expected one device");
+}
+
+void check_floating(const at::Tensor& x, const char* name) {
+  const auto type = x.scalar_type();
+  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, name, " has dtype ", type,
+                    ": expected float32, float16 or bfloat16");
+}
+
+void check_group_size(std::optional<int64_t> group_size) {
+  TORCH_CHECK_VALUE(!group_size.has_value(), "group_size=", *group_size,
+                    " is reserved and not built yet: expected None");
+}
+
+Rounding checked_rounding(int64_t rounding) {
+  TORCH_CHECK_VALUE(rounding == 0 || rounding == 1, "rounding=", rounding,
+                    " is not known: expected 0 (half_even) or 1 (half_up)");
+  return static_cast<Rounding>(rounding);
+}
+
+void check_scale_values(const at::Tensor& scale, const char* name) {
+  const at::Tensor values = scale.contiguous();
+  const float* data = values.const_data_ptr<float>();
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    TORCH_CHECK_VALUE(data[i] > 0.0f && std::isfinite(data[i]), name, "[", i, "]=", data[i],
+                      ": expected a positive finite number");
+  }
+}
+
+void check_bit_width_values(const at::Tensor& bit_width, const char* name, bool is_signed, bool narrow_range) {
+  const at::Tensor values = bit_width.contiguous();
+  const float* data = values.const_data_ptr<float>();
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    TORCH_CHECK_VALUE(is_valid_bit_width(data[i]), name, "[", i, "]=", data[i], ": expected a whole number from ",
+                      kMinBitWidth, " to ", kMaxBitWidth);
+    TORCH_CHECK_VALUE(!(is_signed && narrow_range && data[i] == 1.0f), name, "[", i,
+                      "]=1 with signed and narrow_range leaves only the level 0: expected at least 2 bits, or "
+                      "narrow_range=False");
+  }
+}
+
+std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
+                                                        const at::Tensor& bit_width, bool is_signed, bool narrow_range,
+                                                        Rounding rounding, int64_t channels) {
+  check_scale_values(scale, "scale");
+  check_bit_width_values(bit_width, "bit_width", is_signed, narrow_range);
+  const at::Tensor scales = scale.contiguous();
+  const at::Tensor zero_points = zero_point.contiguous();
+  const at::Tensor bit_widths = bit_width.contiguous();
+  std::vector<kernels::cpu::Quantizer> quantizers(static_cast<size_t>(channels));
+  for (int64_t c = 0; c < channels; ++c) {
+    auto at_channel = [c](const at::Tensor& t) { return t.const_data_ptr<float>()[t.numel() == 1 ? 0 : c]; };
+    quantizers[static_cast<size_t>(c)] = {
+        at_channel(scales), round_half_even(at_channel(zero_points)),
+        quant_range(static_cast<int>(at_channel(bit_widths)), is_signed, narrow_range), rounding};
+  }
+  return quantizers;
+}
+
+kernels::cpu::StorageType storage_type(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kHalf:
+      return kernels::cpu::StorageType::kFloat16;
+    case at::kBFloat16:
+      return kernels::cpu::StorageType::kBFloat16;
+    default:
+      return kernels::cpu::StorageType::kFloat32;
+  }
+}
+
+at::Tensor dense(const at::Tensor& x) { return x.is_non_overlapping_and_dense() ? x : at::empty_like(x).copy_(x); }
+
+at::Tensor with_strides_of(const at::Tensor& x, const at::Tensor& like) {
+  return x.strides() == like.strides() ? x : at::empty_like(like, like.options().dtype(x.scalar_type())).copy_(x);
+}
+
+AxisView axis_view(const at::Tensor& dense_x, std::optional<int64_t> axis) {
+  const int64_t channels = channel_count(dense_x, axis);
+  if (channels <= 1) {
+    return {1, channels, dense_x.numel()};
+  }
+  const int64_t inner = dense_x.stride(*axis);
+  return {dense_x.numel() == 0 ? 0 : dense_x.numel() / (channels * inner), channels, inner};
+}
+
+const kernels::cpu::KernelTable& cpu_kernels() {
+  static const kernels::cpu::KernelTable& table = [&]() -> const kernels::cpu::KernelTable& {
+    const char* text = std::getenv("MIXBIT_CPU_ISA");
+    kernels::cpu::Isa cap;
+    TORCH_CHECK_VALUE(text == nullptr || kernels::cpu::parse_isa(text, &cap), "MIXBIT_CPU_ISA=", text,
+                      " is not known: expected scalar, avx2, avx512, vnni or amx");
+    return kernels::cpu::kernels(kernels::cpu::detected_isa());
+  }();
+  return table;
+}
+
+}  // namespace mixbit::ops

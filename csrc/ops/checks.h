@@ -1,0 +1,57 @@
+#pragma once
+
+// Argument checks and views shared by the ops. Errors name the argument, what came and what was expected.
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include <mixbit/common/numerics.h>
+#include <mixbit/kernels/cpu.h>
+
+namespace mixbit::ops {
+
+// x seen as [outer, channels, inner] in memory order; per tensor: channels = 1.
+struct AxisView {
+  int64_t outer;
+  int64_t channels;
+  int64_t inner;
+};
+
+// Wraps a negative axis; refuses one out of range.
+std::optional<int64_t> checked_axis(const at::Tensor& x, std::optional<int64_t> axis);
+
+// Elements along the axis, 1 per tensor.
+int64_t channel_count(const at::Tensor& x, std::optional<int64_t> axis);
+
+// float32, [1] or [channels], on x's device.
+void check_parameter(const at::Tensor& parameter, const char* name, const at::Tensor& x, int64_t channels);
+
+void check_floating(const at::Tensor& x, const char* name);
+void check_group_size(std::optional<int64_t> group_size);
+Rounding checked_rounding(int64_t rounding);
+
+// Values, CPU only: scales positive and finite; bit-widths whole numbers in 1..16 and not one signed narrow bit.
+void check_scale_values(const at::Tensor& scale, const char* name);
+void check_bit_width_values(const at::Tensor& bit_width, const char* name, bool is_signed, bool narrow_range);
+
+// One quantizer per channel from CPU parameters of 1 or `channels` elements, values checked.
+std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
+                                                        const at::Tensor& bit_width, bool is_signed, bool narrow_range,
+                                                        Rounding rounding, int64_t channels);
+
+kernels::cpu::StorageType storage_type(const at::Tensor& x);
+
+// x itself if it is dense in some order of its dimensions, else a copy that is.
+at::Tensor dense(const at::Tensor& x);
+// x with the strides of `like` (copied if they differ).
+at::Tensor with_strides_of(const at::Tensor& x, const at::Tensor& like);
+
+// The memory order of a dense x around `axis`.
+AxisView axis_view(const at::Tensor& dense_x, std::optional<int64_t> axis);
+
+// The kernels that this process uses.
+const kernels::cpu::KernelTable& cpu_kernels();
+
+}  // namespace mixbit::ops

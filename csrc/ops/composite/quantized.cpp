@@ -1,0 +1,134 @@
+// quantized_conv2d and quantized_linear in terms of dispatched ops, one source for CPU and CUDA. The backward
+// recomputes the quantized operands: saving them would double the memory of a training step.
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include "../calls.h"
+#include "../checks.h"
+
+namespace mixbit::ops {
+
+namespace {
+
+// x per tensor.
+at::Tensor quantize_x(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+                      const at::Tensor& bits, bool is_signed, int64_t rounding, std::optional<int64_t> group_size) {
+  return call_fake_quantize(x, scale, zero_point, bits, is_signed, false, std::nullopt, rounding, group_size);
+}
+
+// Per output channel where a parameter has more than one element.
+std::optional<int64_t> weight_axis(const at::Tensor& scale, const at::Tensor& bits) {
+  return scale.numel() > 1 || bits.numel() > 1 ? std::optional<int64_t>(0) : std::nullopt;
+}
+
+at::Tensor quantize_weight(const at::Tensor& weight, const at::Tensor& scale, const at::Tensor& bits, bool narrow_range,
+                           int64_t rounding, std::optional<int64_t> group_size) {
+  return call_fake_quantize(weight, scale, at::zeros({1}, scale.options()), bits, true, narrow_range,
+                            weight_axis(scale, bits), rounding, group_size);
+}
+
+void check_shapes(const at::Tensor& x, const at::Tensor& weight, int64_t weight_dim) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(weight.dim() == weight_dim, "weight has shape ", weight.sizes(), ": expected ", weight_dim,
+                    " dimensions");
+  TORCH_CHECK_VALUE(weight.scalar_type() == x.scalar_type(), "weight has dtype ", weight.scalar_type(), " and x ",
+                    x.scalar_type(), ": expected one dtype");
+}
+
+at::Tensor conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                  const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                  const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                  int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
+                  c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  check_shapes(x, weight, 4);
+  const at::Tensor xq = quantize_x(x, x_scale, x_zero_point, x_bits, signed_x, rounding, group_size);
+  const at::Tensor wq = quantize_weight(weight, w_scale, w_bits, w_narrow_range, rounding, group_size);
+  return at::conv2d_symint(xq, wq, bias, stride, padding, dilation, groups);
+}
+
+// The learned-step backward of both operands from the gradients of the multiplication.
+SixTensors finish_backward(at::Tensor grad_x, at::Tensor grad_weight, at::Tensor grad_bias, const at::Tensor& x,
+                           const at::Tensor& weight, const at::Tensor& x_scale, const at::Tensor& x_zero_point,
+                           const at::Tensor& x_bits, const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x,
+                           bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size,
+                           const std::array<bool, 6>& mask) {
+  const at::Tensor none = at::empty({0}, x.options());
+  at::Tensor dx = none, dx_scale = none, dx_zero_point = none, dweight = none, dw_scale = none;
+  if (mask[0] || mask[3] || mask[4]) {
+    std::tie(dx, dx_scale, dx_zero_point) =
+        call_fake_quantize_backward(grad_x, x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt, rounding,
+                                    group_size, {mask[0], mask[3], mask[4]});
+    grad_x.reset();
+  }
+  if (mask[1] || mask[5]) {
+    at::Tensor unused;
+    std::tie(dweight, dw_scale, unused) = call_fake_quantize_backward(
+        grad_weight, weight, w_scale, at::zeros({1}, w_scale.options()), w_bits, true, w_narrow_range,
+        weight_axis(w_scale, w_bits), rounding, group_size, {mask[1], mask[5], false});
+  }
+  return {dx, dweight, mask[2] ? grad_bias : none, dx_scale, dx_zero_point, dw_scale};
+}
+
+SixTensors conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                           const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                           const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                           int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
+                           c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
+                           std::array<bool, 6> mask) {
+  const bool need_x = mask[0] || mask[3] || mask[4];
+  const bool need_weight = mask[1] || mask[5];
+  at::Tensor xq = quantize_x(x, x_scale, x_zero_point, x_bits, signed_x, rounding, group_size);
+  at::Tensor wq = quantize_weight(weight, w_scale, w_bits, w_narrow_range, rounding, group_size);
+  const std::vector<c10::SymInt> no_output_padding(2, 0);
+  const std::vector<c10::SymInt> bias_sizes{weight.sym_size(0)};
+  auto [gx, gw, gb] =
+      at::convolution_backward_symint(grad, xq, wq, c10::SymIntArrayRef(bias_sizes), stride, padding, dilation,
+                                      /*transposed=*/false, no_output_padding, groups, {need_x, need_weight, mask[2]});
+  xq.reset();
+  wq.reset();
+  return finish_backward(std::move(gx), std::move(gw), std::move(gb), x, weight, x_scale, x_zero_point, x_bits, w_scale,
+                         w_bits, signed_x, w_narrow_range, rounding, group_size, mask);
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                  const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                  const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                  int64_t rounding, std::optional<int64_t> group_size) {
+  check_shapes(x, weight, 2);
+  const at::Tensor xq = quantize_x(x, x_scale, x_zero_point, x_bits, signed_x, rounding, group_size);
+  const at::Tensor wq = quantize_weight(weight, w_scale, w_bits, w_narrow_range, rounding, group_size);
+  return at::linear(xq, wq, bias);
+}
+
+SixTensors linear_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                           const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                           const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                           int64_t rounding, std::optional<int64_t> group_size, std::array<bool, 6> mask) {
+  at::Tensor gx, gw, gb;
+  const at::Tensor flat_grad = grad.reshape({-1, weight.size(0)});
+  if (mask[0] || mask[3] || mask[4]) {
+    const at::Tensor wq = quantize_weight(weight, w_scale, w_bits, w_narrow_range, rounding, group_size);
+    gx = at::mm(flat_grad, wq).reshape(x.sizes());
+  }
+  if (mask[1] || mask[5]) {
+    const at::Tensor xq = quantize_x(x, x_scale, x_zero_point, x_bits, signed_x, rounding, group_size);
+    gw = at::mm(flat_grad.t(), xq.reshape({-1, weight.size(1)}));
+  }
+  if (mask[2]) {
+    gb = flat_grad.sum(0);
+  }
+  return finish_backward(std::move(gx), std::move(gw), std::move(gb), x, weight, x_scale, x_zero_point, x_bits, w_scale,
+                         w_bits, signed_x, w_narrow_range, rounding, group_size, mask);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mixbit, CompositeExplicitAutograd, m) {
+  m.impl("quantized_conv2d", conv2d);
+  m.impl("_quantized_conv2d_backward", conv2d_backward);
+  m.impl("quantized_linear", linear);
+  m.impl("_quantized_linear_backward", linear_backward);
+}
+
+}  // namespace mixbit::ops

@@ -1,0 +1,335 @@
+// Noise, moments, histograms and scale search: read-only passes over a tensor.
+
+#include <ATen/Functions.h>
+#include <torch/library.h>
+
+#include <mixbit/common/half.h>
+#include <mixbit/common/scale_search.h>
+
+#include <cmath>
+#include <limits>
+
+#include "../checks.h"
+#include "../parallel.h"
+
+namespace mixbit::ops {
+
+namespace {
+
+const char* at_offset(const void* data, int64_t elements, int64_t element_size) {
+  return static_cast<const char*>(data) + elements * element_size;
+}
+
+// Dense, and with the channels in front where rows would be short.
+at::Tensor arrange(const at::Tensor& x, std::optional<int64_t> axis) {
+  const at::Tensor d = dense(x);
+  return short_rows(axis_view(d, axis)) ? x.movedim(*axis, 0).contiguous().movedim(0, *axis) : d;
+}
+
+at::Tensor doubles(const at::Tensor& x, at::IntArrayRef sizes) {
+  return at::zeros(sizes, x.options().dtype(at::kDouble));
+}
+
+std::vector<int> bit_width_list(const at::Tensor& bit_widths, const at::Tensor& x, bool is_signed, bool narrow_range) {
+  TORCH_CHECK_VALUE(bit_widths.scalar_type() == at::kFloat && bit_widths.dim() == 1, "bit_widths is ",
+                    bit_widths.scalar_type(), " ", bit_widths.sizes(), ": expected float32 [K]");
+  TORCH_CHECK_VALUE(bit_widths.device() == x.device(), "bit_widths is on ", bit_widths.device(), " and the data on ",
+                    x.device(), ": expected one device");
+  check_bit_width_values(bit_widths, "bit_widths", is_signed, narrow_range);
+  const at::Tensor values = bit_widths.contiguous();
+  std::vector<int> bits(static_cast<size_t>(values.numel()));
+  for (size_t k = 0; k < bits.size(); ++k) {
+    bits[k] = static_cast<int>(values.const_data_ptr<float>()[k]);
+  }
+  return bits;
+}
+
+std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const at::Tensor& scales,
+                                                      const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
+                                                      std::optional<int64_t> axis) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  const int64_t channels = channel_count(x, axis);
+  const auto bits = bit_width_list(bit_widths, x, is_signed, narrow_range);
+  const auto count = static_cast<int64_t>(bits.size());
+  TORCH_CHECK_VALUE(scales.scalar_type() == at::kFloat, "scales has dtype ", scales.scalar_type(),
+                    ": expected float32");
+  TORCH_CHECK_VALUE(
+      (scales.dim() == 1 && scales.size(0) == count) ||
+          (axis.has_value() && scales.dim() == 2 && scales.size(0) == count && scales.size(1) == channels),
+      "scales has shape ", scales.sizes(), ": expected [", count, "]",
+      axis.has_value() ? " or [" + std::to_string(count) + ", " + std::to_string(channels) + "]" : std::string());
+  TORCH_CHECK_VALUE(scales.device() == x.device(), "scales is on ", scales.device(), " and x on ", x.device(),
+                    ": expected one device");
+  check_scale_values(scales.reshape({-1}), "scales");
+  const at::Tensor scale_values = scales.contiguous();
+  // [channels, K]: the candidates of a run lie side by side.
+  std::vector<kernels::cpu::Quantizer> quantizers(static_cast<size_t>(channels * count));
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t k = 0; k < count; ++k) {
+      const float scale = scale_values.const_data_ptr<float>()[scales.dim() == 1 ? k : k * channels + c];
+      quantizers[static_cast<size_t>(c * count + k)] = {
+          scale, 0.0f, quant_range(bits[static_cast<size_t>(k)], is_signed, narrow_range), Rounding::kHalfEven};
+    }
+  }
+  const at::Tensor source = arrange(x, axis);
+  const AxisView view = axis_view(source, axis);
+  const int64_t per_channel = runs_per_channel(view);
+  const int64_t stride = count + 1;
+  std::vector<double> partials(static_cast<size_t>(per_channel * channels * stride), 0.0);
+  const auto& kernels = cpu_kernels();
+  const auto storage = storage_type(x);
+  const void* data = source.const_data_ptr();
+  for_each_run(view, [&](int64_t index, const Run& run) {
+    double* out = &partials[static_cast<size_t>(index * stride)];
+    kernels.quantization_noise(storage, at_offset(data, run.start, x.element_size()), run.length,
+                               quantizers.data() + run.channel * count, count, out, out + 1);
+  });
+  at::Tensor signal = axis.has_value() ? doubles(x, {channels}) : doubles(x, {});
+  at::Tensor noise = axis.has_value() ? doubles(x, {count, channels}) : doubles(x, {count});
+  double* signal_out = signal.mutable_data_ptr<double>();
+  double* noise_out = noise.mutable_data_ptr<double>();
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = 0; i < per_channel; ++i) {
+      const double* part = &partials[static_cast<size_t>((c * per_channel + i) * stride)];
+      signal_out[c] += part[0];
+      for (int64_t k = 0; k < count; ++k) {
+        noise_out[k * channels + c] += part[1 + k];
+      }
+    }
+  }
+  return {signal, noise};
+}
+
+std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Tensor& reference) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(reference.sizes() == x.sizes() && reference.scalar_type() == x.scalar_type(), "reference is ",
+                    reference.scalar_type(), " ", reference.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(),
+                    " like x");
+  TORCH_CHECK_VALUE(reference.device() == x.device(), "reference is on ", reference.device(), " and x on ", x.device(),
+                    ": expected one device");
+  const at::Tensor a = dense(x);
+  const at::Tensor b = with_strides_of(reference, a);
+  const AxisView view{1, 1, a.numel()};
+  std::vector<double> partials(static_cast<size_t>(2 * runs_per_channel(view)));
+  const auto& kernels = cpu_kernels();
+  const auto storage = storage_type(x);
+  const void* x_data = a.const_data_ptr();
+  const void* reference_data = b.const_data_ptr();
+  for_each_run(view, [&](int64_t index, const Run& run) {
+    kernels.noise_power(storage, at_offset(x_data, run.start, x.element_size()),
+                        at_offset(reference_data, run.start, x.element_size()), run.length,
+                        &partials[static_cast<size_t>(2 * index)], &partials[static_cast<size_t>(2 * index + 1)]);
+  });
+  double signal = 0.0;
+  double noise = 0.0;
+  for (size_t i = 0; i < partials.size(); i += 2) {
+    signal += partials[i];
+    noise += partials[i + 1];
+  }
+  return {doubles(x, {}).fill_(signal), doubles(x, {}).fill_(noise)};
+}
+
+// Element i of a run as fp32, whatever the storage type.
+float element(kernels::cpu::StorageType storage, const void* data, int64_t i) {
+  switch (storage) {
+    case kernels::cpu::StorageType::kFloat16:
+      return half_to_float(static_cast<const uint16_t*>(data)[i]);
+    case kernels::cpu::StorageType::kBFloat16:
+      return bfloat16_to_float(static_cast<const uint16_t*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+// The smallest power of two above |x| for every finite x up to `largest`; 1 for all zeros.
+double histogram_range(double largest) {
+  if (!(largest > 0.0)) {
+    return 1.0;
+  }
+  int exponent = 0;
+  std::frexp(largest, &exponent);  // largest = m * 2^exponent, 1/2 <= m < 1
+  return std::ldexp(1.0, exponent);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> observe(const at::Tensor& x,
+                                                                               std::optional<int64_t> axis,
+                                                                               int64_t bins) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  TORCH_CHECK_VALUE(bins >= 0 && bins % 2 == 0, "bins=", bins, ": expected an even number, 0 for no histogram");
+  const int64_t channels = channel_count(x, axis);
+  const at::Tensor source = arrange(x, axis);
+  const AxisView view = axis_view(source, axis);
+  const int64_t per_channel = runs_per_channel(view);
+  const double infinity = std::numeric_limits<double>::infinity();
+  std::vector<kernels::cpu::Moments> partials(static_cast<size_t>(per_channel * channels),
+                                              {infinity, -infinity, 0.0, 0.0});
+  const auto& kernels = cpu_kernels();
+  const auto storage = storage_type(x);
+  const int64_t size = x.element_size();
+  const void* data = source.const_data_ptr();
+  for_each_run(view, [&](int64_t index, const Run& run) {
+    kernels.observe(storage, at_offset(data, run.start, size), run.length, &partials[static_cast<size_t>(index)]);
+  });
+  const std::vector<int64_t> shape = axis.has_value() ? std::vector<int64_t>{channels} : std::vector<int64_t>{};
+  at::Tensor low = doubles(x, shape);
+  at::Tensor high = doubles(x, shape);
+  at::Tensor sum = doubles(x, shape);
+  at::Tensor squares = doubles(x, shape);
+  for (int64_t c = 0; c < channels; ++c) {
+    kernels::cpu::Moments all{infinity, -infinity, 0.0, 0.0};
+    for (int64_t i = 0; i < per_channel; ++i) {
+      const auto& part = partials[static_cast<size_t>(c * per_channel + i)];
+      // NaN must survive: a comparison with it is false.
+      all.min = part.min < all.min || std::isnan(part.min) ? part.min : all.min;
+      all.max = part.max > all.max || std::isnan(part.max) ? part.max : all.max;
+      all.sum += part.sum;
+      all.sum_squares += part.sum_squares;
+    }
+    low.mutable_data_ptr<double>()[c] = all.min;
+    high.mutable_data_ptr<double>()[c] = all.max;
+    sum.mutable_data_ptr<double>()[c] = all.sum;
+    squares.mutable_data_ptr<double>()[c] = all.sum_squares;
+  }
+  std::vector<int64_t> histogram_shape = shape;
+  histogram_shape.insert(histogram_shape.end(), {3, bins});
+  at::Tensor histogram = doubles(x, histogram_shape);
+  if (bins == 0 || x.numel() == 0) {
+    return {low, high, sum, squares, histogram};
+  }
+  // Counting waits for the range: the data is read again, from the cache where it is small. Sums of a chunk are added
+  // in order of chunks; their number is fixed, so the result does not depend on threads.
+  constexpr int64_t kChunks = 8;
+  const int64_t chunks = std::min<int64_t>(kChunks, std::max<int64_t>(1, view.outer * view.inner / 65536));
+  const int64_t per_histogram = 3 * bins;
+  at::Tensor parts =
+      chunks == 1 ? histogram.view({channels, 1, per_histogram}) : doubles(x, {channels, chunks, per_histogram});
+  double* parts_data = parts.mutable_data_ptr<double>();
+  const int64_t count = view.outer * view.inner;
+  at::parallel_for(0, channels * chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t channel = task / chunks;
+      const int64_t chunk = task % chunks;
+      const double largest =
+          std::max(std::abs(low.const_data_ptr<double>()[channel]), std::abs(high.const_data_ptr<double>()[channel]));
+      if (!std::isfinite(largest)) {
+        continue;  // no range: the histogram stays zero, min and max say why
+      }
+      const double range = histogram_range(largest);
+      const double per_unit = static_cast<double>(bins) / (2.0 * range);
+      double* counts = parts_data + task * per_histogram;
+      double* sums = counts + bins;
+      double* sum_squares = sums + bins;
+      for (int64_t i = count * chunk / chunks; i < count * (chunk + 1) / chunks; ++i) {
+        const int64_t at = ((i / view.inner) * view.channels + channel) * view.inner + i % view.inner;
+        const auto value = static_cast<double>(element(storage, data, at));
+        const auto bin = std::min(static_cast<int64_t>((value + range) * per_unit), bins - 1);
+        counts[bin] += 1.0;
+        sums[bin] += value;
+        sum_squares[bin] += value * value;
+      }
+    }
+  });
+  if (chunks > 1) {
+    double* out = histogram.mutable_data_ptr<double>();
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        for (int64_t i = 0; i < per_histogram; ++i) {
+          out[c * per_histogram + i] += parts_data[(c * chunks + chunk) * per_histogram + i];
+        }
+      }
+    }
+  }
+  return {low, high, sum, squares, histogram};
+}
+
+void check_searchable(const std::vector<int>& bits, bool is_signed) {
+  for (const int b : bits) {
+    TORCH_CHECK_VALUE(!is_signed || b > 1,
+                      "bit_widths holds 1 with signed: a signed bit has no positive level, "
+                      "expected at least 2 bits");
+  }
+}
+
+at::Tensor mse_scales(const at::Tensor& x, const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
+                      std::optional<int64_t> axis) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  const int64_t channels = channel_count(x, axis);
+  const auto bits = bit_width_list(bit_widths, x, is_signed, narrow_range);
+  check_searchable(bits, is_signed);
+  const auto count = static_cast<int64_t>(bits.size());
+  // Channels in front, each contiguous.
+  const at::Tensor rows =
+      axis.has_value() ? x.movedim(*axis, 0).reshape({channels, -1}).contiguous() : x.reshape({1, -1}).contiguous();
+  const int64_t length = channels == 0 ? 0 : rows.numel() / channels;
+  const auto storage = storage_type(x);
+  const void* data = rows.const_data_ptr();
+  at::Tensor scales = axis.has_value() ? at::ones({count, channels}, x.options().dtype(at::kFloat))
+                                       : at::ones({count}, x.options().dtype(at::kFloat));
+  float* out = scales.mutable_data_ptr<float>();
+  at::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> values(static_cast<size_t>(length));
+    for (int64_t c = begin; c < end; ++c) {
+      bool finite = true;
+      for (int64_t i = 0; i < length; ++i) {
+        values[static_cast<size_t>(i)] = element(storage, data, c * length + i);
+        finite = finite && std::isfinite(values[static_cast<size_t>(i)]);
+      }
+      if (!finite || length == 0) {  // no least error exists: NaN for the caller to find; 1 for no data
+        for (int64_t k = 0; k < count && !finite; ++k) {
+          out[k * channels + c] = std::numeric_limits<float>::quiet_NaN();
+        }
+        continue;
+      }
+      const SortedCumulative cumulative(values);
+      const auto high = static_cast<double>(values.back());
+      const double largest = is_signed ? std::max(high, -static_cast<double>(values.front())) : high;
+      for (int64_t k = 0; k < count; ++k) {
+        out[k * channels + c] =
+            best_scale(cumulative, largest, quant_range(bits[static_cast<size_t>(k)], is_signed, narrow_range));
+      }
+    }
+  });
+  return scales;
+}
+
+at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max,
+                                     const at::Tensor& bit_widths, bool is_signed, bool narrow_range) {
+  TORCH_CHECK_VALUE(
+      histogram.scalar_type() == at::kDouble && histogram.dim() == 2 && histogram.size(0) == 3 && histogram.size(1) > 0,
+      "histogram is ", histogram.scalar_type(), " ", histogram.sizes(), ": expected float64 [3, bins] from observe");
+  TORCH_CHECK_VALUE(
+      min.scalar_type() == at::kDouble && min.numel() == 1 && max.scalar_type() == at::kDouble && max.numel() == 1,
+      "min and max: expected float64 [] from observe");
+  const auto bits = bit_width_list(bit_widths, histogram, is_signed, narrow_range);
+  check_searchable(bits, is_signed);
+  const at::Tensor h = histogram.contiguous();
+  const double* data = h.const_data_ptr<double>();
+  const int64_t bins = h.size(1);
+  const double low = *min.const_data_ptr<double>();
+  const double high = *max.const_data_ptr<double>();
+  TORCH_CHECK_VALUE(std::isfinite(low) && std::isfinite(high), "min=", low, " and max=", high,
+                    ": expected finite numbers");
+  const double largest = std::max(std::abs(low), std::abs(high));
+  const HistogramCumulative cumulative(data, data + bins, data + 2 * bins, bins, histogram_range(largest));
+  at::Tensor scales = at::empty({static_cast<int64_t>(bits.size())}, h.options().dtype(at::kFloat));
+  for (size_t k = 0; k < bits.size(); ++k) {
+    scales.mutable_data_ptr<float>()[k] =
+        best_scale(cumulative, is_signed ? largest : high, quant_range(bits[k], is_signed, narrow_range));
+  }
+  return scales;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(mixbit, CPU, m) {
+  m.impl("quantization_noise", quantization_noise);
+  m.impl("noise_power", noise_power);
+  m.impl("observe", observe);
+  m.impl("mse_scales", mse_scales);
+  m.impl("mse_scales_from_histogram", mse_scales_from_histogram);
+}
+
+}  // namespace mixbit::ops

@@ -1,0 +1,321 @@
+"""The ops of mixbit: thin, checked wrappers of `torch.ops.mixbit.*`.
+
+All of them work on float32, float16 and bfloat16 of any layout and compute in float32. Parameters (`scale`,
+`zero_point`, `bit_width`) are float32 tensors of shape [1] or [size of axis], so that they can change without a
+recompile; a plain number stands for a constant.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixbit.errors import check_choice
+from mixbit.ops import _loader
+
+_loader.load_library()
+
+from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the schemas exist)
+
+__all__ = [
+    "ROUNDINGS",
+    "fake_quantize",
+    "mse_scales",
+    "mse_scales_from_histogram",
+    "noise_power",
+    "observe",
+    "quantization_noise",
+    "quantized_conv2d",
+    "quantized_linear",
+]
+
+_ops = torch.ops.mixbit
+
+#: Rounding names and their numbers in the op schemas.
+ROUNDINGS = {"half_even": 0, "half_up": 1}
+
+
+def _rounding(name: str) -> int:
+    return ROUNDINGS[check_choice("rounding", name, ROUNDINGS)]
+
+
+def _parameter(value: Tensor | float, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((1,), float(value), dtype=torch.float32, device=like.device)
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | float,
+    bit_width: Tensor | float,
+    *,
+    signed: bool = True,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_even",
+    group_size: int | None = None,
+) -> Tensor:
+    """Rounds x to a grid and back.
+
+    `q = clamp(rne(x / scale) + rne(zero_point), lo, hi)`, `y = (q - zero_point) * scale`. Signed: lo = -2^(b-1) (+1 with narrow_range), hi = 2^(b-1) - 1; unsigned: 0 ... 2^b - 1. NaN stays NaN, infinities
+    saturate. Gradients are those of learned-step quantization (LSQ, arXiv 1902.08153; LSQ+, arXiv 2004.09576): with
+    v = x / scale + zero_point, inside (lo <= v <= hi) dx = g, dscale = sum g (q - v), dzero_point = 0; outside dx = 0,
+    dscale = sum g (q - zero_point), dzero_point = -sum g scale. Sums are plain and the same for any number of threads.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        scale: Step of the grid, > 0; float32 [1] or [x.shape[axis]].
+        zero_point: Code of zero, rounded in the forward; number or float32 [1] or [x.shape[axis]].
+        bit_width: Whole number 1 ... 16; number or float32 [1] or [x.shape[axis]].
+        signed: Signed or unsigned grid.
+        narrow_range: Leaves out the lowest signed code, so that the grid is symmetric.
+        axis: Dimension of the channels; None is per tensor.
+        rounding: "half_even", or "half_up" = floor(x / scale + 1/2).
+        group_size: Reserved; must be None.
+
+    Returns:
+        Like x (shape, dtype, layout).
+
+    Raises:
+        ValueError: A parameter has a wrong dtype or shape, a scale is not positive, a bit-width is out of range.
+
+    Example:
+        >>> fake_quantize(torch.tensor([0.3, -1.0, 9.0]), torch.tensor([0.5]), 0, 4)
+        tensor([ 0.5000, -1.0000,  3.5000])
+    """
+    return _ops.fake_quantize.default(
+        x,
+        scale,
+        _parameter(zero_point, x),
+        _parameter(bit_width, x),
+        signed=signed,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+        group_size=group_size,
+    )
+
+
+def quantized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor,
+    x_zero_point: Tensor | float,
+    x_bits: Tensor | float,
+    w_scale: Tensor,
+    w_bits: Tensor | float,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool = True,
+    rounding: str = "half_even",
+    group_size: int | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`conv2d(fake_quantize(x), fake_quantize(weight), bias)` that saves no quantized copy for the backward.
+
+    Args:
+        x: [N, C, H, W]; float32, float16 or bfloat16.
+        weight: [O, C / groups, KH, KW], dtype of x; quantized signed with zero_point 0.
+        bias: [O] or None.
+        x_scale: float32 [1].
+        x_zero_point: Number or float32 [1].
+        x_bits: Number or float32 [1].
+        w_scale: float32 [1] (per tensor) or [O] (per output channel).
+        w_bits: Number or float32 [1] or [O].
+        signed_x: Whether x's grid is signed.
+        w_narrow_range: Leaves out the lowest code of the weights.
+        rounding: As in `fake_quantize`, for both operands.
+        group_size: Reserved; must be None.
+        stride: As in `torch.nn.functional.conv2d`.
+        padding: As in `torch.nn.functional.conv2d`; padding adds exact zeros.
+        dilation: As in `torch.nn.functional.conv2d`.
+        groups: As in `torch.nn.functional.conv2d`.
+
+    Returns:
+        [N, O, H', W'], dtype of x. Gradients: those of `fake_quantize` behind those of the convolution.
+
+    Raises:
+        ValueError: As `fake_quantize`.
+    """
+
+    def pair(value: int | tuple[int, int]) -> list[int]:
+        return [value, value] if isinstance(value, int) else list(value)
+
+    return _ops.quantized_conv2d.default(
+        x,
+        weight,
+        bias,
+        x_scale,
+        _parameter(x_zero_point, x),
+        _parameter(x_bits, x),
+        w_scale,
+        _parameter(w_bits, x),
+        signed_x=signed_x,
+        w_narrow_range=w_narrow_range,
+        rounding=_rounding(rounding),
+        group_size=group_size,
+        stride=pair(stride),
+        padding=pair(padding),
+        dilation=pair(dilation),
+        groups=groups,
+    )
+
+
+def quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor,
+    x_zero_point: Tensor | float,
+    x_bits: Tensor | float,
+    w_scale: Tensor,
+    w_bits: Tensor | float,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool = True,
+    rounding: str = "half_even",
+    group_size: int | None = None,
+) -> Tensor:
+    """`linear(fake_quantize(x), fake_quantize(weight), bias)` that saves no quantized copy for the backward.
+
+    Args:
+        x: [..., I].
+        weight: [O, I], dtype of x; quantized signed with zero_point 0.
+        bias: [O] or None.
+        x_scale: float32 [1].
+        x_zero_point: Number or float32 [1].
+        x_bits: Number or float32 [1].
+        w_scale: float32 [1] or [O].
+        w_bits: Number or float32 [1] or [O].
+        signed_x: Whether x's grid is signed.
+        w_narrow_range: Leaves out the lowest code of the weights.
+        rounding: As in `fake_quantize`, for both operands.
+        group_size: Reserved; must be None.
+
+    Returns:
+        [..., O], dtype of x.
+
+    Raises:
+        ValueError: As `fake_quantize`.
+    """
+    return _ops.quantized_linear.default(
+        x,
+        weight,
+        bias,
+        x_scale,
+        _parameter(x_zero_point, x),
+        _parameter(x_bits, x),
+        w_scale,
+        _parameter(w_bits, x),
+        signed_x=signed_x,
+        w_narrow_range=w_narrow_range,
+        rounding=_rounding(rounding),
+        group_size=group_size,
+    )
+
+
+def quantization_noise(
+    x: Tensor, scales: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool, axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Signal and noise power of x under K grids at once: x is read one time.
+
+    `signal = sum x^2`, `noise[k] = sum (x - fake_quantize(x, scales[k], 0, bit_widths[k]))^2`, in fp32 lanes inside
+    blocks of 16 Ki elements and in double across them; the same bits for any number of threads. NaN in x makes both
+    NaN.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        scales: float32 [K], or [K, C] with C = x.shape[axis].
+        bit_widths: float32 [K], whole numbers 1 ... 16.
+        signed: Signed or unsigned grids.
+        narrow_range: Symmetric signed grids.
+        axis: Dimension of the channels; None is per tensor.
+
+    Returns:
+        signal: float64 [] or [C]; noise: float64 [K] or [K, C].
+
+    Raises:
+        ValueError: Wrong dtype or shape, a scale that is not positive, a bit-width out of range.
+    """
+    signal, noise = _ops.quantization_noise.default(
+        x, scales, bit_widths, signed=signed, narrow_range=narrow_range, axis=axis
+    )
+    return signal, noise
+
+
+def noise_power(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """`(sum reference^2, sum (x - reference)^2)` as float64 []: the SQNR of x against its reference is their ratio.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        reference: Shape and dtype of x.
+
+    Returns:
+        signal, noise: float64 [].
+    """
+    signal, noise = _ops.noise_power.default(x, reference)
+    return signal, noise
+
+
+def observe(x: Tensor, *, axis: int | None = None, bins: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Minimum, maximum, sum, sum of squares, and a histogram with moments.
+
+    The histogram spans [-r, r), r the smallest power of two above max |x| (1 if x is all zero): ranges nest, so that
+    histograms of several batches merge without error by adding neighbouring bins of the narrower one.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        axis: Dimension of the channels; None is per tensor.
+        bins: Even number of bins, 0 for no histogram.
+
+    Returns:
+        min, max, sum, sum_sq: float64 [] or [C] (inf, -inf, 0, 0 for no elements; NaN in x makes min and max NaN);
+        histogram: float64 [3, bins] or [C, 3, bins] with rows count, sum, sum of squares (zeros where x is not finite).
+    """
+    return _ops.observe.default(x, axis=axis, bins=bins)
+
+
+def mse_scales(x: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool, axis: int | None = None) -> Tensor:
+    """The scale of least squared error for each bit-width, among k * largest / hi with k in {0.20, 0.21, ..., 1.00}.
+
+    `largest` is max |x| for signed grids and max x for unsigned ones. Exact on the elements of x (sorted prefix sums
+    instead of 81 reads); of equal candidates the largest. All-zero channels get 1, channels with NaN or Inf NaN.
+
+    Args:
+        x: Any shape.
+        bit_widths: float32 [K]; at least 2 for signed grids.
+        signed: Signed or unsigned grids.
+        narrow_range: Symmetric signed grids.
+        axis: Dimension of the channels; None is per tensor.
+
+    Returns:
+        float32 [K] or [K, C].
+    """
+    return _ops.mse_scales.default(x, bit_widths, signed=signed, narrow_range=narrow_range, axis=axis)
+
+
+def mse_scales_from_histogram(
+    histogram: Tensor, min: Tensor, max: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool
+) -> Tensor:
+    """`mse_scales` from the histogram of `observe`: bins are split linearly where a rounding threshold crosses them.
+
+    Args:
+        histogram: float64 [3, bins], over the range that belongs to `min` and `max`.
+        min: float64 [].
+        max: float64 [].
+        bit_widths: float32 [K]; at least 2 for signed grids.
+        signed: Signed or unsigned grids.
+        narrow_range: Symmetric signed grids.
+
+    Returns:
+        float32 [K].
+    """
+    return _ops.mse_scales_from_histogram.default(
+        histogram, min, max, bit_widths, signed=signed, narrow_range=narrow_range
+    )

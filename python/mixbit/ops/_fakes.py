@@ -1,0 +1,205 @@
+"""Fake (meta) implementations of the ops: shapes and dtypes for torch.compile and torch.export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_register = torch.library.register_fake
+
+
+def _none(like: Tensor) -> Tensor:
+    """The gradient that nobody asked for."""
+    return like.new_empty((0,))
+
+
+def _check_parameter(parameter: Tensor, name: str) -> None:
+    torch._check(parameter.dim() == 1, lambda: f"{name} has {parameter.dim()} dimensions: expected [1] or [channels]")
+
+
+@_register("mixbit::fake_quantize")
+def _(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bit_width: Tensor,
+    *,
+    signed: bool = True,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 0,
+    group_size: int | None = None,
+) -> Tensor:
+    _check_parameter(scale, "scale")
+    _check_parameter(zero_point, "zero_point")
+    _check_parameter(bit_width, "bit_width")
+    return torch.empty_like(x)
+
+
+@_register("mixbit::_fake_quantize_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bit_width: Tensor,
+    *,
+    signed: bool,
+    narrow_range: bool,
+    axis: int | None,
+    rounding: int,
+    group_size: int | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(x) if output_mask[0] else _none(x),
+        torch.empty_like(scale) if output_mask[1] else _none(scale),
+        torch.empty_like(zero_point) if output_mask[2] else _none(scale),
+    )
+
+
+@_register("mixbit::quantized_conv2d")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    x_bits: Tensor,
+    w_scale: Tensor,
+    w_bits: Tensor,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool = True,
+    rounding: int = 0,
+    group_size: int | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    # The quantized operands keep the layout of x and weight, so the layout of the output is the convolution's own.
+    return torch.ops.aten.convolution(
+        torch.empty_like(x), torch.empty_like(weight), bias, stride, padding, dilation, False, [0, 0], groups
+    )
+
+
+def _six(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    w_scale: Tensor,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(x) if output_mask[0] else _none(x),
+        torch.empty_like(weight) if output_mask[1] else _none(x),
+        x.new_empty((weight.shape[0],)) if output_mask[2] else _none(x),
+        torch.empty_like(x_scale) if output_mask[3] else _none(x_scale),
+        torch.empty_like(x_zero_point) if output_mask[4] else _none(x_scale),
+        torch.empty_like(w_scale) if output_mask[5] else _none(w_scale),
+    )
+
+
+@_register("mixbit::_quantized_conv2d_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    x_bits: Tensor,
+    w_scale: Tensor,
+    w_bits: Tensor,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool,
+    rounding: int,
+    group_size: int | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _six(x, weight, x_scale, x_zero_point, w_scale, output_mask)
+
+
+@_register("mixbit::quantized_linear")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    x_bits: Tensor,
+    w_scale: Tensor,
+    w_bits: Tensor,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool = True,
+    rounding: int = 0,
+    group_size: int | None = None,
+) -> Tensor:
+    return torch.nn.functional.linear(torch.empty_like(x), torch.empty_like(weight), bias)
+
+
+@_register("mixbit::_quantized_linear_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    x_bits: Tensor,
+    w_scale: Tensor,
+    w_bits: Tensor,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool,
+    rounding: int,
+    group_size: int | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _six(x, weight, x_scale, x_zero_point, w_scale, output_mask)
+
+
+def _channels(x: Tensor, axis: int | None) -> tuple[int, ...]:
+    return () if axis is None else (x.shape[axis],)
+
+
+def _double(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.new_empty(tuple(shape), dtype=torch.float64)
+
+
+@_register("mixbit::quantization_noise")
+def _(
+    x: Tensor, scales: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool, axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    channels = _channels(x, axis)
+    return _double(x, channels), _double(x, (bit_widths.shape[0], *channels))
+
+
+@_register("mixbit::noise_power")
+def _(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    return _double(x, ()), _double(x, ())
+
+
+@_register("mixbit::observe")
+def _(x: Tensor, *, axis: int | None = None, bins: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    channels = _channels(x, axis)
+    first, second, third, fourth = (_double(x, channels) for _ in range(4))
+    return first, second, third, fourth, _double(x, (*channels, 3, bins))
+
+
+@_register("mixbit::mse_scales")
+def _(x: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool, axis: int | None = None) -> Tensor:
+    return x.new_empty((bit_widths.shape[0], *_channels(x, axis)), dtype=torch.float32)
+
+
+@_register("mixbit::mse_scales_from_histogram")
+def _(histogram: Tensor, min: Tensor, max: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool) -> Tensor:
+    return histogram.new_empty((bit_widths.shape[0],), dtype=torch.float32)

@@ -1,0 +1,150 @@
+"""Slow, readable twins of the ops in plain PyTorch: what the tests hold the kernels against."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def quant_range(bit_width: Tensor, signed: bool, narrow_range: bool) -> tuple[Tensor, Tensor]:
+    """Smallest and largest code per element of `bit_width`."""
+    if signed:
+        half = 2.0 ** (bit_width - 1)
+        return -half + (1 if narrow_range else 0), half - 1
+    return torch.zeros_like(bit_width), 2.0**bit_width - 1
+
+
+def along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """A [1] or [channels] parameter, shaped to broadcast against x along `axis`."""
+    if axis is None or parameter.numel() == 1:
+        return parameter.reshape([1] * x.dim()) if x.dim() else parameter.reshape([])
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return parameter.reshape(shape)
+
+
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bit_width: Tensor,
+    *,
+    signed: bool = True,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_even",
+) -> Tensor:
+    """Twin of `mixbit.ops.fake_quantize`, forward and (through autograd) learned-step gradients."""
+    low, high = (along(r, x, axis) for r in quant_range(bit_width, signed, narrow_range))
+    s = along(scale, x, axis)
+    z_raw = along(zero_point, x, axis)
+    z = z_raw + (torch.round(z_raw) - z_raw).detach()
+    wide = x.float()
+    x_over_scale = wide / s
+    code = torch.round(x_over_scale) if rounding == "half_even" else torch.floor(x_over_scale + 0.5)
+    code = torch.minimum(torch.maximum(code.detach() + z.detach(), low), high)
+    # Spelled-out gradients: inside dx = g, dscale = g (q - v), dzero = 0; outside dscale = g (q - z), dzero = -g s.
+    v = x_over_scale + z
+    inside = (v.detach() >= low) & (v.detach() <= high)
+    y = (code - z.detach()) * s.detach()
+    to_x = torch.where(inside, wide, wide.detach())
+    to_scale = s * torch.where(inside, code - v.detach(), code - z.detach()).detach()
+    to_zero = torch.where(inside, torch.zeros_like(y), -z * s.detach())
+    ghost = (to_x - to_x.detach()) + (to_scale - to_scale.detach()) + (to_zero - to_zero.detach())
+    # Infinite x makes inf - inf in the ghost; it carries no value, only gradient.
+    return (y + torch.nan_to_num(ghost, nan=0.0, posinf=0.0, neginf=0.0)).to(x.dtype)
+
+
+def quantized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    x_bits: Tensor,
+    w_scale: Tensor,
+    w_bits: Tensor,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool = True,
+    rounding: str = "half_even",
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """Twin of `mixbit.ops.quantized_conv2d`."""
+    xq = fake_quantize(x, x_scale, x_zero_point, x_bits, signed=signed_x, rounding=rounding)
+    wq = _quantized_weight(weight, w_scale, w_bits, w_narrow_range, rounding)
+    return F.conv2d(xq, wq, bias, stride, padding, dilation, groups)
+
+
+def quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    x_bits: Tensor,
+    w_scale: Tensor,
+    w_bits: Tensor,
+    *,
+    signed_x: bool,
+    w_narrow_range: bool = True,
+    rounding: str = "half_even",
+) -> Tensor:
+    """Twin of `mixbit.ops.quantized_linear`."""
+    xq = fake_quantize(x, x_scale, x_zero_point, x_bits, signed=signed_x, rounding=rounding)
+    wq = _quantized_weight(weight, w_scale, w_bits, w_narrow_range, rounding)
+    return F.linear(xq, wq, bias)
+
+
+def _quantized_weight(weight: Tensor, scale: Tensor, bits: Tensor, narrow_range: bool, rounding: str) -> Tensor:
+    axis = 0 if scale.numel() > 1 or bits.numel() > 1 else None
+    zero = torch.zeros(1)
+    return fake_quantize(weight, scale, zero, bits, narrow_range=narrow_range, axis=axis, rounding=rounding)
+
+
+def quantization_noise(
+    x: Tensor, scales: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool, axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Twin of `mixbit.ops.quantization_noise`, in double."""
+    keep = [] if axis is None else [axis % x.dim()]
+    dims = [d for d in range(x.dim()) if d not in keep]
+
+    def total(t: Tensor) -> Tensor:
+        return t.double().sum(dims) if dims else t.double()
+
+    noise = []
+    for scale, bits in zip(scales, bit_widths, strict=True):
+        y = fake_quantize(
+            x.float(),
+            scale.reshape(-1),
+            torch.zeros(1),
+            bits.reshape(1),
+            signed=signed,
+            narrow_range=narrow_range,
+            axis=axis,
+        )
+        noise.append(total((x.double() - y.double()) ** 2))
+    return total(x.double() ** 2), torch.stack(noise)
+
+
+def noise_power(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Twin of `mixbit.ops.noise_power`."""
+    return (reference.double() ** 2).sum(), ((x.double() - reference.double()) ** 2).sum()
+
+
+def mse_scales(x: Tensor, bit_width: int, *, signed: bool, narrow_range: bool) -> tuple[float, float]:
+    """(scale, squared error) of the best candidate of a whole tensor, by trying all 81."""
+    low, high = (float(r) for r in quant_range(torch.tensor([float(bit_width)]), signed, narrow_range))
+    wide = x.double()
+    largest = float(wide.abs().max() if signed else wide.max())
+    best = (float("nan"), float("inf"))
+    for k in range(100, 19, -1):
+        scale = k / 100 * largest / high
+        error = float(((wide - (wide / scale).round().clamp(low, high) * scale) ** 2).sum())
+        if error < best[1]:
+            best = (scale, error)
+    return best
