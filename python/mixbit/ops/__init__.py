@@ -59,7 +59,9 @@ def fake_quantize(
 ) -> Tensor:
     """Rounds x to a grid and back.
 
-    `q = clamp(rne(x / scale) + rne(zero_point), lo, hi)`, `y = (q - zero_point) * scale`. Signed: lo = -2^(b-1) (+1 with narrow_range), hi = 2^(b-1) - 1; unsigned: 0 ... 2^b - 1. NaN stays NaN, infinities
+    `q = clamp(rne(x / scale) + rne(zero_point), lo, hi)`, `y = (q - zero_point) * scale`.
+
+    Signed: lo = -2^(b-1) (+1 with narrow_range), hi = 2^(b-1) - 1; unsigned: 0 ... 2^b - 1. NaN stays NaN, infinities
     saturate. Gradients are those of learned-step quantization (LSQ, arXiv 1902.08153; LSQ+, arXiv 2004.09576): with
     v = x / scale + zero_point, inside (lo <= v <= hi) dx = g, dscale = sum g (q - v), dzero_point = 0; outside dx = 0,
     dscale = sum g (q - zero_point), dzero_point = -sum g scale. Sums are plain and the same for any number of threads.

@@ -1,0 +1,28 @@
+"""What a model is to mixbit: its layers in forward order, and how it is called."""
+
+from mixbit.network.calling import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs, input_of
+from mixbit.network.trace import (
+    FloatModule,
+    Layer,
+    LayerList,
+    Shapes,
+    is_quantizable,
+    layers,
+    quantizable_modules,
+)
+
+__all__ = [
+    "FloatModule",
+    "Layer",
+    "LayerList",
+    "Shapes",
+    "batch_size",
+    "call_model",
+    "check_batches",
+    "check_eval_mode",
+    "flatten_outputs",
+    "input_of",
+    "is_quantizable",
+    "layers",
+    "quantizable_modules",
+]

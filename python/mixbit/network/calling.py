@@ -1,0 +1,114 @@
+"""How a model is called with an item of `batches`, and what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixbit.errors import MixbitError
+
+_MODE_MATTERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+)
+
+
+def input_of(item: Any) -> Any:
+    """The input of an item: the item itself, the first element of a tuple or list, or the dict of keyword arguments.
+
+    Raises:
+        MixbitError: The item is none of these.
+    """
+    if isinstance(item, (Tensor, Mapping)):
+        return item
+    if isinstance(item, (tuple, list)) and item:
+        return item[0]
+    raise MixbitError(
+        f"batches: an item is a {type(item).__name__}; expected a Tensor, a tuple or list whose first element is the "
+        "input, or a dict of keyword arguments"
+    )
+
+
+def call_model(model: nn.Module, item: Any) -> Any:
+    """Calls the model with an item of `batches`: `model(x)`, or `model(**item)` for a dict."""
+    value = input_of(item)
+    return model(**value) if isinstance(value, Mapping) else model(value)
+
+
+def input_tensors(item: Any) -> list[Tensor]:
+    """The tensors inside an item's input, in order."""
+    return [tensor for _, tensor in _tensors(input_of(item), "")]
+
+
+def batch_size(item: Any) -> int:
+    """Images in an item: the length of a list of images, else the first dimension of the first tensor."""
+    value = input_of(item)
+    while isinstance(value, Mapping) and value:
+        value = next(iter(value.values()))
+    if isinstance(value, Tensor):
+        return int(value.shape[0]) if value.dim() else 1
+    if isinstance(value, (tuple, list)):
+        return len(value)
+    raise MixbitError(f"batches: cannot tell the number of images of a {type(value).__name__}")
+
+
+def check_batches(batches: Any, argument: str = "batches") -> Iterable[Any]:
+    """Returns `batches` if it can be iterated again and is not empty.
+
+    Raises:
+        MixbitError: A single tensor, a one-shot iterator or an empty container.
+    """
+    if isinstance(batches, (Tensor, Mapping)) or not isinstance(batches, Iterable):
+        raise MixbitError(
+            f"{argument} is a {type(batches).__name__}; expected a list or DataLoader of batches, e.g. [{argument}]"
+        )
+    if iter(batches) is batches:
+        raise MixbitError(
+            f"{argument} is a one-shot iterator ({type(batches).__name__}), which more than one pass would find empty; "
+            f"expected a list or a DataLoader, e.g. list({argument})"
+        )
+    if isinstance(batches, Sequence) and len(batches) == 0:
+        raise MixbitError(f"{argument} is empty; expected at least one batch of images")
+    return batches
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Refuses a model in training mode: batch statistics and dropout would change what is measured.
+
+    Raises:
+        MixbitError: Names the first module in training mode whose behaviour depends on it.
+    """
+    for name, module in model.named_modules():
+        mode_matters = isinstance(module, _MODE_MATTERS)
+        if module.training and (mode_matters or module is model):
+            which = f"module {name!r} is" if name else "the model is"
+            raise MixbitError(f"model: {which} in training mode; call model.eval() first")
+
+
+def flatten_outputs(output: Any) -> list[tuple[str, Tensor]]:
+    """All floating-point tensors of a model's output with their paths, in a fixed order."""
+    return [(path or "output", tensor) for path, tensor in _tensors(output, "") if tensor.is_floating_point()]
+
+
+def _tensors(value: Any, path: str) -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    if isinstance(value, Mapping):
+        pairs: list[tuple[Any, Any]] = list(value.items())
+    elif isinstance(value, (tuple, list)):
+        pairs = list(enumerate(value))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    else:
+        return []
+    return [found for key, item in pairs for found in _tensors(item, f"{path}.{key}" if path else str(key))]

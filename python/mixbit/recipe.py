@@ -1,0 +1,222 @@
+"""The recipe: how many bits each layer gets. A versioned JSON file that a person can read, edit and diff."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mixbit.errors import MixbitError, did_you_mean
+from mixbit.files import PathLike, read_document, write_document
+
+FORMAT = "mixbit-recipe"
+VERSION = 1
+
+GRANULARITIES = ("per_channel", "per_tensor")
+ROUNDINGS = ("half_even", "half_up")
+_GLOB = re.compile(r"[*?\[]")
+
+
+def check_bits(argument: str, value: object) -> int | None:
+    """Returns a whole bit-width 1 ... 16 or None (float); raises a MixbitError naming `argument` for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 16:
+        raise MixbitError(f"{argument}={value!r}: expected a whole number of bits from 1 to 16, or null for float")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPrecision:
+    """Precision of one layer.
+
+    Attributes:
+        weight: Bits of the weights, None for float.
+        act: Bits of the tensor entering the layer, None for float.
+        signed_act: Whether that tensor's grid is signed; None lets calibration decide.
+        granularity: "per_channel" (one scale per output channel) or "per_tensor", of the weights.
+        narrow_range: Leaves out the lowest weight code, so that the grid is symmetric.
+        rounding: "half_even" or "half_up".
+        extra_levels: Path of a map of extra bits per weight, relative to the recipe file.
+    """
+
+    weight: int | None = 8
+    act: int | None = 8
+    signed_act: bool | None = None
+    granularity: str = "per_channel"
+    narrow_range: bool = True
+    rounding: str = "half_even"
+    extra_levels: str | None = None
+
+    def __post_init__(self) -> None:
+        check_bits("weight", self.weight)
+        check_bits("act", self.act)
+        if self.weight == 1 and self.narrow_range:
+            raise MixbitError("weight=1 with narrow_range leaves only the level 0; expected at least 2 bits")
+        for name, options in (("granularity", GRANULARITIES), ("rounding", ROUNDINGS)):
+            value = getattr(self, name)
+            if value not in options:
+                expected = " or ".join(repr(o) for o in options)
+                raise MixbitError(f"{name}={value!r}: expected {expected}{did_you_mean(str(value), options)}")
+        if self.signed_act is not None and not isinstance(self.signed_act, bool):
+            raise MixbitError(f"signed_act={self.signed_act!r}: expected true, false or null")
+        if not isinstance(self.narrow_range, bool):
+            raise MixbitError(f"narrow_range={self.narrow_range!r}: expected true or false")
+        if self.extra_levels is not None and not isinstance(self.extra_levels, str):
+            raise MixbitError(f"extra_levels={self.extra_levels!r}: expected a path or null")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "precision") -> LayerPrecision:
+        """Builds a precision from a dict; missing keys take their defaults, unknown ones are an error."""
+        return cls(**_known(values, [f.name for f in dataclasses.fields(cls)], where))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Weight and act, and what differs from the defaults."""
+        values = dataclasses.asdict(self)
+        defaults = dataclasses.asdict(LayerPrecision())
+        return {k: v for k, v in values.items() if k in ("weight", "act") or v != defaults[k]}
+
+
+#: A layer that stays float.
+FLOAT = LayerPrecision(weight=None, act=None)
+
+
+def _known(values: Any, names: Iterable[str], where: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise MixbitError(f"{where} is {values!r}; expected an object of keys and values")
+    names = list(names)
+    for key in values:
+        if key not in names:
+            raise MixbitError(f"{where}: unknown key {key!r}; expected some of {names}{did_you_mean(str(key), names)}")
+    return dict(values)
+
+
+def match_name(name: str, patterns: Iterable[str]) -> str | None:
+    """The exact pattern if there is one, else the first glob that matches (`*` crosses dots), else None."""
+    patterns = list(patterns)
+    if name in patterns:
+        return name
+    return next((p for p in patterns if _GLOB.search(p) and fnmatch.fnmatchcase(name, p)), None)
+
+
+@dataclasses.dataclass
+class Recipe:
+    """Precisions of a model's layers.
+
+    Lookup (`recipe[name]`): the exact name, else the first matching glob in file order (`*` crosses dots), else
+    `default`, else float.
+
+    Attributes:
+        layers: Name or glob to precision, in file order.
+        default: For layers that nothing matches; None is float.
+        tensors: Bits of the tensors of the integer network that no layer reads (adds, concatenations, pools, outputs):
+            name, glob or "default" to {"act": bits}.
+        made_by: How the recipe came about (verb, options, versions).
+        cost: Audited cost by unit.
+        sqnr_db: Predicted network SQNR in dB, an estimate.
+        report: Details of the run that made it; not saved.
+    """
+
+    layers: dict[str, LayerPrecision] = dataclasses.field(default_factory=dict)
+    default: LayerPrecision | None = None
+    tensors: dict[str, dict[str, int]] = dataclasses.field(default_factory=lambda: {"default": {"act": 8}})
+    made_by: dict[str, Any] = dataclasses.field(default_factory=dict)
+    cost: dict[str, float] = dataclasses.field(default_factory=dict)
+    sqnr_db: float | None = None
+    report: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+    @classmethod
+    def uniform(cls, names: Iterable[str], *, weight: int | None = 8, act: int | None = 8, **options: Any) -> Recipe:
+        """The same precision for every named layer."""
+        return cls(layers={name: LayerPrecision(weight=weight, act=act, **options) for name in names})
+
+    def __getitem__(self, name: str) -> LayerPrecision:
+        found = match_name(name, self.layers)
+        if found is not None:
+            return self.layers[found]
+        return self.default if self.default is not None else FLOAT
+
+    def tensor_bits(self, name: str) -> int:
+        """Bits of a tensor of the integer network: exact name, first matching glob, "default", else 8."""
+        found = match_name(name, self.tensors)
+        return int(self.tensors[found if found is not None else "default"]["act"]) if self.tensors else 8
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Refuses an exact layer name that is not among `names`.
+
+        Raises:
+            MixbitError: Names the layer and the nearest one that exists.
+        """
+        names = list(names)
+        for key in self.layers:
+            if not _GLOB.search(key) and key not in names:
+                raise MixbitError(f"recipe: the model has no layer {key!r}{did_you_mean(key, names)}")
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Recipe:
+        """Builds a recipe from the JSON document's content; `format` and `version` may be left out.
+
+        Raises:
+            MixbitError: An unknown key or a bad value, named with the nearest valid one.
+        """
+        allowed = ["format", "version", "default", "layers", "tensors", "made_by", "cost", "sqnr_db"]
+        values = _known(document, allowed, "recipe")
+        layers = _known_object(values.get("layers", {}), "layers")
+        tensors = {}
+        for name, entry in _known_object(values.get("tensors", {"default": {"act": 8}}), "tensors").items():
+            bits = check_bits(f"tensors[{name!r}].act", _known(entry, ["act"], f"tensors[{name!r}]").get("act", 8))
+            if bits is None:
+                raise MixbitError(f"tensors[{name!r}].act is null: expected a whole number of bits from 1 to 16")
+            tensors[str(name)] = {"act": bits}
+        tensors.setdefault("default", {"act": 8})
+        default = values.get("default")
+        sqnr = values.get("sqnr_db")
+        if sqnr is not None and (isinstance(sqnr, bool) or not isinstance(sqnr, (int, float))):
+            raise MixbitError(f"sqnr_db={sqnr!r}: expected a number of dB or null")
+        return cls(
+            layers={n: LayerPrecision.from_dict(v, f"layers[{n!r}]") for n, v in layers.items()},
+            default=None if default is None else LayerPrecision.from_dict(default, "default"),
+            tensors=tensors,
+            made_by=_known_object(values.get("made_by", {}), "made_by"),
+            cost=_known_object(values.get("cost", {}), "cost"),
+            sqnr_db=sqnr,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `save` writes, `format` and `version` included."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "default": None if self.default is None else self.default.to_dict(),
+            "layers": {name: precision.to_dict() for name, precision in self.layers.items()},
+            "tensors": {name: dict(entry) for name, entry in self.tensors.items()},
+            "made_by": dict(self.made_by),
+            "cost": dict(self.cost),
+            "sqnr_db": self.sqnr_db,
+        }
+
+    def save(self, path: PathLike) -> None:
+        """Writes the recipe as JSON, atomically."""
+        body = {k: v for k, v in self.to_dict().items() if k not in ("format", "version")}
+        write_document(path, FORMAT, VERSION, body)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Recipe:
+        """Reads what `save` wrote, or what a person made of it.
+
+        Raises:
+            MixbitError: A missing, truncated, foreign or newer file, an unknown key or a bad value.
+        """
+        document = read_document(path, FORMAT, VERSION)
+        try:
+            return cls.from_dict(document)
+        except MixbitError as error:
+            raise MixbitError(f"{str(path)!r}: {error}") from error
+
+
+def _known_object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise MixbitError(f"{where} is {value!r}; expected an object of names and values")
+    return dict(value)
