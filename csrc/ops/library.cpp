@@ -62,9 +62,14 @@ TORCH_LIBRARY(mixbit, m) {
   // The scale k * max / quant_max, k in {0.20, 0.21, ..., 1.00}, of least squared error. bit_widths: [K].
   // scales: float32 [K] or [K, C]. Exact on the elements of x.
   m.def("mse_scales(Tensor x, Tensor bit_widths, *, bool signed, bool narrow_range, int? axis=None) -> Tensor", tags);
-  // The same from observe's histogram; max_abs: float64 [] the largest |x| seen.
+  // The same from observe's histogram and its min and max (float64 []).
   m.def(
       "mse_scales_from_histogram(Tensor histogram, Tensor min, Tensor max, Tensor bit_widths, *, bool signed, "
       "bool narrow_range) -> Tensor",
+      tags);
+  // quantization_noise's noise, estimated from observe's histogram. scales, bit_widths: [K]; noise: float64 [K].
+  m.def(
+      "quantization_noise_from_histogram(Tensor histogram, Tensor min, Tensor max, Tensor scales, Tensor bit_widths, "
+      "*, bool signed, bool narrow_range) -> Tensor",
       tags);
 }

@@ -212,8 +212,8 @@ TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
   m.impl("quantized_conv2d", quantized_conv2d_autograd);
   m.impl("quantized_linear", quantized_linear_autograd);
   // Statistics carry no gradient.
-  for (const char* name :
-       {"quantization_noise", "noise_power", "observe", "mse_scales", "mse_scales_from_histogram"}) {
+  for (const char* name : {"quantization_noise", "noise_power", "observe", "mse_scales", "mse_scales_from_histogram",
+                           "quantization_noise_from_histogram"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
   // No double backward: asking for one raises instead of giving zeros.

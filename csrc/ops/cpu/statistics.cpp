@@ -295,31 +295,61 @@ at::Tensor mse_scales(const at::Tensor& x, const at::Tensor& bit_widths, bool is
   return scales;
 }
 
-at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max,
-                                     const at::Tensor& bit_widths, bool is_signed, bool narrow_range) {
+// A histogram of observe with its range, checked.
+struct HistogramData {
+  at::Tensor kept;  // owns the memory that cumulative reads
+  HistogramCumulative cumulative;
+  double high;
+  double largest;
+};
+
+HistogramData histogram_data(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max) {
   TORCH_CHECK_VALUE(
       histogram.scalar_type() == at::kDouble && histogram.dim() == 2 && histogram.size(0) == 3 && histogram.size(1) > 0,
       "histogram is ", histogram.scalar_type(), " ", histogram.sizes(), ": expected float64 [3, bins] from observe");
   TORCH_CHECK_VALUE(
       min.scalar_type() == at::kDouble && min.numel() == 1 && max.scalar_type() == at::kDouble && max.numel() == 1,
       "min and max: expected float64 [] from observe");
-  const auto bits = bit_width_list(bit_widths, histogram, is_signed, narrow_range);
-  check_searchable(bits, is_signed);
-  const at::Tensor h = histogram.contiguous();
-  const double* data = h.const_data_ptr<double>();
-  const int64_t bins = h.size(1);
   const double low = *min.const_data_ptr<double>();
   const double high = *max.const_data_ptr<double>();
   TORCH_CHECK_VALUE(std::isfinite(low) && std::isfinite(high), "min=", low, " and max=", high,
                     ": expected finite numbers");
   const double largest = std::max(std::abs(low), std::abs(high));
-  const HistogramCumulative cumulative(data, data + bins, data + 2 * bins, bins, histogram_range(largest));
-  at::Tensor scales = at::empty({static_cast<int64_t>(bits.size())}, h.options().dtype(at::kFloat));
+  at::Tensor kept = histogram.contiguous();
+  const double* data = kept.const_data_ptr<double>();
+  const int64_t bins = kept.size(1);
+  return {kept, HistogramCumulative(data, data + bins, data + 2 * bins, bins, histogram_range(largest)), high, largest};
+}
+
+at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max,
+                                     const at::Tensor& bit_widths, bool is_signed, bool narrow_range) {
+  const HistogramData data = histogram_data(histogram, min, max);
+  const auto bits = bit_width_list(bit_widths, histogram, is_signed, narrow_range);
+  check_searchable(bits, is_signed);
+  at::Tensor scales = at::empty({static_cast<int64_t>(bits.size())}, histogram.options().dtype(at::kFloat));
   for (size_t k = 0; k < bits.size(); ++k) {
-    scales.mutable_data_ptr<float>()[k] =
-        best_scale(cumulative, is_signed ? largest : high, quant_range(bits[k], is_signed, narrow_range));
+    scales.mutable_data_ptr<float>()[k] = best_scale(data.cumulative, is_signed ? data.largest : data.high,
+                                                     quant_range(bits[k], is_signed, narrow_range));
   }
   return scales;
+}
+
+at::Tensor quantization_noise_from_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max,
+                                             const at::Tensor& scales, const at::Tensor& bit_widths, bool is_signed,
+                                             bool narrow_range) {
+  const HistogramData data = histogram_data(histogram, min, max);
+  const auto bits = bit_width_list(bit_widths, histogram, is_signed, narrow_range);
+  TORCH_CHECK_VALUE(scales.scalar_type() == at::kFloat && scales.sizes() == bit_widths.sizes(), "scales is ",
+                    scales.scalar_type(), " ", scales.sizes(), ": expected float32 ", bit_widths.sizes());
+  check_scale_values(scales, "scales");
+  const at::Tensor values = scales.contiguous();
+  at::Tensor noise = at::empty({static_cast<int64_t>(bits.size())}, histogram.options());
+  for (size_t k = 0; k < bits.size(); ++k) {
+    noise.mutable_data_ptr<double>()[k] =
+        squared_error(data.cumulative, static_cast<double>(values.const_data_ptr<float>()[k]),
+                      quant_range(bits[k], is_signed, narrow_range));
+  }
+  return noise;
 }
 
 }  // namespace
@@ -330,6 +360,7 @@ TORCH_LIBRARY_IMPL(mixbit, CPU, m) {
   m.impl("observe", observe);
   m.impl("mse_scales", mse_scales);
   m.impl("mse_scales_from_histogram", mse_scales_from_histogram);
+  m.impl("quantization_noise_from_histogram", quantization_noise_from_histogram);
 }
 
 }  // namespace mixbit::ops

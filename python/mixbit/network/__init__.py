@@ -2,24 +2,30 @@
 
 from mixbit.network.calling import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs, input_of
 from mixbit.network.trace import (
+    LAYER_MARK,
     FloatModule,
     Layer,
     LayerList,
     Shapes,
+    batchnorm_pairs,
+    conv_padding,
     is_quantizable,
     layers,
     quantizable_modules,
 )
 
 __all__ = [
+    "LAYER_MARK",
     "FloatModule",
     "Layer",
     "LayerList",
     "Shapes",
     "batch_size",
+    "batchnorm_pairs",
     "call_model",
     "check_batches",
     "check_eval_mode",
+    "conv_padding",
     "flatten_outputs",
     "input_of",
     "is_quantizable",

@@ -177,6 +177,7 @@ class _Dataflow(TorchFunctionMode):
         self.elements = {_storage(t): t.numel() for t in inputs}
         self.made = {_storage(t): 0 for t in inputs}
         self.last_read: dict[int, int] = {}
+        self.reads: dict[int, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -185,6 +186,7 @@ class _Dataflow(TorchFunctionMode):
             self.time += 1
             for tensor in _tensors_in((args, kwargs)):
                 self.last_read[_storage(tensor)] = self.time
+                self.reads[_storage(tensor)] = self.reads.get(_storage(tensor), 0) + 1
             for tensor in made:
                 self.kept.append(tensor)
                 storage = _storage(tensor)
@@ -344,3 +346,58 @@ def _float_modules(
         macs = max(flops, 0) // (2 * images)
         found.append(FloatModule(name, type(module).__name__, macs, reason))
     return tuple(found)
+
+
+def is_batchnorm(module: nn.Module) -> bool:
+    """BatchNorm with running statistics, or torchvision's frozen one."""
+    frozen = type(module).__name__ == "FrozenBatchNorm2d"
+    return frozen or (isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.track_running_stats)
+
+
+def batchnorm_pairs(model: nn.Module, example: Any) -> list[tuple[str, str]]:
+    """(layer, batch normalization) names where the normalization alone reads what the layer returns.
+
+    Found by following the tensors of one forward pass: a layer or a normalization that is called twice, or an output
+    that something else reads too, makes no pair.
+
+    Args:
+        model: In eval mode.
+        example: An item of `batches`.
+    """
+    check_eval_mode(model)
+    flow = _Dataflow(input_tensors(example))
+    made_by: dict[int, str] = {}
+    calls: dict[str, int] = {}
+    read_by: list[tuple[str, int]] = []
+    handles = []
+
+    def after_layer(name: str) -> Any:
+        def note(_: nn.Module, __: Any, output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            made_by[_storage(output)] = name
+
+        return note
+
+    def before_norm(name: str) -> Any:
+        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            read_by.append((name, _storage(args[0])))
+
+        return note
+
+    try:
+        for name, module in model.named_modules():
+            if is_batchnorm(module):
+                handles.append(module.register_forward_pre_hook(before_norm(name)))
+            elif isinstance(module, (nn.Conv2d, nn.Linear)) and is_quantizable(module) is None:
+                handles.append(module.register_forward_hook(after_layer(name)))
+        with torch.no_grad(), flow:
+            call_model(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        (made_by[storage], norm)
+        for norm, storage in read_by
+        if storage in made_by and flow.reads[storage] == 1 and calls[norm] == 1 and calls[made_by[storage]] == 1
+    ]

@@ -25,6 +25,7 @@ __all__ = [
     "noise_power",
     "observe",
     "quantization_noise",
+    "quantization_noise_from_histogram",
     "quantized_conv2d",
     "quantized_linear",
 ]
@@ -320,4 +321,26 @@ def mse_scales_from_histogram(
     """
     return _ops.mse_scales_from_histogram.default(
         histogram, min, max, bit_widths, signed=signed, narrow_range=narrow_range
+    )
+
+
+def quantization_noise_from_histogram(
+    histogram: Tensor, min: Tensor, max: Tensor, scales: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool
+) -> Tensor:
+    """The noise of `quantization_noise`, estimated from the histogram of `observe` without reading the data again.
+
+    Args:
+        histogram: float64 [3, bins], over the range that belongs to `min` and `max`.
+        min: float64 [].
+        max: float64 [].
+        scales: float32 [K].
+        bit_widths: float32 [K].
+        signed: Signed or unsigned grids.
+        narrow_range: Symmetric signed grids.
+
+    Returns:
+        float64 [K].
+    """
+    return _ops.quantization_noise_from_histogram.default(
+        histogram, min, max, scales, bit_widths, signed=signed, narrow_range=narrow_range
     )

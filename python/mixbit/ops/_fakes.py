@@ -203,3 +203,10 @@ def _(x: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool, axis: 
 @_register("mixbit::mse_scales_from_histogram")
 def _(histogram: Tensor, min: Tensor, max: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool) -> Tensor:
     return histogram.new_empty((bit_widths.shape[0],), dtype=torch.float32)
+
+
+@_register("mixbit::quantization_noise_from_histogram")
+def _(
+    histogram: Tensor, min: Tensor, max: Tensor, scales: Tensor, bit_widths: Tensor, *, signed: bool, narrow_range: bool
+) -> Tensor:
+    return histogram.new_empty((bit_widths.shape[0],))

@@ -1,0 +1,24 @@
+"""Quantizers on models: prepare, calibrate, fold, restore."""
+
+from mixbit.quantizers.calibrate import calibrate_, first_images
+from mixbit.quantizers.fold import fold_batchnorm_
+from mixbit.quantizers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer
+from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
+from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
+
+__all__ = [
+    "METHODS",
+    "QuantizedConv2d",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "Quantizer",
+    "TensorStatistics",
+    "bypass",
+    "calibrate_",
+    "first_images",
+    "fold_batchnorm_",
+    "prepare_",
+    "quantized_layers",
+    "restore_",
+    "weight_scales",
+]

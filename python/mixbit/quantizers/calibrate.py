@@ -1,0 +1,138 @@
+"""Chooses the scales of a prepared model from its weights and a few batches of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixbit.errors import MixbitError, check_choice
+from mixbit.network import call_model, check_batches, check_eval_mode, input_of, layers
+from mixbit.quantizers.modules import Quantizer
+from mixbit.quantizers.prepare import bypass, check_groups, quantized_layers, tie_groups_
+from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
+
+
+def first_images(item: Any, count: int = 2) -> Any:
+    """An item with only its first images, where its input is a tensor or a dict of tensors of one batch size."""
+    value = input_of(item)
+    if isinstance(value, Tensor) and value.dim() > 0:
+        return value[:count]
+    if isinstance(value, Mapping):
+        tensors = all(isinstance(v, Tensor) and v.dim() > 0 for v in value.values())
+        if tensors and len({v.shape[0] for v in value.values()}) == 1:
+            return {k: v[:count] for k, v in value.items()}
+    return item
+
+
+def calibrate_(model: nn.Module, batches: Iterable[Any], method: str = "mse", example: Any = None) -> nn.Module:
+    """Sets the scales of a prepared model, in place: weights from themselves, activations from float passes over data.
+
+    One pass over `batches`; memory is bounded by the largest layer. Layers that read the same tensor are tied to one
+    act_quantizer. Where the recipe leaves `signed_act` open, any negative value seen makes the grid signed. All-zero
+    tensors and channels get the scale 1.
+
+    Args:
+        model: Prepared, in eval mode.
+        batches: Re-iterable batches (see the data conventions).
+        method: "mse" (least squared error among 81 candidates), "maxabs", or "qformat" (best power of two).
+        example: An item; if given, the tensors of the integer network that no layer reads (adds, concatenations, pools,
+            outputs) are calibrated too, which integer evaluation and export need.
+
+    Returns:
+        The model.
+
+    Raises:
+        MixbitError: The model is not prepared or in training mode, the data is empty, one-shot or not finite, a weight
+            is not finite, or a layer is never reached.
+    """
+    check_choice("method", method, METHODS)
+    check_batches(batches)
+    check_eval_mode(model)
+    modules = quantized_layers(model)
+    if not modules:
+        raise MixbitError("model has no prepared layers; call mixbit.prepare_(model, recipe) first")
+    first = next(iter(batches), None)
+    if first is None:
+        raise MixbitError("batches is empty; expected at least one batch of images")
+    with bypass(model):
+        found = layers(model, first_images(first))
+    check_groups(found, {name: module.precision for name, module in modules.items()})
+    tie_groups_(model, found)
+    for name, module in modules.items():
+        if module.weight_quantizer is not None:
+            _calibrate_weight(name, module.weight_quantizer, module.weight, method)
+    _calibrate_acts(model, batches, method)
+    if example is not None:
+        from mixbit.quantizers.tensors import record_tensors_
+
+        record_tensors_(model, batches, example, method)
+    return model
+
+
+def _calibrate_weight(name: str, quantizer: Quantizer, weight: Tensor, method: str) -> None:
+    bits = int(quantizer.bit_width)
+    try:
+        if bits == 1:
+            # One two's complement bit has the levels -scale and 0: nothing but the largest value bounds it.
+            scale = weight_scales(weight, [2], per_channel=quantizer.axis == 0, narrow_range=True, method="maxabs")[0]
+        else:
+            scale = weight_scales(
+                weight, [bits], per_channel=quantizer.axis == 0, narrow_range=quantizer.narrow_range, method=method
+            )[0]
+    except MixbitError as error:
+        raise MixbitError(f"layer {name!r}: {error}") from error
+    quantizer.set_(scale)
+
+
+def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str) -> None:
+    modules = {n: m for n, m in quantized_layers(model).items() if m.act_quantizer is not None}
+    # One statistics object per quantizer: tied layers see the same tensors.
+    names: dict[int, str] = {}
+    statistics: dict[int, TensorStatistics] = {}
+    quantizers: dict[int, Quantizer] = {}
+    signs: dict[int, bool | None] = {}
+    handles = []
+
+    def watch(name: str, key: int) -> Any:
+        def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            try:
+                statistics[key].update(args[0] if args else next(iter(kwargs.values())))
+            except MixbitError as error:
+                raise MixbitError(f"layer {name!r}: its input {error}") from error
+
+        return observe
+
+    try:
+        for name, module in modules.items():
+            quantizer = module.act_quantizer
+            assert quantizer is not None
+            key = id(quantizer)
+            if key not in statistics:
+                statistics[key], quantizers[key], names[key] = TensorStatistics(), quantizer, name
+                signs[key] = module.precision.signed_act
+                handles.append(module.register_forward_pre_hook(watch(name, key), with_kwargs=True))
+            elif module.precision.signed_act is not None:
+                signs[key] = module.precision.signed_act
+            if name != names[key]:
+                handles.append(module.register_forward_pre_hook(watch(name, key), with_kwargs=True))
+        with torch.no_grad(), bypass(model):
+            for item in batches:
+                call_model(model, item)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for key, seen in statistics.items():
+        if seen.count == 0:
+            raise MixbitError(f"layer {names[key]!r} was never reached by the data; leave it float in the recipe")
+        wanted = signs[key]
+        signed = seen.signed if wanted is None else wanted
+        quantizer = quantizers[key]
+        bits = int(quantizer.bit_width)
+        if signed and bits == 1:
+            scale = seen.scales([2], signed=True, narrow_range=True, method="maxabs")
+        else:
+            scale = seen.scales([bits], signed=signed, narrow_range=False, method=method)
+        quantizer.set_(scale, signed=signed)

@@ -1,0 +1,199 @@
+"""Puts quantizers on a model and takes them off again, in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from mixbit.errors import MixbitError
+from mixbit.network import LayerList, is_quantizable, layers
+from mixbit.quantizers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer
+from mixbit.recipe import FLOAT, LayerPrecision, Recipe
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedConv2d | QuantizedLinear]:
+    """Prepared layers by name, in order of registration; a shared module once, under its first name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (QuantizedConv2d, QuantizedLinear))}
+
+
+def prepare_(model: nn.Module, recipe: Recipe, example: Any = None) -> nn.Module:
+    """Turns the layers of a model into quantized ones, in place, at the bits of a recipe.
+
+    Parameters and their state_dict keys stay what they are; each layer gains `weight_quantizer` and `act_quantizer`.
+    Preparing again with another recipe keeps the calibration and multiplies each scale by hi_old / hi_new. Layers that
+    read the same tensor share one act_quantizer, tied here if `example` is given, else by `calibrate_`.
+
+    Args:
+        model: Any module; layers that the recipe leaves float are untouched.
+        recipe: Bits per layer.
+        example: An item of `batches`; needed only to tie shared inputs now.
+
+    Returns:
+        The model.
+
+    Raises:
+        MixbitError: The recipe names a layer that does not exist or cannot be quantized, or asks different act bits for
+            layers that read the same tensor. The model is then unchanged.
+    """
+    if not isinstance(recipe, Recipe):
+        raise MixbitError(f"recipe is a {type(recipe).__name__}; expected a mixbit.Recipe")
+    names = _check_names(model, recipe)
+    wanted = {name: recipe[name] for name in names}
+    groups = layers(model, example) if example is not None else None
+    if groups is not None:
+        check_groups(groups, wanted)
+    for name, module in names.items():
+        precision = wanted[name]
+        if precision.weight is None and precision.act is None:
+            _restore_layer(module)
+        else:
+            _prepare_layer(module, precision)
+    model.mixbit_tensors = dict(recipe.tensors)  # type: ignore[assignment]
+    if groups is not None:
+        tie_groups_(model, groups)
+    return model
+
+
+def restore_(model: nn.Module) -> nn.Module:
+    """Takes the quantizers off: the model is what it was before `prepare_`, with its present weights.
+
+    Args:
+        model: A prepared (or float) model.
+
+    Returns:
+        The model.
+    """
+    for module in list(model.modules()):
+        _restore_layer(module)
+    for name in ("mixbit_tensors", "mixbit_tensor_names"):
+        model.__dict__.pop(name, None)
+    for name in ("mixbit_tensor_scales", "mixbit_tensor_signed", "mixbit_tensor_bits"):
+        model._buffers.pop(name, None)
+    return model
+
+
+@contextlib.contextmanager
+def bypass(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, a prepared model runs as its float self."""
+    changed = [m for m in quantized_layers(model).values() if not m.bypassed]
+    for module in changed:
+        module.bypassed = True
+    try:
+        yield model
+    finally:
+        for module in changed:
+            module.bypassed = False
+
+
+def check_groups(found: LayerList, wanted: dict[str, LayerPrecision]) -> None:
+    """Layers that read the same tensor must ask the same act bits.
+
+    Raises:
+        MixbitError: Names two layers that disagree.
+    """
+    first: dict[int, str] = {}
+    for layer in found:
+        other = first.setdefault(layer.input_group, layer.name)
+        a, b = wanted.get(other, FLOAT), wanted.get(layer.name, FLOAT)
+        if a.act is not None and b.act is not None and a.act != b.act:
+            raise MixbitError(
+                f"recipe: layers {other!r} and {layer.name!r} read the same tensor but ask act={a.act} and "
+                f"act={b.act}; expected the same bits"
+            )
+
+
+def tie_groups_(model: nn.Module, found: LayerList) -> None:
+    """Gives the layers of each input group one act_quantizer: that of the first one that has any."""
+    modules = quantized_layers(model)
+    shared: dict[int, Quantizer] = {}
+    for layer in found:
+        module = modules.get(layer.name)
+        if module is not None and module.act_quantizer is not None:
+            module.act_quantizer = shared.setdefault(layer.input_group, module.act_quantizer)
+
+
+def _check_names(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
+    """First names of the modules that can be quantized; refuses names of the recipe that cannot."""
+    every = dict(model.named_modules(remove_duplicate=False))
+    usable = {name for name, module in every.items() if is_quantizable(module) is None}
+    for name in recipe.layers:
+        if name in every and name not in usable:
+            module = every[name]
+            raise MixbitError(
+                f"recipe: layer {name!r} ({type(module).__name__}) cannot be quantized: {is_quantizable(module)}"
+            )
+    recipe.check_names(usable)
+    return {name: module for name, module in model.named_modules() if name in usable}
+
+
+def _prepare_layer(module: nn.Module, precision: LayerPrecision) -> None:
+    layer = module
+    if not isinstance(module, QuantizedLayer):
+        float_class = type(module)
+        module.__class__ = QuantizedConv2d if isinstance(module, nn.Conv2d) else QuantizedLinear
+        layer = cast(QuantizedLayer, module)
+        layer.float_class = float_class
+        layer.bypassed = False
+        layer.register_module("weight_quantizer", None)
+        layer.register_module("act_quantizer", None)
+    layer = cast(QuantizedLayer, layer)
+    layer.weight_quantizer = _weight_quantizer(layer, precision)
+    layer.act_quantizer = _act_quantizer(layer, precision)
+    layer.precision = precision
+
+
+def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quantizer | None:
+    if precision.weight is None:
+        return None
+    channels = layer.weight.shape[0] if precision.granularity == "per_channel" else 1
+    made = Quantizer(
+        precision.weight,
+        channels=channels,
+        signed=True,
+        narrow_range=precision.narrow_range,
+        axis=0 if channels > 1 else None,
+        rounding=precision.rounding,
+        device=layer.weight.device,
+    )
+    old = layer.weight_quantizer
+    if old is None or not old.is_calibrated:
+        return made
+    old.set_bit_width_(precision.weight)
+    if old.scale.numel() == channels:
+        old.narrow_range, old.rounding = precision.narrow_range, precision.rounding
+        return old
+    with torch.no_grad():
+        scale = old.effective_scale()
+        made.set_(scale.amax().expand(1) if channels == 1 else scale.expand(channels))
+    return made
+
+
+def _act_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quantizer | None:
+    if precision.act is None:
+        return None
+    old = layer.act_quantizer
+    if old is not None and (precision.signed_act is None or precision.signed_act == old.signed):
+        old.set_bit_width_(precision.act)
+        old.rounding = precision.rounding
+        return old
+    return Quantizer(
+        precision.act,
+        signed=bool(precision.signed_act),
+        rounding=precision.rounding,
+        device=layer.weight.device,
+    )
+
+
+def _restore_layer(module: nn.Module) -> None:
+    if not isinstance(module, QuantizedLayer):
+        return
+    float_class = module.float_class
+    for name in ("weight_quantizer", "act_quantizer"):
+        module._modules.pop(name, None)
+    for name in ("float_class", "bypassed", "precision"):
+        module.__dict__.pop(name, None)
+    module.__class__ = float_class  # type: ignore[assignment]

@@ -1,0 +1,163 @@
+"""Streaming statistics of a tensor over batches, and the scales that follow from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixbit import ops
+from mixbit.errors import MixbitError, check_choice
+
+#: How a scale is chosen: least squared error, largest value, or the best power of two.
+METHODS = ("mse", "maxabs", "qformat")
+BINS = 8192
+
+
+class TensorStatistics:
+    """Minimum, maximum, moments and histogram of everything shown to `update`.
+
+    Histograms of batches merge exactly: their ranges are powers of two, so the bins of a narrower one nest in those of
+    a wider one.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.min = torch.tensor(float("inf"), dtype=torch.float64)
+        self.max = torch.tensor(float("-inf"), dtype=torch.float64)
+        self.histogram = torch.zeros(3, BINS, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Adds a batch.
+
+        Raises:
+            MixbitError: x holds NaN or infinity.
+        """
+        low, high, _, _, histogram = (t.cpu() for t in ops.observe(x.detach(), bins=BINS))
+        if x.numel() == 0:
+            return
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise MixbitError("holds NaN or infinity; expected finite numbers")
+        before = self._range()
+        had_data = self.count > 0
+        self.count += x.numel()
+        incoming = float(max(abs(low), abs(high)))
+        self.min = torch.minimum(self.min, low)
+        self.max = torch.maximum(self.max, high)
+        after = self._range()
+        old = _widen(self.histogram, before, after) if had_data else self.histogram
+        self.histogram = old + _widen(histogram, _power_above(incoming), after)
+
+    def _range(self) -> float:
+        return _power_above(float(max(abs(self.min), abs(self.max)))) if self.count else 0.0
+
+    @property
+    def signed(self) -> bool:
+        """Whether any negative value was seen."""
+        return bool(self.min < 0)
+
+    def scales(self, bit_widths: list[int], *, signed: bool, narrow_range: bool, method: str = "mse") -> Tensor:
+        """One scale per bit-width, float32 [K]."""
+        check_choice("method", method, METHODS)
+        bits = torch.tensor(bit_widths, dtype=torch.float32)
+        if method == "mse":
+            return ops.mse_scales_from_histogram(
+                self.histogram, self.min, self.max, bits, signed=signed, narrow_range=narrow_range
+            )
+        largest = float(max(abs(self.min), abs(self.max)) if signed else self.max)
+        if largest <= 0:
+            return torch.ones(len(bit_widths))
+        if method == "maxabs":
+            return torch.tensor([largest / _hi(b, signed) for b in bit_widths], dtype=torch.float32)
+
+        def noise(candidates: Tensor, bit_width: int) -> Tensor:
+            widths = torch.full_like(candidates, float(bit_width))
+            return ops.quantization_noise_from_histogram(
+                self.histogram, self.min, self.max, candidates, widths, signed=signed, narrow_range=narrow_range
+            )
+
+        return torch.stack([_best_power(largest, b, signed, noise) for b in bit_widths])
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything, as tensors."""
+        return {
+            "count": torch.tensor(self.count),
+            "min": self.min,
+            "max": self.max,
+            "histogram": self.histogram,
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state` returned."""
+        self.count = int(state["count"])
+        self.min, self.max, self.histogram = state["min"], state["max"], state["histogram"]
+
+
+def weight_scales(
+    weight: Tensor, bit_widths: list[int], *, per_channel: bool, narrow_range: bool, method: str = "mse"
+) -> Tensor:
+    """Scales of a weight for several bit-widths: float32 [K, O] (per output channel) or [K, 1].
+
+    Raises:
+        MixbitError: The weight holds NaN or infinity.
+    """
+    check_choice("method", method, METHODS)
+    weight = weight.detach()
+    if not torch.isfinite(weight).all():
+        raise MixbitError("weight holds NaN or infinity; expected finite numbers")
+    axis = 0 if per_channel else None
+    count = len(bit_widths)
+    if method == "mse":
+        bits = torch.tensor(bit_widths, dtype=torch.float32, device=weight.device)
+        return ops.mse_scales(weight, bits, signed=True, narrow_range=narrow_range, axis=axis).reshape(count, -1)
+    rows = weight.float().reshape(weight.shape[0], -1) if per_channel else weight.float().reshape(1, -1)
+    largest = rows.abs().amax(dim=1)
+    if method == "maxabs":
+        found = torch.stack([largest / _hi(b, True) for b in bit_widths])
+        return torch.where(found > 0, found, torch.ones_like(found))
+    found = torch.ones(count, rows.shape[0])
+    for channel, row in enumerate(rows):
+        if largest[channel] > 0:
+            for k, bit_width in enumerate(bit_widths):
+
+                def noise(candidates: Tensor, b: int, data: Tensor = row) -> Tensor:
+                    widths = torch.full_like(candidates, float(b))
+                    return ops.quantization_noise(data, candidates, widths, signed=True, narrow_range=narrow_range)[1]
+
+                found[k, channel] = _best_power(float(largest[channel]), bit_width, True, noise)
+    return found.to(weight.device)
+
+
+def _best_power(largest: float, bit_width: int, signed: bool, noise: Any) -> Tensor:
+    """The power of two with the least noise; of equal ones the smallest (most fraction bits)."""
+    top = _power_above(largest / _hi(bit_width, signed))
+    # Coarser steps than the one that covers the largest value only add noise; finer ones clip more and more.
+    candidates = torch.tensor([top * 2.0**-i for i in range(-1, 12)], dtype=torch.float32)
+    powers = noise(candidates, bit_width)
+    best = max(i for i in range(len(candidates)) if powers[i] == powers.min())
+    return candidates[best]
+
+
+def _hi(bit_width: int, signed: bool) -> float:
+    """The largest code; 1 for one signed bit, whose only level beside zero is -1."""
+    return float(max(2 ** (bit_width - 1) - 1, 1) if signed else 2**bit_width - 1)
+
+
+def _power_above(value: float) -> float:
+    """The smallest power of two above value; 1 for zero. The range of `observe`'s histograms."""
+    if value <= 0:
+        return 1.0
+    mantissa_exponent = torch.frexp(torch.tensor(value, dtype=torch.float64))
+    return float(2.0 ** int(mantissa_exponent.exponent))
+
+
+def _widen(histogram: Tensor, old: float, new: float) -> Tensor:
+    """A histogram over [-old, old) as one over [-new, new); both powers of two, new >= old."""
+    bins = histogram.shape[1]
+    while old < new:
+        inner = histogram.view(3, bins // 2, 2).sum(-1)
+        histogram = torch.zeros_like(histogram)
+        histogram[:, bins // 4 : bins // 4 + bins // 2] = inner
+        old *= 2
+    return histogram
