@@ -16,8 +16,8 @@ def fold_batchnorm_(model: nn.Module, example: Any) -> nn.Module:
     """Folds each batch normalization into the convolution or linear layer that alone feeds it, in place.
 
     weight := weight * g, bias := (bias - mean) * g + beta with g = gamma / sqrt(var + eps), in double; the
-    normalization becomes an Identity. Pairs are found by following the tensors of one forward pass, so functional residuals and
-    shared modules are safe: what is called twice, or read by something else too, stays.
+    normalization becomes an Identity. Pairs are found by following the tensors of one forward pass, so functional
+    residuals and shared modules are safe: what is called twice, or read by something else too, stays.
 
     Args:
         model: Float, in eval mode.
@@ -37,7 +37,7 @@ def fold_batchnorm_(model: nn.Module, example: Any) -> nn.Module:
     every = list(model.named_modules(remove_duplicate=False))
     for layer_name, norm_name in pairs:
         layer, norm = modules[layer_name], modules[norm_name]
-        _fold(layer, norm)  # type: ignore[arg-type]
+        _fold(layer, norm)
         for path, module in every:
             if module is norm:
                 parent_name, _, child = path.rpartition(".")

@@ -183,7 +183,7 @@ class QuantizedLayer(nn.Module):
         return act, weight
 
 
-class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A convolution with quantized operands."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
         return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
 
 
-class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
+class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A linear layer with quantized operands."""
 
     def forward(self, x: Tensor) -> Tensor:

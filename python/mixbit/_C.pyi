@@ -1,0 +1,29 @@
+"""The pybind11 module: objects and functions without tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+Result = tuple[list[int], list[int], bool, list[tuple[int, bool]]]
+
+def greedy_target(
+    nsr: npt.NDArray[Any],
+    allowed: npt.NDArray[Any],
+    groups: Sequence[int],
+    cost: npt.NDArray[Any],
+    maximum: bool,
+    limit: float,
+) -> Result: ...
+def greedy_budget(
+    nsr: npt.NDArray[Any],
+    allowed: npt.NDArray[Any],
+    groups: Sequence[int],
+    costs: Sequence[npt.NDArray[Any]],
+    maximum: Sequence[bool],
+    budgets: Sequence[float],
+) -> Result: ...
+def threshold(
+    gamma: npt.NDArray[Any], shares: Sequence[float], groups: Sequence[int], target_db: float
+) -> list[int]: ...
+def aimet_order(gamma: npt.NDArray[Any]) -> list[tuple[int, int]]: ...
