@@ -12,6 +12,8 @@ namespace mixbit::assign {
 namespace {
 
 constexpr double kSlack = 1e-12;
+// Scores closer than this are one score: noise ratios come from dB, whose rounding must not decide.
+constexpr double kTie = 1e-9;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 size_t at(const Problem& p, int64_t layer, int64_t act, int64_t weight) {
@@ -132,7 +134,7 @@ bool better(double gain, double noise, double best_gain, double best_noise) {
     if (noise <= 0.0 && best_noise <= 0.0) return gain > best_gain;
     return noise <= 0.0;
   }
-  return gain / noise > best_gain / best_noise;
+  return gain / noise > best_gain / best_noise * (1.0 + kTie);
 }
 
 bool within(double value, double limit) { return value <= limit + kSlack * std::abs(limit); }
