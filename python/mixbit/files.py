@@ -41,9 +41,18 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], None]) -> Path:
     return target
 
 
+def write_bytes(path: PathLike, data: bytes) -> Path:
+    """Writes bytes atomically."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    return write_atomic(path, write)
+
+
 def write_text(path: PathLike, text: str) -> Path:
     """Writes UTF-8 text atomically."""
-    return write_atomic(path, lambda file: file.write(text.encode("utf-8")) and None)
+    return write_bytes(path, text.encode("utf-8"))
 
 
 def write_document(path: PathLike, format_name: str, version: int, body: dict[str, Any]) -> Path:
