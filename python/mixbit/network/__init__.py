@@ -1,6 +1,7 @@
 """What a model is to mixbit: its layers in forward order, and how it is called."""
 
 from mixbit.network.calling import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs, input_of
+from mixbit.network.graph import LAYER_OPS, PASS_OPS, Graph, Node, capture, run_node, run_pass
 from mixbit.network.trace import (
     LAYER_MARK,
     FloatModule,
@@ -16,13 +17,18 @@ from mixbit.network.trace import (
 
 __all__ = [
     "LAYER_MARK",
+    "LAYER_OPS",
+    "PASS_OPS",
     "FloatModule",
+    "Graph",
     "Layer",
     "LayerList",
+    "Node",
     "Shapes",
     "batch_size",
     "batchnorm_pairs",
     "call_model",
+    "capture",
     "check_batches",
     "check_eval_mode",
     "conv_padding",
@@ -31,4 +37,6 @@ __all__ = [
     "is_quantizable",
     "layers",
     "quantizable_modules",
+    "run_node",
+    "run_pass",
 ]

@@ -107,9 +107,7 @@ def is_quantizable(module: nn.Module) -> str | None:
     kind = type(module)
     if not isinstance(module, (nn.Conv2d, nn.Linear)):
         return "not a Conv2d or Linear"
-    if isinstance(module, nn.parameter.UninitializedTensorMixin) or isinstance(
-        module.weight, nn.parameter.UninitializedParameter
-    ):
+    if isinstance(module.weight, nn.parameter.UninitializedParameter):
         return "not initialized yet (lazy module)"
     if getattr(kind, LAYER_MARK, False):
         return None
@@ -118,7 +116,9 @@ def is_quantizable(module: nn.Module) -> str | None:
     base: type[nn.Module] = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
     if kind.forward is not base.forward:
         return f"class {kind.__name__} has a forward of its own"
-    if isinstance(module, nn.Conv2d) and kind._conv_forward is not nn.Conv2d._conv_forward:
+    # A private name of torch, read and never called: a subclass that replaces it is left float.
+    own_convolution = getattr(kind, "_conv_forward", None) is not getattr(nn.Conv2d, "_conv_forward", None)
+    if isinstance(module, nn.Conv2d) and own_convolution:
         return f"class {kind.__name__} has a convolution of its own"
     return None
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
@@ -454,9 +453,7 @@ class _Run:
 
 def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """The layer's own operation with another weight."""
-    if isinstance(module, nn.Conv2d):
-        return module._conv_forward(x, weight, module.bias)
-    return F.linear(x, weight, module.bias)  # type: ignore[arg-type]
+    return torch.func.functional_call(module, {"weight": weight}, (x,))
 
 
 def _switch(module: QuantizedConv2d | QuantizedLinear, on: bool) -> None:

@@ -1,0 +1,104 @@
+"""Task metrics of float, fake-quantized and integer networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixbit.errors import MixbitError, check_choice
+from mixbit.export import simulation
+from mixbit.network import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs
+from mixbit.quantizers import first_images
+
+__all__ = ["METRICS", "evaluate"]
+
+#: Metrics by name; labels are the second element of an item.
+METRICS = ("top1", "top5")
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    metric: str | Callable[[Any, Any], Any] = "top1",
+    integer: bool = False,
+) -> float:
+    """Runs a model over labelled data.
+
+    Args:
+        model: Float or prepared, in eval mode.
+        loader: Re-iterable batches; for the named metrics items are (input, labels) with labels int64 [N].
+        metric: "top1" or "top5" (percent), or a callable `(output, item)` that returns a score per image (a Tensor [N])
+            or the mean score of the batch (a number); scores are averaged over images.
+        integer: Simulate the integer network (batch normalization folded, prepared, calibrated with `example=`): bit
+            for bit what `export.reference` computes.
+
+    Returns:
+        Percent for the named metrics, else the mean score.
+
+    Raises:
+        MixbitError: The data is empty or one-shot, the model is in training mode, labels are missing or out of range,
+            or an output holds NaN.
+    """
+    check_batches(loader, "loader")
+    check_eval_mode(model)
+    if isinstance(metric, str):
+        check_choice("metric", metric, METRICS)
+    network: Callable[[Any], Any] | None = None
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for item in loader:
+            if integer and network is None:
+                network = simulation(model, first_images(item))
+            if network is None:
+                output = call_model(model, item)
+            else:
+                outputs = network(item)
+                output = outputs[0] if len(outputs) == 1 else outputs
+            images = batch_size(item)
+            total += _top(output, item, int(metric[3:])) if isinstance(metric, str) else _score(metric, output, item)
+            count += images
+    if count == 0:
+        raise MixbitError("loader is empty; expected at least one batch of images")
+    return (100.0 if isinstance(metric, str) else 1.0) * total / count
+
+
+def _top(output: Any, item: Any, k: int) -> float:
+    """How many images have their label among the k largest logits."""
+    logits = flatten_outputs(output)[0][1] if flatten_outputs(output) else None
+    if logits is None or logits.dim() != 2:
+        raise MixbitError(f"top{k} needs logits [N, classes]; the model returns {_described(output)}")
+    if not (isinstance(item, (tuple, list)) and len(item) > 1 and isinstance(item[1], Tensor)):
+        raise MixbitError(f"top{k} needs items (input, labels); got {_described(item)} without labels")
+    labels = item[1]
+    if labels.shape != logits.shape[:1]:
+        raise MixbitError(f"labels have shape {tuple(labels.shape)}; expected ({logits.shape[0]},)")
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+    if low < 0 or high >= logits.shape[1]:
+        raise MixbitError(f"labels run from {low} to {high}; expected classes from 0 to {logits.shape[1] - 1}")
+    if torch.isnan(logits).any():
+        raise MixbitError("the model's output holds NaN; nothing can be ranked")
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return float((best == labels.reshape(-1, 1).to(best.device)).any(1).sum())
+
+
+def _score(metric: Callable[[Any, Any], Any], output: Any, item: Any) -> float:
+    score = metric(output, item)
+    images = batch_size(item)
+    if isinstance(score, Tensor) and score.numel() > 1:
+        if score.numel() != images:
+            raise MixbitError(
+                f"metric returned {score.numel()} scores for {images} images; expected one each, or a mean"
+            )
+        value = float(score.double().sum())
+    else:
+        value = float(score) * images
+    if value != value:
+        raise MixbitError("metric returned NaN")
+    return value
+
+
+def _described(value: Any) -> str:
+    return f"a Tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

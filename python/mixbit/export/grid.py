@@ -1,0 +1,74 @@
+"""The grid of an integer tensor, and reading it off a calibrated model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mixbit.errors import MixbitError
+from mixbit.network import LAYER_OPS, Graph, capture
+from mixbit.quantizers import Quantizer, bypass, quantized_layers
+
+
+class Grid(NamedTuple):
+    """value = (code - zero_point) * scale, codes from low to high."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
+def layer_grid(quantizer: Quantizer) -> Grid:
+    """The grid of a layer's input."""
+    low, high = quantizer.quant_range()
+    with torch.no_grad():
+        scale = float(quantizer.effective_scale())
+        return Grid(scale, int(torch.round(quantizer.zero_point)), low, high)
+
+
+def tensor_grids(model: nn.Module) -> dict[str, Grid]:
+    """Recorded grids of the network's own tensors, by name.
+
+    Raises:
+        MixbitError: None are recorded.
+    """
+    names = getattr(model, "mixbit_tensor_names", None)
+    if names is None:
+        raise MixbitError(
+            "the tensors of the integer network have no ranges yet; call "
+            "mixbit.calibrate_(model, batches, example=example)"
+        )
+    grids = {}
+    scales, signs, widths = (getattr(model, f"mixbit_tensor_{k}") for k in ("scales", "signed", "bits"))
+    for name, scale, signed, bits in zip(names, scales.tolist(), signs.tolist(), widths.tolist(), strict=True):
+        b = int(bits)
+        grids[name] = Grid(scale, 0, -(2 ** (b - 1)), 2 ** (b - 1) - 1) if signed else Grid(scale, 0, 0, 2**b - 1)
+    return grids
+
+
+def captured(model: nn.Module, example: Any) -> tuple[Graph, dict[str, Any]]:
+    """The float graph and the prepared layers of a model that is ready for integers.
+
+    Raises:
+        MixbitError: The model is not prepared or calibrated, a layer is float, or the graph cannot be captured.
+    """
+    modules: dict[str, Any] = dict(quantized_layers(model))
+    if not modules:
+        raise MixbitError("model has no prepared layers; call mixbit.prepare_ and mixbit.calibrate_ first")
+    with bypass(model):
+        graph = capture(model, example)
+    for node in graph.nodes:
+        if node.op not in LAYER_OPS:
+            continue
+        module = modules.get(str(node.module))
+        if module is None or module.act_quantizer is None or module.weight_quantizer is None:
+            raise MixbitError(
+                f"layer {node.module!r} is (partly) float in the recipe; an integer network needs bits for its weight "
+                "and its input"
+            )
+        module.act_quantizer.check_calibrated()
+        module.weight_quantizer.check_calibrated()
+    return graph, modules

@@ -1,0 +1,253 @@
+"""The integer network in NumPy int64: slow, readable, and the ground truth of every other way to run it.
+
+The semantics are those of docs/integer_semantics.md. Nothing here is shared with the simulation or an exporter but the
+captured graph and the reading of scales: a slip in one place must show as a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from mixbit.errors import MixbitError
+from mixbit.export.grid import Grid, captured, layer_grid, tensor_grids
+from mixbit.network import Node, input_of
+
+Codes = npt.NDArray[np.int64]
+Reals = npt.NDArray[np.float32]
+
+_INT32 = 2**31 - 1
+
+
+def requantized(values: Codes, multiplier: Any, grid: Grid) -> Codes:
+    """clamp(rne(fp32(values) * multiplier) + zero_point); fp32 arithmetic as ONNX Runtime has it."""
+    scaled = np.rint(values.astype(np.float32) * np.asarray(multiplier, np.float32))
+    return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
+
+
+class IntegerReference:
+    """Runs the integer network of a prepared and calibrated model.
+
+    Attributes:
+        nodes: The operations in order.
+        grids: Grid of every value by name.
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        graph, modules = captured(model, example)
+        self.nodes = graph.nodes
+        self.outputs = graph.outputs
+        self._readers: dict[str, list[Node]] = {
+            node.name: [n for n in graph.nodes if node.name in n.inputs] for node in graph.nodes
+        }
+        self._acts = {n.name: modules[str(n.module)].act_quantizer for n in graph.nodes if n.module is not None}
+        own = tensor_grids(model)
+        wish = self._wishes()
+        self.grids: dict[str, Grid] = {}
+        for node in graph.nodes:
+            self.grids[node.name] = self._grid(node, wish, own)
+        self._weights: dict[str, Codes] = {}
+        self._bias: dict[str, Codes] = {}
+        self._multiplier: dict[str, Reals] = {}
+        for node in graph.nodes:
+            if node.module is not None:
+                self._take_layer(node, modules[node.module])
+
+    # -------------------------------------------------------------------------------------------------------- planning
+
+    def _wishes(self) -> dict[str, Any]:
+        """For each value the act quantizer that all its readers agree on, or None; from the end to the beginning."""
+        wish: dict[str, Any] = {}
+        for node in reversed(self.nodes):
+            asked = []
+            for reader in self._readers[node.name]:
+                if reader.op in ("conv2d", "linear"):
+                    asked.append(self._acts[reader.name])
+                elif reader.op in ("add", "cat", "avg_pool2d"):
+                    asked.append(None)
+                else:
+                    asked.append(wish[reader.name])
+            agree = bool(asked) and node.name not in self.outputs and all(a is asked[0] for a in asked)
+            wish[node.name] = asked[0] if agree else None
+        return wish
+
+    def _grid(self, node: Node, wish: dict[str, Any], own: dict[str, Grid]) -> Grid:
+        if wish[node.name] is not None:
+            return layer_grid(wish[node.name])
+        readers = self._readers[node.name]
+        if node.name not in self.outputs and len(readers) == 1 and readers[0].op.startswith("relu"):
+            # The activation is fused: what it makes decides.
+            return self._grid(readers[0], wish, own)
+        if node.op in ("max_pool2d", "reshape", "slice", "pad", "identity"):
+            return self.grids[node.inputs[0]]
+        if node.name not in own:
+            raise MixbitError(
+                f"tensor {node.name!r} has no range; call mixbit.calibrate_(model, batches, example=example) again"
+            )
+        return own[node.name]
+
+    def _take_layer(self, node: Node, module: Any) -> None:
+        """Weight codes, bias codes and multipliers of a layer."""
+        quantizer = module.weight_quantizer
+        low, high = quantizer.quant_range()
+        with torch.no_grad():
+            scale = quantizer.effective_scale().double().numpy().astype(np.float32)
+            weight = module.weight.detach().float().numpy()
+        per_channel = scale.reshape(-1, *([1] * (weight.ndim - 1)))
+        ratio = weight / per_channel
+        rounded = np.rint(ratio) if quantizer.rounding == "half_even" else np.floor(ratio + np.float32(0.5))
+        codes = np.clip(rounded, low, high).astype(np.int64)
+        act = layer_grid(self._acts[node.name])
+        product = np.broadcast_to(np.float32(act.scale) * scale, (weight.shape[0],)).astype(np.float32)
+        bias = np.zeros(weight.shape[0], np.int64)
+        if module.bias is not None:
+            bias_codes = np.rint(module.bias.detach().float().numpy() / product)
+            if np.abs(bias_codes).max() > _INT32:
+                raise MixbitError(f"layer {node.module!r}: its bias does not fit 32 bits at the scales of the layer")
+            bias = bias_codes.astype(np.int64)
+        largest = max(abs(act.low - act.zero_point), abs(act.high - act.zero_point))
+        reach = np.abs(codes).reshape(len(codes), -1).sum(1) * largest + np.abs(bias)
+        if reach.max() > _INT32:
+            raise MixbitError(f"layer {node.module!r}: its accumulator can exceed 32 bits (up to {int(reach.max())})")
+        self._weights[node.name] = codes
+        self._bias[node.name] = bias
+        self._multiplier[node.name] = (product / np.float32(self.grids[node.name].scale)).astype(np.float32)
+
+    # --------------------------------------------------------------------------------------------------------- running
+
+    def tensors(self, x: Any) -> dict[str, Codes]:
+        """Codes of every value for an input.
+
+        Args:
+            x: float32 [N, ...], a Tensor or array, or an item of `batches`.
+        """
+        array = x if isinstance(x, np.ndarray) else np.asarray(input_of(x).detach().float().cpu())
+        values: dict[str, Codes] = {}
+        for node in self.nodes:
+            grid = self.grids[node.name]
+            if node.op == "input":
+                scaled = np.rint(array.astype(np.float32) / np.float32(grid.scale))
+                values[node.name] = np.clip(scaled + np.float32(grid.zero_point), grid.low, grid.high).astype(np.int64)
+            else:
+                run: Callable[..., Codes] = getattr(self, f"_{node.op}")
+                values[node.name] = run(node, grid, *((values[name], self.grids[name]) for name in node.inputs))
+        return values
+
+    def __call__(self, x: Any) -> list[Reals]:
+        """The network's outputs, dequantized to float32."""
+        values = self.tensors(x)
+        return [self.dequantize(name, values[name]) for name in self.outputs]
+
+    def dequantize(self, name: str, codes: Codes) -> Reals:
+        """(code - zero_point) * scale in float32."""
+        grid = self.grids[name]
+        return np.asarray((codes - grid.zero_point).astype(np.float32) * np.float32(grid.scale))
+
+    @staticmethod
+    def _moved(value: tuple[Codes, Grid], grid: Grid) -> Codes:
+        """Codes on another grid."""
+        codes, old = value
+        if old == grid:
+            return codes
+        return requantized(codes - old.zero_point, np.float32(old.scale) / np.float32(grid.scale), grid)
+
+    def _layer_input(self, node: Node, value: tuple[Codes, Grid]) -> Codes:
+        act = layer_grid(self._acts[node.name])
+        return self._moved(value, act) - act.zero_point
+
+    def _conv2d(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        x = self._layer_input(node, value)
+        weight = self._weights[node.name]
+        (sh, sw), (ph, pw), (dh, dw) = (node.options[k] for k in ("stride", "padding", "dilation"))
+        groups = node.options["groups"]
+        # Zero padding adds codes of value zero; the zero point is already subtracted.
+        x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+        kh, kw = weight.shape[2:]
+        window = (dh * (kh - 1) + 1, dw * (kw - 1) + 1)
+        windows = np.lib.stride_tricks.sliding_window_view(x, window, axis=(2, 3))[:, :, ::sh, ::sw, ::dh, ::dw]
+        n, channels, h, w = windows.shape[:4]
+        outputs = weight.shape[0]
+        # float64 products and sums of these integers are exact: all partial sums stay far below 2^53, since the
+        # accumulator fits 32 bits.
+        if groups == channels == outputs:
+            acc = np.einsum("nchwij,cij->nchw", windows.astype(np.float64), weight[:, 0].astype(np.float64))
+        else:
+            columns = windows.reshape(n, groups, channels // groups, h, w, kh, kw).astype(np.float64)
+            columns = columns.transpose(1, 0, 3, 4, 2, 5, 6).reshape(groups, n * h * w, -1)
+            rows = weight.reshape(groups, outputs // groups, -1).astype(np.float64)
+            product = columns @ rows.transpose(0, 2, 1)
+            acc = product.reshape(groups, n, h, w, outputs // groups).transpose(1, 0, 4, 2, 3).reshape(n, outputs, h, w)
+        total = np.rint(acc).astype(np.int64) + self._bias[node.name].reshape(-1, 1, 1)
+        return requantized(total, self._multiplier[node.name].reshape(-1, 1, 1), grid)
+
+    def _linear(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        acc = self._layer_input(node, value) @ self._weights[node.name].T + self._bias[node.name]
+        return requantized(acc, self._multiplier[node.name], grid)
+
+    def _relu(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        return np.maximum(self._moved(value, grid), grid.zero_point)
+
+    def _relu6(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        six = int(np.rint(np.float32(6.0) / np.float32(grid.scale))) + grid.zero_point
+        return np.minimum(self._relu(node, grid, value), six)
+
+    def _add(self, node: Node, grid: Grid, a: tuple[Codes, Grid], b: tuple[Codes, Grid]) -> Codes:
+        reals = [(codes - g.zero_point).astype(np.float32) * np.float32(g.scale) for codes, g in (a, b)]
+        scaled = np.rint((reals[0] + reals[1]) / np.float32(grid.scale))
+        return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
+
+    def _cat(self, node: Node, grid: Grid, *values: tuple[Codes, Grid]) -> Codes:
+        return np.concatenate([self._moved(value, grid) for value in values], axis=1)
+
+    def _avg_pool2d(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        codes, old = value
+        x = codes - old.zero_point
+        kernel, stride = node.options["kernel"], node.options["stride"]
+        if kernel is None:
+            kernel = stride = x.shape[2:]
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))[:, :, :: stride[0], :: stride[1]]
+        count = kernel[0] * kernel[1]
+        multiplier = np.float32(old.scale) / (np.float32(count) * np.float32(grid.scale))
+        pooled = requantized(windows.sum((4, 5)), multiplier, grid)
+        return pooled if node.options.get("keepdim", True) else pooled[:, :, 0, 0]
+
+    def _max_pool2d(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        x = self._moved(value, grid)
+        o = node.options
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = (o[k] for k in ("kernel", "stride", "padding", "dilation"))
+        height, width = dh * (kh - 1) + 1, dw * (kw - 1) + 1
+        extra = [0, 0]
+        if o["ceil_mode"]:
+            for axis, (size, span, step, pad) in enumerate(((x.shape[2], height, sh, ph), (x.shape[3], width, sw, pw))):
+                count = -(-(size + 2 * pad - span) // step) + 1
+                if (count - 1) * step >= size + pad:  # a window must start inside the input or its left padding
+                    count -= 1
+                extra[axis] = max(0, (count - 1) * step + span - size - 2 * pad)
+        lowest = np.iinfo(np.int64).min
+        x = np.pad(x, ((0, 0), (0, 0), (ph, ph + extra[0]), (pw, pw + extra[1])), constant_values=lowest)
+        windows = np.lib.stride_tricks.sliding_window_view(x, (height, width), axis=(2, 3))
+        return windows[:, :, ::sh, ::sw, ::dh, ::dw].max((4, 5))
+
+    def _reshape(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        x = self._moved(value, grid)
+        return x.reshape(x.shape[0], *node.options["shape"])
+
+    def _slice(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        o = node.options
+        x = np.moveaxis(self._moved(value, grid), o["dim"], 0)[o["start"] : o["end"] : o["step"]]
+        return np.moveaxis(x, 0, o["dim"])
+
+    def _pad(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        x = self._moved(value, grid)
+        amounts = node.options["amounts"]  # pairs from the last dimension backwards
+        widths = [(0, 0)] * (x.ndim - len(amounts) // 2)
+        widths += [(amounts[i], amounts[i + 1]) for i in range(len(amounts) - 2, -1, -2)]
+        return np.pad(x, widths, constant_values=grid.zero_point)
+
+    def _identity(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        return self._moved(value, grid)
