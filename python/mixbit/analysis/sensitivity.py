@@ -29,6 +29,7 @@ from mixbit.quantizers import (
     QuantizedConv2d,
     QuantizedLinear,
     TensorStatistics,
+    apply_layer,
     calibrate_,
     first_images,
     fold_batchnorm_,
@@ -227,7 +228,7 @@ class _Run:
         self.model = model
         self.batches = batches
         self.found = found
-        self.modules = {layer.name: model.get_submodule(layer.name) for layer in found}
+        self.modules = {layer.name: _layer(model, layer.name) for layer in found}
         self.acts = acts
         self.weights = weights
         self.options = options
@@ -257,7 +258,7 @@ class _Run:
             sums = {name: arrays[name] for name in sums}
         measure = self.options["point"] == "layer_output"
 
-        def at_layer(index: int, name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
+        def at_layer(index: int, name: str, module: nn.Conv2d | nn.Linear, x: Tensor, output: Tensor) -> None:
             act_bits = torch.tensor(self.acts, dtype=torch.float32)
             signal, noise = ops.quantization_noise(x, scales[index], act_bits, signed=signed[index], narrow_range=False)
             sums["act_signal"][index] += float(signal)
@@ -297,7 +298,7 @@ class _Run:
             for i, statistics in enumerate(seen):
                 statistics.load({k: torch.from_numpy(arrays[f"{k}{i}"]) for k in statistics.state()})
 
-        def at_layer(index: int, name: str, module: nn.Module, x: Tensor, output: Tensor) -> None:
+        def at_layer(index: int, name: str, module: nn.Conv2d | nn.Linear, x: Tensor, output: Tensor) -> None:
             try:
                 seen[index].update(x)
             except MixbitError as error:
@@ -357,7 +358,7 @@ class _Run:
     def _measure(
         self,
         index: int,
-        module: nn.Module,
+        module: nn.Conv2d | nn.Linear,
         x: Tensor,
         output: Tensor,
         scales: Tensor,
@@ -381,7 +382,7 @@ class _Run:
             for k, variant in enumerate(variants):
                 if self.joint and j != k:
                     continue
-                signal, noise = ops.noise_power(_apply(module, quantized, variant), output)
+                signal, noise = ops.noise_power(apply_layer(module, quantized, variant), output)
                 sums["noise"][index, j, k] += float(noise)
         sums["signal"][index] += float(signal)
 
@@ -451,9 +452,10 @@ class _Run:
                 yield item
 
 
-def _apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer's own operation with another weight."""
-    return torch.func.functional_call(module, {"weight": weight}, (x,))
+def _layer(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+    module = model.get_submodule(name)
+    assert isinstance(module, (nn.Conv2d, nn.Linear))
+    return module
 
 
 def _switch(module: QuantizedConv2d | QuantizedLinear, on: bool) -> None:
@@ -482,8 +484,8 @@ class _watching:
     def __init__(
         self,
         found: LayerList,
-        modules: dict[str, nn.Module],
-        callback: Callable[[int, str, nn.Module, Tensor, Tensor], None],
+        modules: Mapping[str, nn.Conv2d | nn.Linear],
+        callback: Callable[[int, str, nn.Conv2d | nn.Linear, Tensor, Tensor], None],
     ) -> None:
         self.found, self.modules, self.callback = found, modules, callback
         self.handles: list[Any] = []
@@ -492,7 +494,7 @@ class _watching:
         for index, layer in enumerate(self.found):
 
             def hook(
-                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, at: int = index
+                module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor, at: int = index
             ) -> None:
                 x = args[0] if args else kwargs["input"]
                 self.callback(at, self.found[at].name, module, x, output)

@@ -2,7 +2,7 @@
 
 from mixbit.quantizers.calibrate import calibrate_, first_images
 from mixbit.quantizers.fold import fold_batchnorm_
-from mixbit.quantizers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer
+from mixbit.quantizers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer, apply_layer
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
 
@@ -13,6 +13,7 @@ __all__ = [
     "QuantizedLinear",
     "Quantizer",
     "TensorStatistics",
+    "apply_layer",
     "bypass",
     "calibrate_",
     "first_images",

@@ -183,6 +183,30 @@ class QuantizedLayer(nn.Module):
         return act, weight
 
 
+def pad_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """x padded by hand where symmetric zero padding does not do; the padding that is left to the convolution."""
+    if isinstance(conv.padding, str):
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if conv.padding == "valid":
+            totals = [0, 0]
+        (top, left), (bottom, right) = ([t // 2 for t in totals], [t - t // 2 for t in totals])
+    else:
+        top, left = (int(p) for p in conv.padding)
+        bottom, right = top, left
+    if conv.padding_mode == "zeros" and top == bottom and left == right:
+        return x, (top, left)
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
+
+
+def apply_layer(layer: nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
+    """A layer's own operation with another weight; its hooks are not called."""
+    if isinstance(layer, nn.Conv2d):
+        x, padding = pad_input(layer, x)
+        return F.conv2d(x, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+    return F.linear(x, weight, layer.bias)
+
+
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A convolution with quantized operands."""
 
@@ -190,7 +214,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         """Convolves the fake-quantized input with the fake-quantized weight; [N, C, H, W] -> [N, O, H', W']."""
         if self.bypassed:
             return nn.Conv2d.forward(self, x)
-        x, padding = self._padded(x)
+        x, padding = pad_input(self, x)
         both = self._both()
         if both is None:
             act, weight = self._operands(x)
@@ -213,21 +237,6 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
             dilation=self.dilation,  # type: ignore[arg-type]
             groups=self.groups,
         )
-
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """x padded by hand where the op's symmetric zero padding does not do; the padding that is left to the op."""
-        if isinstance(self.padding, str):
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            if self.padding == "valid":
-                totals = [0, 0]
-            (top, left), (bottom, right) = ([t // 2 for t in totals], [t - t // 2 for t in totals])
-        else:
-            top, left = (int(p) for p in self.padding)
-            bottom, right = top, left
-        if self.padding_mode == "zeros" and top == bottom and left == right:
-            return x, (top, left)
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):

@@ -1,0 +1,225 @@
+"""The `mixbit` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mixbit.errors import MixbitError, did_you_mean
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one sentence, with the nearest valid value."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with 2."""
+        if "invalid choice" in message and "(choose from" in message:
+            value = message.split("invalid choice: ")[1].split(" (choose")[0].strip("'\"")
+            options = message.split("(choose from")[1].strip(" )").replace("'", "").split(", ")
+            message += did_you_mean(value, options)
+        raise _Usage(message)
+
+
+class _Usage(Exception):
+    """Bad command-line arguments."""
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _bits(text: str) -> list[int]:
+    try:
+        return [int(b) for b in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas, e.g. 2,4,8") from error
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="mixbit", description="Bits per layer: analyze, assign, evaluate, report.")
+    parser.add_argument("--version", action="store_true", help="print versions and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+
+    def verb(name: str, text: str, data: bool = True) -> _Parser:
+        sub: _Parser = verbs.add_parser(name, help=text, description=text)
+        if data:
+            sub.add_argument("model", help="zoo:NAME, torchvision:NAME or path/to/file.py:function")
+            sub.add_argument("--weights", help="weights of the model (a file, or a name in the shipped data)")
+            sub.add_argument("--model-option", type=_option, action="append", default=[], metavar="KEY=VALUE")
+            sub.add_argument("--data", required=True, help="calibration data: zoo:NAME or path/to/file.py:function")
+            sub.add_argument("--images", type=int, help="at most so many calibration images")
+            sub.add_argument("--batch", type=int, default=64, help="images per batch")
+            sub.add_argument("--output", required=True, help="folder for the results")
+            sub.add_argument("--seed", type=int, default=0)
+            sub.add_argument("--force", action="store_true", help="replace results that exist")
+        sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
+        return sub
+
+    sub = verb("analyze", "SQNR of every layer at every width")
+    sub.add_argument("--precisions", type=_bits, default=[2, 3, 4, 5, 6, 7, 8], metavar="B,B,...")
+    sub.add_argument("--point", default="layer_output")
+    sub.add_argument("--joint", action="store_true", help="one width for both operands")
+    sub.add_argument("--ranges", default="mse")
+
+    sub = verb("assign", "bits of every layer from a sensitivity table in the output folder")
+    sub.add_argument("--method", default="greedy")
+    sub.add_argument("--mode", default="sqnr")
+    sub.add_argument("--cost", default="bops")
+    sub.add_argument("--target-sqnr-db", type=float)
+    sub.add_argument("--budget", type=float)
+    sub.add_argument("--budget-share", type=float, help="budget as a share of uniform 8/8")
+    sub.add_argument("--max-drop", type=float, help="largest loss of top-1 on --test, in percentage points")
+    sub.add_argument("--test", help="labelled data for --max-drop")
+    sub.add_argument("--first-last-min", type=int)
+    sub.add_argument("--depthwise-min", type=int)
+
+    sub = verb("evaluate", "accuracy of the float, quantized and integer network at the recipe in the output folder")
+    sub.add_argument("--test", required=True, help="labelled data: zoo:NAME or path/to/file.py:function")
+    sub.add_argument("--test-images", type=int)
+    sub.add_argument("--metric", default="top1")
+    sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
+    sub.add_argument("--no-integer", action="store_true", help="leave out the integer simulation")
+
+    sub = verb("report", "one HTML page of the results in the output folder")
+    sub.add_argument("--title")
+
+    sub = verb("run", "the whole pipeline of a config file; goes on where it was stopped", data=False)
+    sub.add_argument("config", help="YAML file with model, data, output, seed, stages")
+    sub.add_argument("--output", help="folder for the results, instead of the config's")
+    return parser
+
+
+#: Result files of each verb, for the check against overwriting.
+_RESULTS = {
+    "analyze": "sensitivity.json",
+    "assign": "recipe.json",
+    "evaluate": "evaluation.json",
+    "report": "report.html",
+}
+
+
+def _config(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline document of a single verb."""
+    given = vars(arguments)
+    verb = arguments.verb
+    from mixbit.pipeline import STAGES
+
+    options = {k: given[k] for k in STAGES[verb] if k in given and given[k] is not None}
+    if verb == "evaluate":
+        options["integer"] = not arguments.no_integer
+    test = given.get("test")
+    return {
+        "model": {
+            "source": arguments.model,
+            "weights": arguments.weights,
+            "options": dict(arguments.model_option),
+        },
+        "data": {
+            "calibration": {"source": arguments.data, "images": arguments.images, "batch": arguments.batch},
+            **({"test": {"source": test, "images": given.get("test_images")}} if test else {}),
+        },
+        "output": arguments.output,
+        "seed": arguments.seed,
+        "stages": [{verb: options}],
+    }
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from mixbit.pipeline import Config, Pipeline
+    from mixbit.recipe import Recipe
+
+    if arguments.verb == "run":
+        config = Config.load(arguments.config)
+        if arguments.output:
+            import dataclasses
+
+            config = dataclasses.replace(config, output=Path(arguments.output))
+    else:
+        config = Config.from_dict(_config(arguments))
+        result = config.output / _RESULTS[arguments.verb]
+        if result.exists() and not arguments.force:
+            raise MixbitError(f"{str(result)!r} exists; use --force to replace it, or another --output")
+        if arguments.verb == "evaluate" and arguments.recipe:
+            recipe = Recipe.load(arguments.recipe)
+            config.output.mkdir(parents=True, exist_ok=True)
+            recipe.save(config.output / "recipe.json")
+    pipeline = Pipeline(config, say=lambda text: print(f"mixbit {text}", flush=True), progress=True)
+    if arguments.verb != "run" and arguments.force:
+        (config.output / f"{arguments.verb}.manifest.json").unlink(missing_ok=True)
+    made = pipeline.run()
+    _summary(config.output)
+    print("\n".join(f"wrote {path}" for path in made))
+
+
+def _summary(folder: Path) -> None:
+    """A table of what is known so far."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mixbit.recipe import Recipe
+
+    recipe_file, evaluation_file = folder / "recipe.json", folder / "evaluation.json"
+    console = Console()
+    if recipe_file.exists():
+        recipe = Recipe.load(recipe_file)
+        table = Table("layer", "weight bits", "act bits", title="recipe")
+        for name, precision in recipe.layers.items():
+            table.add_row(name, *("float" if b is None else str(b) for b in (precision.weight, precision.act)))
+        console.print(table)
+        for unit, value in recipe.cost.items():
+            console.print(f"cost: {value:,.0f} {unit}")
+    if evaluation_file.exists():
+        evaluation = json.loads(evaluation_file.read_text())
+        table = Table("network", str(evaluation["metric"]), title=f"{evaluation['images']} images")
+        for name in ("float", "quantized", "integer"):
+            if name in evaluation:
+                table.add_row(name, f"{evaluation[name]:.2f}")
+        console.print(table)
+        predicted, measured = (evaluation[k] for k in ("predicted_sqnr_db", "measured_sqnr_db"))
+        shown = [v if isinstance(v, str) or v is None else f"{v:.1f} dB" for v in (predicted, measured)]
+        console.print(f"SQNR predicted (an estimate): {shown[0]}, measured: {shown[1]}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments; None takes those of the process.
+
+    Returns:
+        0, or 2 on bad input (one sentence on standard error).
+    """
+    arguments: argparse.Namespace | None = None
+    try:
+        arguments = _parser().parse_args(argv)
+        if arguments.version:
+            from mixbit.pipeline import versions
+
+            print(" ".join(f"{name} {version}" for name, version in versions().items()))
+            return 0
+        if arguments.verb is None:
+            _parser().print_help()
+            return 0
+        _run(arguments)
+        return 0
+    except _Usage as error:
+        print(f"mixbit: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, KeyError, OSError) as error:
+        if arguments is not None and getattr(arguments, "debug", False):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"mixbit: {' '.join(str(text).split())}", file=sys.stderr)
+        return 2

@@ -1,0 +1,438 @@
+"""The stages of `mixbit run`: each reads and writes plain files, leaves a manifest, and can be stopped at any time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+import mixbit
+from mixbit import report as reports
+from mixbit.analysis import network_sqnr
+from mixbit.assignment import METHODS, MODES
+from mixbit.errors import MixbitError, check_choice, did_you_mean
+from mixbit.export import IntegerSimulation, simulation
+from mixbit.files import PathLike, write_text
+from mixbit.network import batch_size
+from mixbit.quantizers import first_images
+from mixbit.recipe import Recipe
+from mixbit.sources import fingerprint, load_data, load_model
+from mixbit.tables import CostTable, SensitivityTable
+
+COSTS: dict[str, Callable[..., CostTable]] = {
+    "ops": mixbit.costs.ops,
+    "bops": mixbit.costs.bops,
+    "weight_memory": mixbit.costs.weight_memory,
+    "activation_memory": mixbit.costs.activation_memory,
+}
+
+#: Options of each stage with their defaults: what a config may say.
+STAGES: dict[str, dict[str, Any]] = {
+    "analyze": {
+        "precisions": [2, 3, 4, 5, 6, 7, 8],
+        "point": "layer_output",
+        "joint": False,
+        "ranges": "mse",
+        "granularity": "per_channel",
+    },
+    "assign": {
+        "method": "greedy",
+        "mode": "sqnr",
+        "cost": "bops",
+        "target_sqnr_db": None,
+        "budget": None,
+        "budget_share": None,
+        "max_drop": None,
+        "first_last_min": None,
+        "depthwise_min": None,
+    },
+    "evaluate": {"metric": "top1", "method": "mse", "integer": True},
+    "report": {"title": None},
+}
+
+Say = Callable[[str], None]
+
+
+def _known(where: str, values: Any, allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """The allowed keys with their defaults, overridden by `values`."""
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise MixbitError(f"{where} is {values!r}; expected keys and values")
+    for key in values:
+        if key not in allowed:
+            raise MixbitError(
+                f"{where}: unknown key {key!r}; expected some of {list(allowed)}{did_you_mean(str(key), allowed)}"
+            )
+    return {**allowed, **values}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A pipeline: model, data, folder, seed, and the stages in order with their options."""
+
+    model: dict[str, Any]
+    calibration: dict[str, Any]
+    test: dict[str, Any] | None
+    output: Path
+    seed: int
+    stages: tuple[tuple[str, dict[str, Any]], ...]
+
+    @classmethod
+    def from_dict(cls, document: Any) -> Config:
+        """Checks a config document.
+
+        Raises:
+            MixbitError: A key is unknown or missing, or a stage does not exist.
+        """
+        top = _known("config", document, {"model": None, "data": None, "output": None, "seed": 0, "stages": None})
+        for key in ("model", "data", "output", "stages"):
+            if top[key] is None:
+                raise MixbitError(f"config: {key!r} is missing")
+        source = {"source": top["model"]} if isinstance(top["model"], str) else top["model"]
+        model = _known("config: model", source, {"source": None, "weights": None, "options": {}})
+        data = _known("config: data", top["data"], {"calibration": None, "test": None})
+        if data["calibration"] is None:
+            raise MixbitError("config: data: 'calibration' is missing")
+
+        def data_source(name: str) -> dict[str, Any] | None:
+            value = data[name]
+            if value is None:
+                return None
+            value = {"source": value} if isinstance(value, str) else value
+            return _known(f"config: data: {name}", value, {"source": None, "images": None, "batch": 64})
+
+        if not isinstance(top["seed"], int) or isinstance(top["seed"], bool):
+            raise MixbitError(f"config: seed={top['seed']!r}; expected a whole number")
+        if not isinstance(top["stages"], list) or not top["stages"]:
+            raise MixbitError("config: stages: expected a list of verbs")
+        stages: list[tuple[str, dict[str, Any]]] = []
+        for entry in top["stages"]:
+            verb, options = (entry, {}) if isinstance(entry, str) else next(iter(_single(entry).items()))
+            if verb not in STAGES:
+                raise MixbitError(
+                    f"config: stages: unknown stage {verb!r}; expected some of {list(STAGES)}"
+                    f"{did_you_mean(verb, STAGES)}"
+                )
+            if verb in [v for v, _ in stages]:
+                raise MixbitError(f"config: stages: {verb!r} appears twice")
+            stages.append((verb, _known(f"config: stages: {verb}", options, STAGES[verb])))
+        calibration = data_source("calibration")
+        assert calibration is not None
+        return cls(model, calibration, data_source("test"), Path(top["output"]), top["seed"], tuple(stages))
+
+    @classmethod
+    def load(cls, path: PathLike) -> Config:
+        """Reads a YAML (or JSON) config."""
+        try:
+            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MixbitError(f"cannot read the config {str(path)!r}: {error}") from error
+        except yaml.YAMLError as error:
+            raise MixbitError(f"{str(path)!r} is no YAML document: {' '.join(str(error).split())}") from error
+        return cls.from_dict(document)
+
+
+def _single(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise MixbitError(f"config: stages: {entry!r}; expected a verb, or one verb with its options")
+    return {str(k): v for k, v in entry.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide results."""
+    return {"mixbit": mixbit.__version__, "torch": torch.__version__}
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+class Pipeline:
+    """Runs the stages of a config, skipping those whose manifest says that nothing changed."""
+
+    def __init__(self, config: Config, say: Say = lambda text: None, progress: Any = None) -> None:
+        self.config = config
+        self.folder = config.output
+        self.say = say
+        self.progress = progress
+        torch.manual_seed(config.seed)
+        m = config.model
+        self.model: nn.Module = load_model(m["source"], m["weights"], m["options"])
+        c = config.calibration
+        self.calibration = load_data(c["source"], c["images"], c["batch"])
+        if not self.calibration:
+            raise MixbitError(f"data: {c['source']!r} holds no batches; expected at least one")
+        self.test: list[Any] | None = None
+        if config.test is not None:
+            self.test = load_data(config.test["source"], config.test["images"], config.test["batch"])
+        self.example = first_images(self.calibration[0])
+        self.content = _digest(
+            fingerprint(self.model),
+            fingerprint(self.calibration),
+            None if self.test is None else fingerprint(self.test),
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MixbitError(f"output={str(self.folder)!r} cannot be made: {error.strerror or error}") from error
+
+    def run(self) -> list[Path]:
+        """Runs all stages; returns the files written or kept."""
+        made: list[Path] = []
+        for verb, options in self.config.stages:
+            stage: Callable[[dict[str, Any]], list[str]] = getattr(self, verb)
+            made += self._stage(verb, options, stage)
+        return made
+
+    def _stage(self, verb: str, options: dict[str, Any], stage: Callable[[dict[str, Any]], list[str]]) -> list[Path]:
+        manifest = self.folder / f"{verb}.manifest.json"
+        earlier = [v for v, _ in self.config.stages[: [v for v, _ in self.config.stages].index(verb)]]
+        inputs = {v: self._outputs(v) for v in earlier}
+        key = _digest(verb, options, self.config.seed, self.content, inputs, versions())
+        kept = self._manifest(manifest)
+        if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
+            self.say(f"{verb}: done before, kept")
+            return [self.folder / name for name in kept["outputs"]]
+        self.say(f"{verb}: {json.dumps({k: v for k, v in options.items() if v is not None})}")
+        start = time.perf_counter()
+        names = stage(options)
+        document = {
+            "verb": verb,
+            "key": key,
+            "options": options,
+            "seed": self.config.seed,
+            "versions": versions(),
+            "inputs": {"model_and_data": self.content, **inputs},
+            "outputs": {name: _file_digest(self.folder / name) for name in names},
+        }
+        write_text(manifest, json.dumps(document, indent=2) + "\n")
+        self._timing(verb, time.perf_counter() - start)
+        return [self.folder / name for name in names]
+
+    @staticmethod
+    def _manifest(path: Path) -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        try:
+            document = json.loads(path.read_text())
+            return document if {"key", "outputs"} <= set(document) else None
+        except (ValueError, TypeError):
+            return None
+
+    def _outputs(self, verb: str) -> dict[str, str] | None:
+        """Names and digests of a finished stage's files as they are now."""
+        document = self._manifest(self.folder / f"{verb}.manifest.json")
+        if document is None:
+            return None
+        paths = {name: self.folder / name for name in document["outputs"]}
+        return {name: _file_digest(path) if path.exists() else "missing" for name, path in paths.items()}
+
+    def _timing(self, verb: str, seconds: float) -> None:
+        """Wall-clock figures live in a file of their own: all others are the same bytes in every run."""
+        path = self.folder / "timings.json"
+        try:
+            timings = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError:
+            timings = {}
+        timings[verb] = round(seconds, 3)
+        write_text(path, json.dumps(timings, indent=2) + "\n")
+
+    def _read(self, name: str, verb: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise MixbitError(f"{str(path)!r} is missing; run the stage {verb!r} first")
+        return path
+
+    # ---------------------------------------------------------------------------------------------------------- stages
+
+    def analyze(self, options: dict[str, Any]) -> list[str]:
+        """sensitivity.json and .csv."""
+        table = mixbit.analyze(
+            self.model,
+            self.calibration,
+            options["precisions"],
+            options["point"],
+            options["joint"],
+            ranges=options["ranges"],
+            granularity=options["granularity"],
+            checkpoint=self.folder / ".analyze.partial",
+            progress=self.progress,
+        )
+        table.save(self.folder / "sensitivity.json")
+        table.to_csv(self.folder / "sensitivity.csv")
+        return ["sensitivity.json", "sensitivity.csv"]
+
+    def assign(self, options: dict[str, Any]) -> list[str]:
+        """recipe.json, assignment.json and the cost table."""
+        table = SensitivityTable.load(self._read("sensitivity.json", "analyze"))
+        check_choice("method", options["method"], METHODS)
+        check_choice("mode", options["mode"], MODES)
+        costs = COSTS[check_choice("cost", options["cost"], COSTS)](self.model, self.example)
+        recipe = self._assigned(table, costs, options)
+        recipe.save(self.folder / "recipe.json")
+        costs.save(self.folder / "costs.json")
+        write_text(self.folder / "assignment.json", json.dumps(_plain(recipe.report), indent=2) + "\n")
+        return ["recipe.json", "costs.json", "assignment.json"]
+
+    def _assigned(self, table: SensitivityTable, costs: CostTable, options: dict[str, Any]) -> Recipe:
+        asked = [k for k in ("target_sqnr_db", "budget", "budget_share", "max_drop") if options[k] is not None]
+        if len(asked) != 1:
+            raise MixbitError(
+                f"assign: {' and '.join(asked) or 'nothing'} given; expected one of target_sqnr_db, budget, "
+                "budget_share (of uniform 8/8) or max_drop (of the metric on the test data)"
+            )
+        found = mixbit.layers(self.model, self.example)
+        arguments: dict[str, Any] = {
+            "method": options["method"],
+            "mode": options["mode"],
+            "first_last_min": options["first_last_min"],
+            "depthwise_min": options["depthwise_min"],
+            "depthwise": [layer.name for layer in found if layer.depthwise],
+        }
+        if options["target_sqnr_db"] is not None:
+            arguments["target_sqnr_db"] = float(options["target_sqnr_db"])
+        elif options["max_drop"] is not None:
+            test = self._test("max_drop")
+            arguments |= {
+                "metric": lambda recipe: mixbit.evaluate(self._quantized(recipe, "mse", False), test),
+                "reference": mixbit.evaluate(self.model, test),
+                "max_drop": float(options["max_drop"]),
+            }
+        elif options["budget"] is not None:
+            arguments["budget"] = float(options["budget"])
+        else:
+            arguments["budget"] = float(options["budget_share"]) * costs.uniform(8, 8)
+        return mixbit.assign(table, costs, **arguments)
+
+    def _test(self, what: str) -> list[Any]:
+        if not self.test:
+            raise MixbitError(f"{what} needs labelled data: config: data: 'test' is missing")
+        return self.test
+
+    def _quantized(self, recipe: Recipe, method: str, integer: bool) -> nn.Module:
+        model = mixbit.fold_batchnorm_(copy.deepcopy(self.model), self.example)
+        mixbit.prepare_(model, recipe, self.example)
+        return mixbit.calibrate_(model, self.calibration, method, example=self.example if integer else None)
+
+    def evaluate(self, options: dict[str, Any]) -> list[str]:
+        """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR."""
+        test = self._test("evaluate")
+        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        partial = self.folder / ".evaluate.partial"
+        key = _digest(options, recipe.to_dict(), self.content)
+        state = self._manifest_of(partial, key)
+        networks: dict[str, nn.Module | None] = {"float": None, "quantized": None}
+        if options["integer"]:
+            networks["integer"] = None
+        quantized: nn.Module | None = None
+        for name in networks:
+            done = state["done"].get(name, 0)
+            if done == len(test):
+                continue
+            model = self.model
+            if name != "float":
+                if quantized is None:
+                    quantized = self._quantized(recipe, options["method"], bool(options["integer"]))
+                model = quantized if name == "quantized" else _IntegerNetwork(simulation(quantized, self.example))
+            for index in range(done, len(test)):
+                images = batch_size(test[index])
+                score = mixbit.evaluate(model, [test[index]], options["metric"])
+                state["score"][name] = state["score"].get(name, 0.0) + score * images
+                state["done"][name] = index + 1
+                write_text(partial, json.dumps(state))
+                if callable(self.progress):
+                    self.progress(index + 1, len(test), f"evaluate {name}")
+        images = sum(batch_size(item) for item in test)
+        measured = network_sqnr(self.model, recipe, self.calibration, method=options["method"])
+        document = {
+            "metric": options["metric"],
+            "images": images,
+            **{name: round(state["score"][name] / images, 6) for name in networks},
+            "predicted_sqnr_db": recipe.sqnr_db,
+            "measured_sqnr_db": _plain(measured),
+        }
+        write_text(self.folder / "evaluation.json", json.dumps(document, indent=2) + "\n")
+        partial.unlink(missing_ok=True)
+        return ["evaluation.json"]
+
+    @staticmethod
+    def _manifest_of(path: Path, key: str) -> dict[str, Any]:
+        try:
+            state = json.loads(path.read_text())
+            if state["key"] == key:
+                return dict(state)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return {"key": key, "done": {}, "score": {}}
+
+    def report(self, options: dict[str, Any]) -> list[str]:
+        """report.html."""
+        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        evaluation = self.folder / "evaluation.json"
+        found = mixbit.layers(self.model, self.example)
+        html = reports.render(
+            title=options["title"] or self.config.model["source"],
+            layers=[dataclasses.asdict(layer) for layer in found],
+            float_modules=[module._asdict() for module in found.float_modules],
+            table=SensitivityTable.load(self._read("sensitivity.json", "analyze")),
+            costs={name: make(self.model, self.example) for name, make in COSTS.items()},
+            recipe=recipe,
+            evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
+            assignment=json.loads(self._read("assignment.json", "assign").read_text()),
+            options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
+        )
+        write_text(self.folder / "report.html", html)
+        return ["report.html"]
+
+
+class _IntegerNetwork(nn.Module):
+    """The integer simulation as a module, for `evaluate`."""
+
+    def __init__(self, network: IntegerSimulation) -> None:
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        """The network's first output."""
+        return self.network(x)[0]
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON has: infinities as strings."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def run(config: Config, say: Say = lambda text: None, progress: Any = None) -> list[Path]:
+    """Runs a pipeline; a run that was stopped goes on where it was.
+
+    Args:
+        config: See `Config`.
+        say: Called with one line per stage.
+        progress: As in `analyze`.
+
+    Returns:
+        The files of all stages.
+    """
+    return Pipeline(config, say, progress).run()

@@ -1,0 +1,161 @@
+"""Models and data by name: what the command line and the pipeline accept."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixbit import zoo
+from mixbit.errors import MixbitError, did_you_mean
+
+ZOO_MODELS: dict[str, Callable[..., Any]] = {
+    "cifar_resnet": zoo.cifar_resnet,
+    "mobilenet_v2": zoo.mobilenet_v2,
+    "squeezenet1_1": zoo.squeezenet1_1,
+}
+ZOO_DATA = ("cifar10-train", "cifar10-test", "imagenet_compat", "imagenet_compat-squeezenet1_1")
+
+
+def load_model(source: str, weights: str | None = None, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """A model in eval mode.
+
+    Args:
+        source: `zoo:NAME`, `torchvision:NAME`, or `path/to/file.py:function`.
+        weights: Path of the weights; a name without a folder is looked for in the shipped data too. torchvision models
+            take a name of torchvision's own weights.
+        options: Keyword arguments of the builder.
+
+    Raises:
+        MixbitError: The source, its options or the weights do not fit.
+    """
+    given = dict(options or {})
+    kind, _, name = source.partition(":")
+    if kind == "zoo":
+        build = _named("model", name, ZOO_MODELS)
+        if weights is not None:
+            given["weights"] = _weights_path(weights)
+    elif kind == "torchvision":
+        from torchvision import models
+
+        build = _named("model", name, {n: models.get_model_builder(n) for n in models.list_models()})
+        given["weights"] = weights
+    else:
+        build = _function("model", source)
+        if weights is not None:
+            given["weights"] = weights
+    _check_options(f"options of {source}", build, given)
+    model = build(**given)
+    if not isinstance(model, nn.Module):
+        raise MixbitError(f"model={source!r} returned a {type(model).__name__}; expected a torch.nn.Module")
+    return model.eval()
+
+
+def load_data(source: str, images: int | None = None, batch: int = 64) -> list[Any]:
+    """Batches of data; labelled ones are (images, labels).
+
+    Args:
+        source: `zoo:NAME` or `path/to/file.py:function` (called without arguments, returns batches).
+        images: At most so many images of a zoo pack.
+        batch: Images per batch of a zoo pack.
+
+    Raises:
+        MixbitError: The source is unknown or the numbers are not positive.
+    """
+    for argument, value in (("images", images), ("batch", batch)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise MixbitError(f"{argument}={value!r}: expected a whole number of at least 1")
+    kind, _, name = source.partition(":")
+    if kind != "zoo":
+        found = _function("data", source)()
+        return list(found)
+    _named("data", name, dict.fromkeys(ZOO_DATA))
+    if name.startswith("cifar10"):
+        x, y = zoo.cifar10(name.removeprefix("cifar10-"), images)
+    else:
+        x, y = zoo.imagenet_compat(images, name.removeprefix("imagenet_compat").lstrip("-") or "mobilenet_v2")
+    return list(zip(x.split(batch), y.split(batch), strict=True))
+
+
+def fingerprint(value: nn.Module | list[Any]) -> str:
+    """A hash of a model's weights or of batches: names the content, whatever made it."""
+    import hashlib
+
+    digest = hashlib.sha256()
+
+    def add(item: Any) -> None:
+        if isinstance(item, Tensor):
+            digest.update(f"{item.dtype}{tuple(item.shape)}".encode())
+            digest.update(item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(item, Mapping):
+            for key in item:
+                digest.update(str(key).encode())
+                add(item[key])
+        elif isinstance(item, (tuple, list)):
+            for entry in item:
+                add(entry)
+        else:
+            digest.update(repr(item).encode())
+
+    add(dict(value.state_dict()) if isinstance(value, nn.Module) else value)
+    return digest.hexdigest()[:16]
+
+
+def _named(argument: str, name: str, options: Mapping[str, Any]) -> Any:
+    if name not in options:
+        shown = ", ".join(list(options)[:12])
+        raise MixbitError(f"{argument}: no {name!r} among {shown}{did_you_mean(name, options)}")
+    return options[name]
+
+
+def _weights_path(weights: str) -> Path:
+    path = Path(weights)
+    if path.exists():
+        return path
+    if path.name == weights:
+        folder = zoo.data_dir() / "weights"
+        if (folder / weights).exists():
+            return folder / weights
+        raise MixbitError(
+            f"weights={weights!r}: neither a file here nor in {str(folder)!r}"
+            f"{did_you_mean(weights, [p.name for p in folder.glob('*.npz')])}"
+        )
+    raise MixbitError(f"weights={weights!r}: no such file")
+
+
+def _function(argument: str, source: str) -> Callable[..., Any]:
+    path, _, name = source.rpartition(":")
+    if not path or not name:
+        raise MixbitError(f"{argument}={source!r}: expected zoo:NAME, torchvision:NAME or path/to/file.py:function")
+    if not Path(path).is_file():
+        raise MixbitError(f"{argument}={source!r}: no file {path!r}; expected zoo:NAME or path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(f"mixbit_user_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise MixbitError(f"{argument}={source!r}: {path!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise MixbitError(f"{argument}={source!r}: {path!r} fails with {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, name, None)):
+        functions = [n for n in dir(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        raise MixbitError(f"{argument}={source!r}: {path!r} has no function {name!r}{did_you_mean(name, functions)}")
+    found: Callable[..., Any] = getattr(module, name)
+    return found
+
+
+def _check_options(where: str, build: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(build).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in given:
+        if name not in parameters:
+            raise MixbitError(
+                f"{where}: unknown option {name!r}; expected some of {sorted(parameters)}"
+                f"{did_you_mean(name, parameters)}"
+            )
