@@ -53,8 +53,7 @@ SixTensors finish_backward(at::Tensor grad_x, at::Tensor grad_weight, at::Tensor
                            const at::Tensor& x_bits, const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x,
                            bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size,
                            const std::array<bool, 6>& mask) {
-  const at::Tensor none = at::empty({0}, x.options());
-  at::Tensor dx = none, dx_scale = none, dx_zero_point = none, dweight = none, dw_scale = none;
+  at::Tensor dx, dx_scale, dx_zero_point, dweight, dw_scale;
   if (mask[0] || mask[3] || mask[4]) {
     std::tie(dx, dx_scale, dx_zero_point) =
         call_fake_quantize_backward(grad_x, x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt, rounding,
@@ -67,7 +66,16 @@ SixTensors finish_backward(at::Tensor grad_x, at::Tensor grad_weight, at::Tensor
         grad_weight, weight, w_scale, at::zeros({1}, w_scale.options()), w_bits, true, w_narrow_range,
         weight_axis(w_scale, w_bits), rounding, group_size, {mask[1], mask[5], false});
   }
-  return {dx, dweight, mask[2] ? grad_bias : none, dx_scale, dx_zero_point, dw_scale};
+  // Outputs of an op must be defined and must not share memory.
+  const auto or_empty = [](const at::Tensor& gradient, bool wanted, const at::Tensor& like) {
+    return wanted ? gradient : at::empty({0}, like.options());
+  };
+  return {or_empty(dx, mask[0], x),
+          or_empty(dweight, mask[1], x),
+          or_empty(grad_bias, mask[2], x),
+          or_empty(dx_scale, mask[3], x_scale),
+          or_empty(dx_zero_point, mask[4], x_scale),
+          or_empty(dw_scale, mask[5], w_scale)};
 }
 
 SixTensors conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,

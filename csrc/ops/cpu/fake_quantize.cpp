@@ -125,9 +125,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
   if (output_mask[0] && !target.is_same(dx)) {
     dx.copy_(target);
   }
-  const at::Tensor no_parameter = at::empty({0}, scale.options());
-  return {dx, output_mask[1] ? reduce_channels(scale_partials, per_channel, channels, scale) : no_parameter,
-          output_mask[2] ? reduce_channels(zero_point_partials, per_channel, channels, zero_point) : no_parameter};
+  // Outputs of an op must not share memory: each gradient that was not asked for is an empty tensor of its own.
+  const auto parameter_gradient = [&](bool wanted, const std::vector<double>& partials, const at::Tensor& parameter) {
+    return wanted ? reduce_channels(partials, per_channel, channels, parameter) : at::empty({0}, scale.options());
+  };
+  return {dx, parameter_gradient(output_mask[1], scale_partials, scale),
+          parameter_gradient(output_mask[2], zero_point_partials, zero_point)};
 }
 
 }  // namespace

@@ -1,0 +1,226 @@
+"""fake_quantize: forward bitwise against its twin, gradients against the written-out ones, layouts, dtypes, errors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.library import opcheck
+
+from mixbit import ops
+from mixbit.ops import _reference as twin
+
+GRIDS = [
+    {"signed": s, "narrow_range": n, "rounding": r}
+    for s, n, r in itertools.product([True, False], [True, False], ["half_even", "half_up"])
+]
+SPECIAL = [0.0, -0.0, 0.25, 0.75, -0.25, -1.25, 1e30, -1e30, math.inf, -math.inf, math.nan, 1e-42]
+
+
+def tensors(shape: tuple[int, ...], axis: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(shape) * 2
+    channels = 1 if axis is None else shape[axis]
+    return x, torch.rand(channels) * 0.4 + 0.1, torch.randint(-3, 4, (channels,)).float()
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal, NaN equal to NaN."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize(("shape", "axis"), [((37,), None), ((4, 5, 33), 0), ((3, 5, 7, 2), 1), ((6, 5), -1)])
+def test_forward_equals_the_twin_bit_by_bit(grid: dict, bits: int, shape: tuple[int, ...], axis: int | None) -> None:
+    x, scale, zero_point = tensors(shape, axis)
+    x.view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL)
+    bit_width = torch.tensor([float(bits)])
+    y = ops.fake_quantize(x, scale, zero_point, bit_width, axis=axis, **grid)
+    expected = twin.fake_quantize(x, scale, zero_point, bit_width, axis=axis, **grid)
+    assert same(y, expected)
+    assert y.isnan().equal(x.isnan())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_compute_in_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(1000).to(dtype)
+    y = ops.fake_quantize(x, torch.tensor([0.1]), 0, 6)
+    assert same(y, twin.fake_quantize(x.float(), torch.tensor([0.1]), torch.zeros(1), torch.tensor([6.0])).to(dtype))
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    return {
+        "contiguous": x,
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "transposed": x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+        "strided": torch.randn(4, 6, 8, 14)[:, :, ::2, ::2].copy_(x),
+        "expanded": x[:1].expand(4, 6, 4, 7),
+    }
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "strided", "expanded"])
+def test_any_layout_gives_the_same_values_and_gradients(layout: str, axis: int | None) -> None:
+    x = layouts(torch.randn(4, 6, 4, 7))[layout].detach()
+    _, scale, zero_point = tensors(tuple(x.shape), axis)
+    grad = torch.randn_like(x)
+    results = []
+    for value in (x, x.contiguous()):
+        leaf, s = value.clone(memory_format=torch.preserve_format).requires_grad_(), scale.clone().requires_grad_()
+        y = ops.fake_quantize(leaf, s, zero_point, 4, axis=axis)
+        y.backward(grad)
+        results.append((y.detach(), leaf.grad, s.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_gradients_are_those_written_out(grid: dict, axis: int | None) -> None:
+    x, scale, zero_point = tensors((3, 4, 50), axis)
+    # Some values on and next to the ends of the grid.
+    x.view(-1)[:6] = torch.tensor([0.0, 0.7, -0.8, 3.5, -4.0, 100.0])
+    leaves = [t.clone().requires_grad_() for t in (x, scale, zero_point)]
+    bit_width = torch.tensor([4.0])
+    grad = torch.randn_like(x)
+    ops.fake_quantize(*leaves, bit_width, axis=axis, **grid).backward(grad)
+
+    s, z = (twin.along(t, x, axis).double() for t in (scale, zero_point))
+    low, high = (float(r) for r in twin.quant_range(bit_width, grid["signed"], grid["narrow_range"]))
+    ratio = (x / s.float()).double()
+    v = ratio + z
+    code = (torch.round(ratio) if grid["rounding"] == "half_even" else torch.floor(ratio + 0.5)) + z
+    q = code.clamp(low, high)
+    inside = (v >= low) & (v <= high)
+    dx = torch.where(inside, grad, 0.0)
+    dscale = grad * torch.where(inside, q - v, q - z)
+    dzero = torch.where(inside, 0.0, -grad * s)
+    dims = [0, 1, 2] if axis is None else [0, 2]
+    assert torch.equal(leaves[0].grad, dx)
+    torch.testing.assert_close(leaves[1].grad.double(), dscale.sum(dims).reshape(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(leaves[2].grad.double(), dzero.sum(dims).reshape(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_one_scale_broadcasts_against_channels() -> None:
+    x, _, _ = tensors((4, 5), 0)
+    scale = torch.tensor([0.2], requires_grad=True)
+    bits = torch.tensor([2.0, 3.0, 4.0, 8.0])
+    y = ops.fake_quantize(x, scale, 0, bits, axis=0)
+    for row, b in enumerate(bits):
+        assert torch.equal(y[row], ops.fake_quantize(x[row], scale, 0, float(b)))
+    y.sum().backward()
+    assert scale.grad.shape == (1,)
+
+
+def test_reductions_have_the_same_bits_for_any_number_of_threads() -> None:
+    x, grad = torch.randn(100_003), torch.randn(100_003)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        scale = torch.tensor([0.1], requires_grad=True)
+        ops.fake_quantize(x, scale, 0, 4).backward(grad)
+        noise = ops.quantization_noise(x, torch.tensor([0.1]), torch.tensor([4.0]), signed=True, narrow_range=False)[1]
+        histogram = ops.observe(x, bins=64)[4]
+        found.append((scale.grad.clone(), noise, histogram))
+    torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=40),
+    st.floats(2.0**-6, 4.0, width=32),
+    st.integers(2, 8),
+    st.booleans(),
+)
+def test_properties(values: list[float], scale: float, bits: int, signed: bool) -> None:
+    x, s = torch.tensor(values), torch.tensor([scale])
+    y = ops.fake_quantize(x, s, 0, bits, signed=signed)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    assert torch.equal(ops.fake_quantize(y, s, 0, bits, signed=signed), y)  # idempotent
+    codes = y / s
+    assert ((codes - codes.round()).abs() < 1e-4).all()  # on the grid, up to the rounding of y / s
+    assert codes.round().min() >= low
+    assert codes.round().max() <= high
+    inside = (x / s >= low) & (x / s <= high)
+    assert ((y - x).abs()[inside] <= scale / 2 * (1 + 1e-5)).all()
+    order = x.argsort()
+    assert (y[order].diff() >= 0).all()  # monotone
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 2), ()])
+def test_empty_and_scalar_tensors(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).requires_grad_()
+    scale = torch.tensor([0.5], requires_grad=True)
+    y = ops.fake_quantize(x, scale, 0, 4)
+    assert y.shape == shape
+    y.sum().backward()
+    assert x.grad.shape == shape
+    assert scale.grad.shape == (1,)
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_opcheck(requires_grad: bool, layout: str, axis: int | None) -> None:
+    x = layouts(torch.randn(4, 6, 4, 7))[layout].detach().requires_grad_(requires_grad)
+    channels = 1 if axis is None else 6
+    scale = torch.full((channels,), 0.3).requires_grad_(requires_grad)
+    zero = torch.zeros(1).requires_grad_(requires_grad)
+    keywords = {"signed": True, "narrow_range": True, "axis": axis}
+    opcheck(torch.ops.mixbit.fake_quantize.default, (x, scale, zero, torch.tensor([4.0])), keywords)
+
+
+def test_opcheck_of_the_backward() -> None:
+    arguments = (torch.randn(3, 4), torch.randn(3, 4), torch.rand(3) + 0.1, torch.zeros(3), torch.tensor([4.0]))
+    keywords = {"signed": True, "narrow_range": False, "axis": 0, "rounding": 0, "group_size": None}
+    for mask in ([True, True, True], [False, True, False], [True, False, False]):
+        opcheck(torch.ops.mixbit._fake_quantize_backward.default, arguments, {**keywords, "output_mask": mask})
+
+
+def test_double_backward_is_refused() -> None:
+    x = torch.randn(5, requires_grad=True)
+    scale = torch.tensor([0.3], requires_grad=True)
+    (dx,) = torch.autograd.grad(ops.fake_quantize(x, scale, 0, 4).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"scale": torch.tensor([0.0])}, r"scale\[0\]=0: expected a positive finite number"),
+        ({"scale": torch.tensor([-1.0])}, "expected a positive finite number"),
+        ({"scale": torch.tensor([math.nan])}, "expected a positive finite number"),
+        ({"scale": torch.tensor(0.1)}, r"scale has shape \[\]: expected \[1\]"),
+        ({"scale": torch.ones(2)}, r"scale has shape \[2\]: expected \[1\]"),
+        ({"scale": torch.ones(1, dtype=torch.float64)}, "scale has dtype Double: expected float32"),
+        ({"bit_width": 0}, r"bit_width\[0\]=0: expected a whole number from 1 to 16"),
+        ({"bit_width": 17}, "expected a whole number from 1 to 16"),
+        ({"bit_width": 3.5}, "expected a whole number"),
+        ({"bit_width": torch.ones(3) * 4}, r"bit_width has shape \[3\]"),
+        ({"bit_width": 1, "narrow_range": True}, "leaves only the level 0"),
+        ({"x": torch.ones(3, dtype=torch.int32)}, "x has dtype Int: expected float32, float16 or bfloat16"),
+        ({"axis": 2}, "axis=2 is out of range"),
+        ({"rounding": "up"}, "rounding='up' is not known"),
+        ({"group_size": 32}, "group_size=32 is reserved"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict, complaint: str) -> None:
+    arguments = {"x": torch.randn(4, 4), "scale": torch.tensor([0.1]), "zero_point": 0, "bit_width": 4, **change}
+    with pytest.raises(ValueError, match=complaint):
+        ops.fake_quantize(**arguments)
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements() -> None:
+    x = torch.empty(2**31 + 10, dtype=torch.bfloat16).fill_(0.3)
+    y = ops.fake_quantize(x, torch.tensor([0.25]), 0, 4)
+    assert float(y[-1]) == 0.25
+    assert float(y[0]) == 0.25

@@ -1,0 +1,129 @@
+"""quantized_conv2d and quantized_linear: equal to the composition of their parts, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from mixbit import ops
+from mixbit.ops import _reference as twin
+
+CONVS = [
+    {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1},
+    {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2), "groups": 2},
+    {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 6},
+]
+
+
+def operands(groups: int = 1) -> dict[str, torch.Tensor]:
+    return {
+        "x": torch.randn(2, 6, 9, 8),
+        "weight": torch.randn(6, 6 // groups, 3, 3),
+        "bias": torch.randn(6),
+        "x_scale": torch.tensor([0.2]),
+        "x_zero_point": torch.tensor([1.0]),
+        "x_bits": torch.tensor([4.0]),
+        "w_scale": torch.rand(6) * 0.2 + 0.1,
+        "w_bits": torch.tensor([3.0]),
+    }
+
+
+LEARNED = ("x", "weight", "bias", "x_scale", "x_zero_point", "w_scale")
+
+
+@pytest.mark.parametrize("options", CONVS, ids=str)
+@pytest.mark.parametrize("rounding", ["half_even", "half_up"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_conv2d_equals_the_composition(options: dict, rounding: str, layout: torch.memory_format) -> None:
+    given = operands(options["groups"])
+    given["x"] = given["x"].contiguous(memory_format=layout)
+    results = []
+    for function in (ops.quantized_conv2d, twin.quantized_conv2d):
+        leaves = {k: v.clone().requires_grad_() if k in LEARNED else v for k, v in given.items()}
+        y = function(**leaves, signed_x=True, rounding=rounding, **options)
+        (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+        results.append([y.detach(), *(leaves[k].grad for k in LEARNED)])
+    assert torch.equal(results[0][0], results[1][0])
+    for got, expected in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_equals_the_composition() -> None:
+    given = operands() | {"x": torch.randn(4, 5, 12), "weight": torch.randn(6, 12)}
+    results = []
+    for function in (ops.quantized_linear, twin.quantized_linear):
+        leaves = {k: v.clone().requires_grad_() if k in LEARNED else v for k, v in given.items()}
+        y = function(**leaves, signed_x=True)
+        (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+        results.append([y.detach(), *(leaves[k].grad for k in LEARNED)])
+    assert torch.equal(results[0][0], results[1][0])
+    for got, expected in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", [LEARNED, ("weight",), ("x_scale",), ("x", "bias"), ("w_scale",)])
+def test_only_the_gradients_asked_for_exist(wanted: tuple[str, ...]) -> None:
+    leaves = {k: v.requires_grad_(k in wanted) for k, v in operands().items()}
+    ops.quantized_conv2d(**leaves, signed_x=True, padding=1).sum().backward()
+    assert {k for k, v in leaves.items() if v.grad is not None} == set(wanted)
+
+
+def test_the_backward_keeps_no_quantized_copy() -> None:
+    kept = []
+    leaves = {k: v.requires_grad_(k in LEARNED) for k, v in operands().items()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        ops.quantized_conv2d(**leaves, signed_x=True, padding=1)
+    own = {t.data_ptr() for t in leaves.values()}
+    assert kept
+    assert all(t.data_ptr() in own for t in kept)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(bias: bool, requires_grad: bool, layout: torch.memory_format) -> None:
+    given = {k: v.requires_grad_(requires_grad and k in LEARNED) for k, v in operands().items()}
+    x = given.pop("x").detach().contiguous(memory_format=layout).requires_grad_(requires_grad)
+    arguments = (x, given["weight"], given["bias"] if bias else None, *list(given.values())[2:])
+    opcheck(torch.ops.mixbit.quantized_conv2d.default, arguments, {"signed_x": True, "padding": [1, 1]})
+    flat = (torch.randn(3, 6).requires_grad_(requires_grad), torch.randn(6, 6).requires_grad_(requires_grad))
+    opcheck(torch.ops.mixbit.quantized_linear.default, (*flat, *arguments[2:]), {"signed_x": True})
+
+
+def test_one_compiled_graph_covers_all_ops_and_bits_move_without_a_new_one() -> None:
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(x, conv, linear, scale, bits):
+        y = ops.fake_quantize(x, scale, 0, bits)
+        y = ops.quantized_conv2d(y, conv, None, scale, 0, bits, scale, bits, signed_x=True, padding=1)
+        return ops.quantized_linear(y.flatten(1), linear, None, scale, 0, bits, scale, bits, signed_x=True)
+
+    counted = torch.compile(step, fullgraph=True, backend=backend)
+    checked = torch.compile(step, fullgraph=True, backend="aot_eager")
+    x, conv, linear = torch.randn(2, 3, 4, 4), torch.randn(5, 3, 3, 3), torch.randn(6, 80)
+    for width in (8.0, 4.0, 2.0):
+        scale, bits = torch.tensor([width / 40]), torch.tensor([width])
+        counted(x, conv, linear, scale, bits)
+        results = []
+        for function in (step, checked):
+            leaves = [t.clone().requires_grad_() for t in (x, conv, linear, scale)]
+            y = function(*leaves, bits)
+            y.square().sum().backward()
+            results.append([y.detach(), *(t.grad for t in leaves)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert len(graphs) == 1
+
+
+def test_bad_operands_are_named() -> None:
+    given = operands()
+    with pytest.raises(ValueError, match="weight has dtype Half and x Float"):
+        ops.quantized_conv2d(**{**given, "weight": given["weight"].half()}, signed_x=True)
+    with pytest.raises(ValueError, match="weight has shape"):
+        ops.quantized_conv2d(**{**given, "weight": torch.randn(6, 6)}, signed_x=True)
+    with pytest.raises(ValueError, match=r"scale has shape \[5\]"):
+        ops.quantized_conv2d(**{**given, "w_scale": torch.ones(5)}, signed_x=True)
