@@ -30,10 +30,10 @@ def fold_batchnorm_(model: nn.Module, example: Any) -> nn.Module:
         MixbitError: The model is in training mode, or a layer to fold into is already prepared.
     """
     modules = dict(model.named_modules())
-    pairs = batchnorm_pairs(model, example)
-    for name, _ in pairs:
-        if isinstance(modules[name], QuantizedLayer):
+    for name, module in modules.items():
+        if isinstance(module, QuantizedLayer):
             raise MixbitError(f"layer {name!r} is prepared already; call fold_batchnorm_ before prepare_")
+    pairs = batchnorm_pairs(model, example)
     every = list(model.named_modules(remove_duplicate=False))
     for layer_name, norm_name in pairs:
         layer, norm = modules[layer_name], modules[norm_name]
