@@ -83,8 +83,9 @@ def _decode(where: str, values: Any) -> Array:
             raise MixbitError(f"{where} holds {value!r}; expected numbers")
         return float(value)
 
+    numbers = convert(values)
     try:
-        return np.asarray(convert(values), dtype=np.float64)
+        return np.asarray(numbers, dtype=np.float64)
     except ValueError as error:
         raise MixbitError(f"{where} is not a regular array of numbers") from error
 

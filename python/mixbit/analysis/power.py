@@ -16,7 +16,7 @@ def sqnr_db(signal: Any, noise: Any) -> Array:
     """
     signal, noise = np.broadcast_arrays(np.asarray(signal, np.float64), np.asarray(noise, np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = 10.0 * (np.log10(signal) - np.log10(noise))
+        ratio = 10.0 * np.log10(signal / noise)  # the ratio first: a common power of two cancels exactly
     return np.asarray(np.where(noise == 0.0, np.inf, np.where(signal == 0.0, -np.inf, ratio)))
 
 

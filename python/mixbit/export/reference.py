@@ -148,6 +148,11 @@ class IntegerReference:
         grid = self.grids[name]
         return np.asarray((codes - grid.zero_point).astype(np.float32) * np.float32(grid.scale))
 
+    def entering(self, node: Node, tensors: dict[str, Codes]) -> Codes:
+        """Codes of a layer's input on its own act grid, from what `tensors` returned."""
+        name = node.inputs[0]
+        return self._moved((tensors[name], self.grids[name]), layer_grid(self._acts[node.name]))
+
     @staticmethod
     def _moved(value: tuple[Codes, Grid], grid: Grid) -> Codes:
         """Codes on another grid."""
