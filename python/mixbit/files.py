@@ -13,6 +13,8 @@ from mixbit.errors import MixbitError
 
 PathLike = str | os.PathLike[str]
 
+_TEMPORARY = ".mixbit-tmp"
+
 
 def write_atomic(path: PathLike, write: Callable[[BinaryIO], None]) -> Path:
     """Calls `write` on a temporary file beside `path`, then renames it: readers see the old file or the whole new one.
@@ -22,7 +24,7 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], None]) -> Path:
     """
     target = Path(path)
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent or ".")
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent or ".")
     except OSError as error:
         raise MixbitError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
     try:
@@ -39,6 +41,12 @@ def write_atomic(path: PathLike, write: Callable[[BinaryIO], None]) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def remove_temporaries(folder: PathLike) -> None:
+    """Deletes what writers that were killed left behind; call it where one process owns the folder."""
+    for path in Path(folder).glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: PathLike, data: bytes) -> Path:

@@ -22,7 +22,7 @@ from mixbit.analysis import network_sqnr
 from mixbit.assignment import METHODS, MODES
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.export import IntegerSimulation, simulation
-from mixbit.files import PathLike, write_text
+from mixbit.files import PathLike, remove_temporaries, write_text
 from mixbit.network import batch_size
 from mixbit.quantizers import first_images
 from mixbit.recipe import Recipe
@@ -190,6 +190,7 @@ class Pipeline:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MixbitError(f"output={str(self.folder)!r} cannot be made: {error.strerror or error}") from error
+        remove_temporaries(self.folder)
 
     def run(self) -> list[Path]:
         """Runs all stages; returns the files written or kept."""
