@@ -1,0 +1,229 @@
+"""The command: what it prints and writes, and one sentence with exit code 2 on every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mixbit
+from mixbit import sources
+from mixbit.cli import main
+from mixbit.errors import MixbitError
+
+JOURNEY = Path(__file__).resolve().parents[2] / "integration" / "journey_model.py"
+MODEL = f"{JOURNEY}:network"
+DATA = ["--data", f"{JOURNEY}:calibration"]
+TEST = ["--test", f"{JOURNEY}:test"]
+
+
+def test_verb_by_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path)]
+    assert main(["analyze", MODEL, *DATA, *output, "--precisions", "2,4,8"]) == 0
+    shown = capsys.readouterr().out
+    assert "mixbit analyze" in shown
+    assert str(tmp_path / "sensitivity.json") in shown
+    assert main(["assign", MODEL, *DATA, *output, "--method", "ilp", "--budget-share", "0.5"]) == 0
+    assert "weight bits" in capsys.readouterr().out
+    assert main(["evaluate", MODEL, *DATA, *TEST, *output]) == 0
+    shown = capsys.readouterr().out
+    assert "32 images" in shown
+    assert "an estimate" in shown
+    assert main(["report", MODEL, *DATA, *output, "--title", "mine"]) == 0
+    assert "mine" in (tmp_path / "report.html").read_text()
+    for verb in ("analyze", "assign", "evaluate", "report"):
+        manifest = json.loads((tmp_path / f"{verb}.manifest.json").read_text())
+        assert {"options", "seed", "versions", "inputs", "outputs"} <= set(manifest)
+    # A verb does not replace results unasked.
+    capsys.readouterr()
+    assert main(["report", MODEL, *DATA, *output]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main(["report", MODEL, *DATA, *output, "--force"]) == 0
+
+
+def test_evaluate_takes_another_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "mine.json"
+    mixbit.Recipe.uniform(["stem", "a"], weight=8, act=8).save(recipe)
+    output = tmp_path / "out"
+    arguments = ["evaluate", MODEL, *DATA, *TEST, "--output", str(output), "--recipe", str(recipe), "--no-integer"]
+    assert main(arguments) == 0
+    evaluation = json.loads((output / "evaluation.json").read_text())
+    assert "integer" not in evaluation
+    assert evaluation["measured_sqnr_db"] > 20
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert mixbit.__version__ in capsys.readouterr().out
+    assert main([]) == 0
+    assert "analyze" in capsys.readouterr().out
+
+
+ANALYZE = ["analyze", MODEL, *DATA, "--output", "OUT"]
+BAD: list[tuple[str, list[str], list[str]]] = [
+    ("verb", ["analize"], ["analize", "did you mean", "analyze"]),
+    ("missing option", ["analyze", MODEL, "--output", "OUT"], ["--data"]),
+    ("zoo name", ["analyze", "zoo:cifar_resnett", *DATA, "--output", "OUT"], ["cifar_resnett", "cifar_resnet"]),
+    ("torchvision name", ["analyze", "torchvision:resnet19", *DATA, "--output", "OUT"], ["resnet19", "resnet18"]),
+    ("no such file", ["analyze", "missing.py:f", *DATA, "--output", "OUT"], ["missing.py"]),
+    ("no such function", ["analyze", f"{JOURNEY}:netwrok", *DATA, "--output", "OUT"], ["netwrok", "network"]),
+    ("no source", ["analyze", "resnet", *DATA, "--output", "OUT"], ["resnet", "zoo:NAME"]),
+    (
+        "weights",
+        ["analyze", "zoo:cifar_resnet", "--weights", "cifar10_resnet21_fp32.npz", *DATA, "--output", "OUT"],
+        ["cifar10_resnet21_fp32.npz", "cifar10_resnet20_fp32.npz"],
+    ),
+    (
+        "model option",
+        ["analyze", "zoo:cifar_resnet", "--model-option", "deph=20", *DATA, "--output", "OUT"],
+        ["deph", "depth"],
+    ),
+    ("model option form", [*ANALYZE, "--model-option", "depth"], ["depth", "KEY=VALUE"]),
+    (
+        "data name",
+        ["analyze", MODEL, "--data", "zoo:cifar10-tran", "--output", "OUT"],
+        ["cifar10-tran", "cifar10-train"],
+    ),
+    ("images", [*ANALYZE[:2], "--data", "zoo:cifar10-train", "--images", "0", "--output", "OUT"], ["images", "0"]),
+    ("precisions text", [*ANALYZE, "--precisions", "2;4"], ["2;4", "2,4,8"]),
+    ("precisions range", [*ANALYZE, "--precisions", "0,4"], ["precisions", "0", "16"]),
+    ("point", [*ANALYZE, "--point", "layer_outptu"], ["layer_outptu", "layer_output"]),
+    ("ranges", [*ANALYZE, "--ranges", "mes"], ["mes", "mse"]),
+    ("number", ["assign", MODEL, *DATA, "--output", "OUT", "--budget", "much"], ["--budget", "much"]),
+    ("no table yet", ["assign", MODEL, *DATA, "--output", "OUT", "--budget", "1"], ["sensitivity.json", "analyze"]),
+    ("no recipe yet", ["evaluate", MODEL, *DATA, *TEST, "--output", "OUT"], ["recipe.json", "assign"]),
+    (
+        "recipe file",
+        ["evaluate", MODEL, *DATA, *TEST, "--output", "OUT", "--recipe", "none.json"],
+        ["none.json", "No such file"],
+    ),
+    ("config file", ["run", "none.yaml"], ["none.yaml"]),
+    ("output", ["analyze", MODEL, *DATA, "--output", "FILE/folder"], ["FILE/folder", "output"]),
+]
+
+
+@pytest.mark.parametrize(("case", "arguments", "expected"), BAD, ids=[case for case, _, _ in BAD])
+def test_bad_input(
+    case: str,
+    arguments: list[str],
+    expected: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("a file, not a folder")
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1, shown.err
+    assert lines[0].startswith("mixbit: ")
+    assert "Traceback" not in shown.err
+    for word in expected:
+        assert word in lines[0], lines[0]
+
+
+def document(**changes: object) -> dict:
+    base = {
+        "model": MODEL,
+        "data": {"calibration": DATA[1], "test": TEST[1]},
+        "output": "out",
+        "stages": ["analyze", {"assign": {"budget_share": 0.5}}],
+    }
+    return {**base, **changes}
+
+
+CONFIGS: list[tuple[str, dict, list[str]]] = [
+    ("unknown key", document(sed=1), ["sed", "seed"]),
+    ("missing", {"model": MODEL}, ["data", "missing"]),
+    ("seed", document(seed="one"), ["seed", "one"]),
+    ("stage", document(stages=["analyse"]), ["analyse", "analyze"]),
+    ("twice", document(stages=["analyze", "analyze"]), ["twice"]),
+    ("two verbs", document(stages=[{"analyze": {}, "assign": {}}]), ["one verb"]),
+    ("stages", document(stages="analyze"), ["stages", "list"]),
+    ("option", document(stages=[{"analyze": {"precision": [2]}}]), ["precision", "precisions"]),
+    ("options", document(stages=[{"analyze": [2]}]), ["analyze", "keys"]),
+    ("data key", document(data={"calib": "x"}), ["calib", "calibration"]),
+    ("nothing asked", document(stages=["analyze", "assign"]), ["target_sqnr_db", "budget"]),
+    (
+        "two asked",
+        document(stages=["analyze", {"assign": {"budget": 1, "budget_share": 0.5}}]),
+        ["budget", "budget_share", "one of"],
+    ),
+    (
+        "method",
+        document(stages=["analyze", {"assign": {"method": "ipl", "budget_share": 0.5}}]),
+        ["ipl", "ilp"],
+    ),
+    ("cost", document(stages=["analyze", {"assign": {"cost": "bop", "budget_share": 0.5}}]), ["bop", "bops"]),
+    (
+        "no test data",
+        document(data={"calibration": DATA[1]}, stages=["analyze", {"assign": {"max_drop": 1}}]),
+        ["max_drop", "test"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "config", "expected"), CONFIGS, ids=[case for case, _, _ in CONFIGS])
+def test_bad_config(
+    case: str,
+    config: dict,
+    expected: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", "config.yaml"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    for word in expected:
+        assert word in error, error
+
+
+def test_yaml_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: [1\nb: 2")
+    assert main(["run", str(path)]) == 2
+    assert "no YAML document" in capsys.readouterr().err
+
+
+def test_as_a_process() -> None:
+    environment = {**os.environ, "COLUMNS": "100"}
+    command = [sys.executable, "-m", "mixbit", "run", "none.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mixbit: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_model_file_that_fails_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise RuntimeError('no luck')")
+    with pytest.raises(MixbitError, match=r"broken\.py.*RuntimeError: no luck"):
+        sources.load_model(f"{broken}:network")
+    other = tmp_path / "other.py"
+    other.write_text("def network():\n    return 3\n")
+    with pytest.raises(MixbitError, match="returned a int"):
+        sources.load_model(f"{other}:network")
+
+
+def test_fingerprints_follow_content() -> None:
+    first, second = sources.load_model(MODEL), sources.load_model(MODEL)
+    assert sources.fingerprint(first) == sources.fingerprint(second)
+    second.head.bias.data[0] += 1
+    assert sources.fingerprint(first) != sources.fingerprint(second)
+    batches = sources.load_data(DATA[1])
+    assert sources.fingerprint(batches) != sources.fingerprint(batches[:-1])
+
+
+def test_zoo_data_comes_in_labelled_batches() -> None:
+    batches = sources.load_data("zoo:cifar10-test", 10, 4)
+    assert [tuple(x.shape) for x, _ in batches] == [(4, 3, 32, 32), (4, 3, 32, 32), (2, 3, 32, 32)]
+    assert all(len(x) == len(y) for x, y in batches)
