@@ -23,7 +23,7 @@ __device__ inline ChannelQuantizer load_channel(const QuantizeArguments& a, int6
   ChannelQuantizer c;
   c.scale = a.scale[a.scale_count == 1 ? 0 : channel];
   c.zero_point = a.zero_point[a.zero_point_count == 1 ? 0 : channel];
-  c.valid = is_valid_bit_width(bits);
+  c.valid = is_valid_bit_width(bits) && !(a.is_signed && a.narrow_range && bits == 1.0f);
   c.range = quant_range(c.valid ? static_cast<int>(bits) : 8, a.is_signed, a.narrow_range);
   return c;
 }

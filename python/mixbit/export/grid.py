@@ -10,6 +10,7 @@ from torch import nn
 from mixbit.errors import MixbitError
 from mixbit.network import LAYER_OPS, Graph, capture
 from mixbit.quantizers import Quantizer, bypass, quantized_layers
+from mixbit.quantizers.tensors import joined_owners
 
 
 class Grid(NamedTuple):
@@ -22,15 +23,15 @@ class Grid(NamedTuple):
 
 
 def layer_grid(quantizer: Quantizer) -> Grid:
-    """The grid of a layer's input."""
+    """The grid of a per-tensor quantizer."""
     low, high = quantizer.quant_range()
     with torch.no_grad():
         scale = float(quantizer.effective_scale())
         return Grid(scale, int(torch.round(quantizer.zero_point)), low, high)
 
 
-def tensor_grids(model: nn.Module) -> dict[str, Grid]:
-    """Recorded grids of the network's own tensors, by name.
+def tensor_grids(model: nn.Module, graph: Graph) -> dict[str, Grid]:
+    """Grids of the network's own tensors, by name: as recorded, or as an Add or Cat module has trained them since.
 
     Raises:
         MixbitError: None are recorded.
@@ -46,6 +47,9 @@ def tensor_grids(model: nn.Module) -> dict[str, Grid]:
     for name, scale, signed, bits in zip(names, scales.tolist(), signs.tolist(), widths.tolist(), strict=True):
         b = int(bits)
         grids[name] = Grid(scale, 0, -(2 ** (b - 1)), 2 ** (b - 1) - 1) if signed else Grid(scale, 0, 0, 2**b - 1)
+    for name, owner in joined_owners(graph, model).items():
+        if name in grids and owner.output_quantizer is not None and owner.output_quantizer.is_calibrated:
+            grids[name] = layer_grid(owner.output_quantizer)
     return grids
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from mixbit.errors import MixbitError
 from mixbit.export.grid import Grid, captured, layer_grid, tensor_grids
-from mixbit.network import Node, input_of
+from mixbit.network import LAYER_OPS, Node, input_of
 
 Codes = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float32]
@@ -45,8 +45,8 @@ class IntegerReference:
         self._readers: dict[str, list[Node]] = {
             node.name: [n for n in graph.nodes if node.name in n.inputs] for node in graph.nodes
         }
-        self._acts = {n.name: modules[str(n.module)].act_quantizer for n in graph.nodes if n.module is not None}
-        own = tensor_grids(model)
+        self._acts = {n.name: modules[str(n.module)].act_quantizer for n in graph.nodes if n.op in LAYER_OPS}
+        own = tensor_grids(model, graph)
         wish = self._wishes()
         self.grids: dict[str, Grid] = {}
         for node in graph.nodes:
@@ -55,8 +55,8 @@ class IntegerReference:
         self._bias: dict[str, Codes] = {}
         self._multiplier: dict[str, Reals] = {}
         for node in graph.nodes:
-            if node.module is not None:
-                self._take_layer(node, modules[node.module])
+            if node.op in LAYER_OPS:
+                self._take_layer(node, modules[str(node.module)])
 
     # -------------------------------------------------------------------------------------------------------- planning
 
@@ -66,7 +66,7 @@ class IntegerReference:
         for node in reversed(self.nodes):
             asked = []
             for reader in self._readers[node.name]:
-                if reader.op in ("conv2d", "linear"):
+                if reader.op in LAYER_OPS:
                     asked.append(self._acts[reader.name])
                 elif reader.op in ("add", "cat", "avg_pool2d"):
                     asked.append(None)

@@ -29,7 +29,7 @@ class IntegerSimulation:
     def __init__(self, model: nn.Module, example: Any) -> None:
         graph, modules = captured(model, example)
         self.graph = graph
-        own = tensor_grids(model)
+        own = tensor_grids(model, graph)
         self.grids: dict[str, Grid] = {}
         self.engine: dict[str, str] = {}
         self._layers: dict[str, dict[str, Any]] = {}

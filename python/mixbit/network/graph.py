@@ -28,7 +28,7 @@ class Node:
         name: Unique; the name of the tensor.
         op: "input", "conv2d", "linear", "relu", "relu6", "add", "cat", "avg_pool2d", or one of PASS_OPS.
         inputs: Names of the values it reads.
-        module: Path of the module that owns the weights; for layers only.
+        module: Path of the module that owns the weights of a layer, or that adds or concatenates; else None.
         options: The operation's arguments.
     """
 
@@ -188,11 +188,11 @@ def _node(fx: Any, parameters: dict[str, str]) -> Node:
     if op == "add":
         if given.get("alpha", 1) != 1 or not hasattr(given["other"], "name"):
             raise unsupported("add of a constant or with alpha")
-        return of(given["self"].name, given["other"].name)
+        return of(given["self"].name, given["other"].name, module=_module(fx))
     if op in ("cat", "concat"):
         if given["dim"] not in (1, -3):
             raise unsupported(f"concatenation along dimension {given['dim']}")
-        return of(*(t.name for t in given["tensors"]), kind="cat")
+        return of(*(t.name for t in given["tensors"]), kind="cat", module=_module(fx))
     if op == "max_pool2d":
         kernel = _pair(given["kernel_size"])
         return of(

@@ -2,12 +2,24 @@
 
 from mixbit.quantizers.calibrate import calibrate_, first_images
 from mixbit.quantizers.fold import fold_batchnorm_
-from mixbit.quantizers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer, apply_layer
+from mixbit.quantizers.modules import (
+    Add,
+    Cat,
+    JoinedTensors,
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    Quantizer,
+    apply_layer,
+)
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
 
 __all__ = [
     "METHODS",
+    "Add",
+    "Cat",
+    "JoinedTensors",
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",

@@ -264,3 +264,43 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
             w_narrow_range=weight_quantizer.narrow_range,
             rounding=weight_quantizer.rounding,
         )
+
+
+class JoinedTensors(nn.Module):
+    """What Add and Cat share: a quantizer of the result, put on by `prepare_`, given its scale by `calibrate_`.
+
+    The integer network holds sums and concatenations on grids of their own. Models built with these modules see those
+    grids while they train; where the result goes straight into a layer, that layer's act_quantizer is the grid, and
+    this module leaves its result alone. A model without these modules has the same grids in its integer network, but
+    not in its float forward.
+
+    Attributes:
+        output_quantizer: None before `prepare_`; without effect until `calibrate_(..., example=...)` sets its scale.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output_quantizer: Quantizer | None = None
+        self.bypassed = False
+
+    def _quantized(self, y: Tensor) -> Tensor:
+        quantizer = self.output_quantizer
+        if quantizer is None or self.bypassed or not quantizer.is_calibrated:
+            return y
+        return quantizer(y)
+
+
+class Add(JoinedTensors):
+    """a + b as a module: its result has a quantizer of its own in a prepared model."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Adds two tensors of one shape."""
+        return self._quantized(a + b)
+
+
+class Cat(JoinedTensors):
+    """Concatenation along dimension 1 as a module: its result has a quantizer of its own in a prepared model."""
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Concatenates [N, C_i, ...] along the channels."""
+        return self._quantized(torch.cat(tensors, 1))

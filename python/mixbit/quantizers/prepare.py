@@ -11,7 +11,7 @@ from torch import nn
 
 from mixbit.errors import MixbitError
 from mixbit.network import LayerList, is_quantizable, layers
-from mixbit.quantizers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer
+from mixbit.quantizers.modules import JoinedTensors, QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer
 from mixbit.recipe import FLOAT, LayerPrecision, Recipe
 
 
@@ -53,6 +53,9 @@ def prepare_(model: nn.Module, recipe: Recipe, example: Any = None) -> nn.Module
         else:
             _prepare_layer(module, precision)
     model.mixbit_tensors = dict(recipe.tensors)  # type: ignore[assignment]
+    for module in model.modules():
+        if isinstance(module, JoinedTensors):
+            _prepare_joined(module, recipe.tensor_bits("default"))
     if groups is not None:
         tie_groups_(model, groups)
     return model
@@ -69,6 +72,8 @@ def restore_(model: nn.Module) -> nn.Module:
     """
     for module in list(model.modules()):
         _restore_layer(module)
+        if isinstance(module, JoinedTensors):
+            module.output_quantizer = None
     for name in ("mixbit_tensors", "mixbit_tensor_names"):
         model.__dict__.pop(name, None)
     for name in ("mixbit_tensor_scales", "mixbit_tensor_signed", "mixbit_tensor_bits"):
@@ -79,7 +84,8 @@ def restore_(model: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def bypass(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, a prepared model runs as its float self."""
-    changed = [m for m in quantized_layers(model).values() if not m.bypassed]
+    able = (m for m in model.modules() if isinstance(m, (QuantizedLayer, JoinedTensors)))
+    changed = [m for m in able if not m.bypassed]
     for module in changed:
         module.bypassed = True
     try:
@@ -186,6 +192,13 @@ def _act_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quantize
         rounding=precision.rounding,
         device=layer.weight.device,
     )
+
+
+def _prepare_joined(module: JoinedTensors, bits: int) -> None:
+    """Puts on a quantizer without a scale: only `calibrate_` knows whether the result has a grid of its own."""
+    if module.output_quantizer is None:
+        parameter = next(module.parameters(), None)
+        module.output_quantizer = Quantizer(bits, device=None if parameter is None else parameter.device)
 
 
 def _restore_layer(module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
 from mixbit.network import LAYER_OPS, PASS_OPS, Graph, capture, input_of, run_node
+from mixbit.quantizers.modules import JoinedTensors
 from mixbit.quantizers.prepare import bypass, quantized_layers
 from mixbit.quantizers.statistics import TensorStatistics
 from mixbit.recipe import Recipe
@@ -105,7 +106,38 @@ def record_tensors_(model: nn.Module, batches: Iterable[Any], example: Any, meth
     model.register_buffer("mixbit_tensor_scales", torch.stack(scales) if scales else torch.zeros(0))
     model.register_buffer("mixbit_tensor_signed", torch.tensor(signed, dtype=torch.uint8))
     model.register_buffer("mixbit_tensor_bits", torch.tensor(bits, dtype=torch.float32))
+    for name, owner in joined_owners(graph, model).items():
+        i = wanted.index(name)
+        assert owner.output_quantizer is not None
+        owner.output_quantizer.bit_width.fill_(float(bits[i]))
+        owner.output_quantizer.set_(scales[i], signed=signed[i])
     return model
+
+
+def joined_owners(graph: Graph, model: nn.Module) -> dict[str, JoinedTensors]:
+    """For each tensor with a grid of its own that an Add or Cat module makes (a relu may follow it): that module.
+
+    Raises:
+        MixbitError: One module makes several tensors.
+    """
+    modules = dict(model.named_modules())
+    layers = quantized_layers(model)
+    found: dict[str, JoinedTensors] = {}
+    seen: set[int] = set()
+    for node in graph.nodes:
+        module = modules.get(str(node.module)) if node.op in ("add", "cat") else None
+        if not isinstance(module, JoinedTensors):
+            continue
+        if id(module) in seen:
+            raise MixbitError(
+                f"module {node.module!r} ({type(module).__name__}) is called twice; expected one module for each "
+                "tensor, since each has a scale of its own"
+            )
+        seen.add(id(module))
+        kind, name = grid_source(graph, dict(layers), node.name)
+        if kind == "tensor":
+            found[name] = module
+    return found
 
 
 def _check_prepared(graph: Graph, modules: dict[str, Any]) -> None:

@@ -234,3 +234,76 @@ def test_an_accumulator_that_does_not_fit_is_refused() -> None:
     for make in (mixbit.export.reference, mixbit.export.simulation):
         with pytest.raises(MixbitError, match="layer '0': its accumulator"):
             make(model, x)
+
+
+class Joined(nn.Module):
+    """Sums and concatenations as modules: one read by a layer and an output, one by a relu, one by a layer alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.a = nn.Conv2d(4, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+        self.add = mixbit.quantizers.Add()
+        self.rectified = mixbit.quantizers.Add()
+        self.cat = mixbit.quantizers.Cat()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.add(x, self.a(x))
+        z = F.relu(self.rectified(y, self.b(y)))
+        return self.head(self.cat(y, z)) + y
+
+
+def test_joined_tensors_train_on_the_grid_of_the_integer_network() -> None:
+    torch.manual_seed(0)
+    model = Joined().eval()
+    x = torch.randn(8, 3, 8, 8)
+    before = model(x)
+    names = mixbit.layers(model, x).names
+    mixbit.prepare_(model, Recipe.uniform(names))
+    mixbit.calibrate_(model, [x])
+    assert not model.add.output_quantizer.is_calibrated
+    mixbit.calibrate_(model, [x], example=x)
+    # Only values with grids of their own are quantized; the concatenation goes straight into a layer.
+    assert model.add.output_quantizer.is_calibrated
+    assert model.rectified.output_quantizer.is_calibrated
+    assert not model.rectified.output_quantizer.signed
+    assert not model.cat.output_quantizer.is_calibrated
+    y = model.add(x[:, :1], x[:, 1:2])
+    steps = y / model.add.output_quantizer.effective_scale()
+    assert torch.allclose(steps, steps.round(), atol=1e-3)  # y / scale is not exact
+    # A scale that training moved is the scale of the integer network.
+    loss = model(x).square().sum()
+    loss.backward()
+    assert model.add.output_quantizer.scale.grad.abs() > 0
+    with torch.no_grad():
+        model.add.output_quantizer.scale.mul_(1.5)
+    reference = mixbit.export.reference(model, x)
+    moved = float(model.add.output_quantizer.scale)
+    assert any(grid.scale == moved for grid in reference.grids.values())
+    assert_equal_everywhere(model, x)
+    # Values on its grid up to a step: the fake-quantized network sees what the integer network computes.
+    assert np.abs(reference(x)[0] - model(x).detach().numpy()).max() < 3 * moved
+    state = model.state_dict()
+    assert "add.output_quantizer.scale" in state
+    copied = mixbit.prepare_(Joined(), Recipe.uniform(names))
+    copied.load_state_dict({k: v for k, v in state.items() if not k.startswith("mixbit_tensor")})
+    copied.eval()
+    assert torch.equal(copied(x), model(x))
+    mixbit.restore_(model)
+    assert torch.equal(model(x), before)
+
+
+def test_a_joining_module_used_twice_is_refused() -> None:
+    class Twice(Joined):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.add(self.add(x, self.a(x)), self.b(x))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    model = mixbit.prepare_(Twice().eval(), Recipe.uniform(["stem", "a", "b"]))
+    with pytest.raises(MixbitError, match="'add'.*called twice"):
+        mixbit.calibrate_(model, [x], example=x)

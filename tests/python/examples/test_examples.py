@@ -1,0 +1,32 @@
+"""Every program of examples/python runs on the shipped network, and says what its first lines promise."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mixbit
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "python"
+
+
+def test_analyze_and_assign(tmp_path: Path) -> None:
+    output = tmp_path / "recipe.json"
+    command = [EXAMPLES / "analyze_and_assign.py", "--images", "64", "--test-images", "200", "--output", output]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {
+        k: float(v) for k, v in re.findall(r"^(float|fake-quantized|integer network) +([\d.]+) %", done.stdout, re.M)
+    }
+    assert found["float"] > 85
+    assert abs(found["integer network"] - found["fake-quantized"]) <= 3
+    assert found["float"] - found["integer network"] <= 5
+    share = float(re.search(r"cost ([\d.]+) of", done.stdout)[1])
+    assert 0.38 < share <= 0.4
+    assert len(mixbit.Recipe.load(output).layers) == done.stdout.count(" bit, weight ")
+
+
+def test_every_example_has_a_test() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"analyze_and_assign.py"}

@@ -1,0 +1,60 @@
+"""Every notebook runs from the first cell to the last; none is committed with outputs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[3] / "notebooks").glob("*.ipynb"))
+
+
+def executed(path: Path) -> Any:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    return notebook
+
+
+def printed(notebook: Any) -> str:
+    return "".join(
+        o.text for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "stream"
+    )
+
+
+def pictures(notebook: Any) -> int:
+    return sum("image/png" in o.get("data", {}) for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells
+    assert all(not c.outputs and c.execution_count is None for c in cells if c.cell_type == "code")
+
+
+def test_analyze_and_assign() -> None:
+    notebook = executed(next(p for p in NOTEBOOKS if p.stem == "01_analyze_and_assign"))
+    text = printed(notebook)
+    assert pictures(notebook) >= 4
+    float_top1 = float(re.search(r"float: ([\d.]+) %", text)[1])
+    rows = [
+        [float(v) for v in line]
+        for line in re.findall(r"^ +(0\.\d+) +([\d.-]+) +([\d.-]+) +([\d.]+) +([\d.]+)$", text, re.M)
+    ]
+    assert len(rows) == 5
+    cost, predicted, measured, fake, integer = zip(*rows, strict=True)
+    assert list(cost) == sorted(cost, reverse=True)
+    assert list(predicted) == sorted(predicted, reverse=True)
+    assert all(-1 <= m - p <= 6 for p, m in zip(predicted, measured, strict=True))
+    assert float_top1 - fake[0] <= 1 and float_top1 - integer[0] <= 1
+
+
+def test_every_notebook_has_a_test() -> None:
+    assert {p.stem for p in NOTEBOOKS} == {"01_analyze_and_assign"}
