@@ -28,7 +28,7 @@ class Node:
         name: Unique; the name of the tensor.
         op: "input", "conv2d", "linear", "relu", "relu6", "add", "cat", "avg_pool2d", or one of PASS_OPS.
         inputs: Names of the values it reads.
-        module: Path of the module that owns the weights of a layer, or that adds or concatenates; else None.
+        module: Path of the module that owns the weights of a layer, or whose forward adds or concatenates; else None.
         options: The operation's arguments.
     """
 

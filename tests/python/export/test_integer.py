@@ -17,7 +17,7 @@ from torch import nn
 import mixbit
 from mixbit import LayerPrecision, Recipe, zoo
 from mixbit.errors import MixbitError
-from mixbit.network import capture
+from mixbit.network import LAYER_OPS, capture
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nets import Residual, seeded
@@ -163,7 +163,7 @@ def fake_quant_differences(
     model: nn.Module, x: torch.Tensor, codes: dict[str, np.ndarray], reference: mixbit.export.IntegerReference
 ) -> dict[str, tuple[int, int]]:
     """Codes entering each layer that differ between the fake-quantized model and the integer network."""
-    entered = {node.module: reference.entering(node, codes) for node in reference.nodes if node.module is not None}
+    entered = {node.module: reference.entering(node, codes) for node in reference.nodes if node.op in LAYER_OPS}
     found = {}
     handles = []
     for name, layer in mixbit.quantizers.quantized_layers(model).items():
