@@ -276,11 +276,13 @@ class JoinedTensors(nn.Module):
 
     Attributes:
         output_quantizer: None before `prepare_`; without effect until `calibrate_(..., example=...)` sets its scale.
+        tensor_name: Name of the result among the tensors of the integer network, once `calibrate_` knows it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.output_quantizer: Quantizer | None = None
+        self.tensor_name: str | None = None
         self.bypassed = False
 
     def _quantized(self, y: Tensor) -> Tensor:

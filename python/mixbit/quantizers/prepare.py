@@ -46,6 +46,7 @@ def prepare_(model: nn.Module, recipe: Recipe, example: Any = None) -> nn.Module
     groups = layers(model, example) if example is not None else None
     if groups is not None:
         check_groups(groups, wanted)
+    _check_tied(names, wanted)
     for name, module in names.items():
         precision = wanted[name]
         if precision.weight is None and precision.act is None:
@@ -53,9 +54,11 @@ def prepare_(model: nn.Module, recipe: Recipe, example: Any = None) -> nn.Module
         else:
             _prepare_layer(module, precision)
     model.mixbit_tensors = dict(recipe.tensors)  # type: ignore[assignment]
+    first = next(model.parameters(), None)
     for module in model.modules():
         if isinstance(module, JoinedTensors):
-            _prepare_joined(module, recipe.tensor_bits("default"))
+            _prepare_joined(module, recipe, None if first is None else first.device)
+    _move_tensors_(model, recipe)
     if groups is not None:
         tie_groups_(model, groups)
     return model
@@ -103,13 +106,21 @@ def check_groups(found: LayerList, wanted: dict[str, LayerPrecision]) -> None:
     """
     first: dict[int, str] = {}
     for layer in found:
-        other = first.setdefault(layer.input_group, layer.name)
-        a, b = wanted.get(other, FLOAT), wanted.get(layer.name, FLOAT)
-        if a.act is not None and b.act is not None and a.act != b.act:
-            raise MixbitError(
-                f"recipe: layers {other!r} and {layer.name!r} read the same tensor but ask act={a.act} and "
-                f"act={b.act}; expected the same bits"
-            )
+        check_same_act(first.setdefault(layer.input_group, layer.name), layer.name, wanted)
+
+
+def check_same_act(one: str, other: str, wanted: dict[str, LayerPrecision]) -> None:
+    """Two layers that read the same tensor must ask the same act bits; a float one asks nothing.
+
+    Raises:
+        MixbitError: They disagree.
+    """
+    a, b = wanted.get(one, FLOAT), wanted.get(other, FLOAT)
+    if a.act is not None and b.act is not None and a.act != b.act:
+        raise MixbitError(
+            f"recipe: layers {one!r} and {other!r} read the same tensor but ask act={a.act} and act={b.act}; expected "
+            "the same bits"
+        )
 
 
 def tie_groups_(model: nn.Module, found: LayerList) -> None:
@@ -120,6 +131,19 @@ def tie_groups_(model: nn.Module, found: LayerList) -> None:
         module = modules.get(layer.name)
         if module is not None and module.act_quantizer is not None:
             module.act_quantizer = shared.setdefault(layer.input_group, module.act_quantizer)
+
+
+def _check_tied(names: dict[str, nn.Module], wanted: dict[str, LayerPrecision]) -> None:
+    """Layers whose act_quantizers an earlier call has tied must ask the same act bits.
+
+    Raises:
+        MixbitError: Names two layers that disagree.
+    """
+    first: dict[int, str] = {}
+    for name, module in names.items():
+        quantizer = module.act_quantizer if isinstance(module, QuantizedLayer) else None
+        if quantizer is not None:
+            check_same_act(first.setdefault(id(quantizer), name), name, wanted)
 
 
 def _check_names(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
@@ -194,11 +218,23 @@ def _act_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quantize
     )
 
 
-def _prepare_joined(module: JoinedTensors, bits: int) -> None:
+def _prepare_joined(module: JoinedTensors, recipe: Recipe, device: torch.device | None) -> None:
     """Puts on a quantizer without a scale: only `calibrate_` knows whether the result has a grid of its own."""
+    bits = recipe.tensor_bits(module.tensor_name or "default")
     if module.output_quantizer is None:
-        parameter = next(module.parameters(), None)
-        module.output_quantizer = Quantizer(bits, device=None if parameter is None else parameter.device)
+        module.output_quantizer = Quantizer(bits, device=device)
+    else:
+        module.output_quantizer.set_bit_width_(bits)
+
+
+def _move_tensors_(model: nn.Module, recipe: Recipe) -> None:
+    """Recorded grids of the network's own tensors keep their range at the recipe's bits."""
+    for i, name in enumerate(getattr(model, "mixbit_tensor_names", ())):
+        scales, signed, widths = (getattr(model, f"mixbit_tensor_{k}") for k in ("scales", "signed", "bits"))
+        grid = Quantizer(int(widths[i]), signed=bool(signed[i]), device=scales.device).set_(scales[i])
+        grid.set_bit_width_(recipe.tensor_bits(name))
+        with torch.no_grad():
+            scales[i], widths[i] = grid.scale[0], grid.bit_width[0]
 
 
 def _restore_layer(module: nn.Module) -> None:

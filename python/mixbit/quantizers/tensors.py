@@ -109,6 +109,7 @@ def record_tensors_(model: nn.Module, batches: Iterable[Any], example: Any, meth
     for name, owner in joined_owners(graph, model).items():
         i = wanted.index(name)
         assert owner.output_quantizer is not None
+        owner.tensor_name = name
         owner.output_quantizer.bit_width.fill_(float(bits[i]))
         owner.output_quantizer.set_(scales[i], signed=signed[i])
     return model

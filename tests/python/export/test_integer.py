@@ -281,7 +281,7 @@ def test_joined_tensors_train_on_the_grid_of_the_integer_network() -> None:
     with torch.no_grad():
         model.add.output_quantizer.scale.mul_(1.5)
     reference = mixbit.export.reference(model, x)
-    moved = float(model.add.output_quantizer.scale)
+    moved = float(model.add.output_quantizer.scale.detach())
     assert any(grid.scale == moved for grid in reference.grids.values())
     assert_equal_everywhere(model, x)
     # Values on its grid up to a step: the fake-quantized network sees what the integer network computes.
@@ -292,6 +292,14 @@ def test_joined_tensors_train_on_the_grid_of_the_integer_network() -> None:
     copied.load_state_dict({k: v for k, v in state.items() if not k.startswith("mixbit_tensor")})
     copied.eval()
     assert torch.equal(copied(x), model(x))
+    # Other bits for the tensors keep the range; the recorded grids and the trained ones move alike.
+    recorded = model.mixbit_tensor_scales.clone()
+    mixbit.prepare_(model, Recipe(layers=Recipe.uniform(names).layers, tensors={"default": {"act": 6}}))
+    assert float(model.add.output_quantizer.scale.detach()) == pytest.approx(moved * 4)
+    assert (model.mixbit_tensor_bits == 6).all()
+    ratio = torch.where(model.mixbit_tensor_signed.bool(), 4.0, 255 / 63)
+    torch.testing.assert_close(model.mixbit_tensor_scales, recorded * ratio)
+    assert_equal_everywhere(model, x)
     mixbit.restore_(model)
     assert torch.equal(model(x), before)
 

@@ -123,6 +123,11 @@ def test_shared_inputs_that_ask_different_bits_are_refused_and_nothing_is_change
     assert not quantized_layers(model)
     with pytest.raises(MixbitError, match="read the same tensor"):
         mixbit.calibrate_(mixbit.prepare_(model, recipe), data())
+    tied = prepared()
+    bits = tied.a.act_quantizer.bit_width.clone()
+    with pytest.raises(MixbitError, match="'a' and 'side' read the same tensor but ask act=8 and act=4"):
+        mixbit.prepare_(tied, recipe)
+    assert torch.equal(tied.a.act_quantizer.bit_width, bits)
 
 
 def test_a_shared_module_is_wrapped_once() -> None:
