@@ -33,6 +33,40 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> call_fake_quantize_backwar
                  output_mask);
 }
 
+inline std::tuple<at::Tensor, at::Tensor> call_fake_quantize_backward_(
+    at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+    const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
+    std::optional<int64_t> group_size, std::array<bool, 2> output_mask) {
+  using Signature = std::tuple<at::Tensor, at::Tensor>(
+      at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
+      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 2>);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_backward_", "").typed<Signature>();
+  return op.call(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
+                 output_mask);
+}
+
+inline std::tuple<at::Tensor, at::Tensor> call_fake_quantize_mask(const at::Tensor& x, const at::Tensor& scale,
+                                                                  const at::Tensor& zero_point,
+                                                                  const at::Tensor& bit_width, bool is_signed,
+                                                                  bool narrow_range, std::optional<int64_t> axis,
+                                                                  int64_t rounding, std::optional<int64_t> group_size) {
+  using Signature =
+      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         bool, bool, std::optional<int64_t>, int64_t, std::optional<int64_t>);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_mask", "").typed<Signature>();
+  return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+}
+
+inline at::Tensor call_fake_quantize_mask_backward(const at::Tensor& grad, const at::Tensor& mask,
+                                                   c10::SymIntArrayRef strides, std::optional<int64_t> axis) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef, std::optional<int64_t>);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_mask_backward", "").typed<Signature>();
+  return op.call(grad, mask, strides, axis);
+}
+
 using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 using ConvSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,

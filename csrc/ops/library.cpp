@@ -20,6 +20,20 @@ TORCH_LIBRARY(mixbit, m) {
       "-> (Tensor, Tensor, Tensor)",
       tags);
 
+  // The same, written over grad.
+  m.def(
+      "_fake_quantize_backward_(Tensor(a!) grad, Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, "
+      "bool signed, bool narrow_range, int? axis, int rounding, int? group_size, bool[2] output_mask) "
+      "-> (Tensor, Tensor)",
+      tags);
+  // fake_quantize and one bit an element, uint8, in an order that the backward knows from x's strides: all that has to
+  // be saved when only x needs a gradient.
+  m.def(
+      "_fake_quantize_mask(Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, bool signed, "
+      "bool narrow_range, int? axis, int rounding, int? group_size) -> (Tensor, Tensor)",
+      tags);
+  m.def("_fake_quantize_mask_backward(Tensor grad, Tensor mask, SymInt[] strides, *, int? axis) -> Tensor", tags);
+
   // Both operands quantized, then multiplied; no quantized copy is saved for the backward, which recomputes them.
   m.def(
       "quantized_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor x_scale, Tensor x_zero_point, Tensor x_bits, "

@@ -31,7 +31,7 @@ Isa processor_isa() {
       __builtin_cpu_supports("avx512vl")) {
     return __builtin_cpu_supports("avx512vnni") ? Isa::kVnni : Isa::kAvx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     return Isa::kAvx2;
   }
 #endif

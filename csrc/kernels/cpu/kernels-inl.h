@@ -24,16 +24,19 @@ struct Float32 {
   using Element = float;
   static Vec read(const float* p) { return load(p); }
   static void write(float* p, const Vec& v) { store(p, v); }
+  static void write_past_cache(float* p, const Vec& v) { stream(p, v); }
 };
 struct Float16 {
   using Element = uint16_t;
   static Vec read(const uint16_t* p) { return load_half(p); }
   static void write(uint16_t* p, const Vec& v) { store_half(p, v); }
+  static void write_past_cache(uint16_t* p, const Vec& v) { stream_half(p, v); }
 };
 struct BFloat16 {
   using Element = uint16_t;
   static Vec read(const uint16_t* p) { return load_bfloat16(p); }
   static void write(uint16_t* p, const Vec& v) { store_bfloat16(p, v); }
+  static void write_past_cache(uint16_t* p, const Vec& v) { stream_bfloat16(p, v); }
 };
 
 // The last n < 16 elements; the other lanes are zero, which adds nothing to any sum here.
@@ -70,6 +73,16 @@ struct VecGrad {
   Vec dx, dscale, dzero_point;
 };
 
+// Kinds of grids whose codes are clamped in fewer steps, and scales without a normal inverse.
+enum class Grid { kSymmetric, kUnsigned, kAny, kDivide };
+
+struct NoiseQuantizer {
+  Vec scale, inverse, low, high;
+};
+inline NoiseQuantizer noise_quantizer(const Quantizer& q) {
+  return {broadcast(q.scale), broadcast(1.0f / q.scale), broadcast(q.range.quant_min), broadcast(q.range.quant_max)};
+}
+
 #if defined(MIXBIT_SIMD_SCALAR)
 
 // The oracle: each lane calls the formula of common/numerics.h.
@@ -91,6 +104,26 @@ inline VecGrad fake_quantize_grad(const Vec& grad, const Vec& x, const VecQuanti
     r.dzero_point.lane[i] = g.dzero_point;
   }
   return r;
+}
+inline Mask inside_grid(const Vec& x, const VecQuantizer& q) {
+  Mask m = 0;
+  for (int i = 0; i < 16; ++i) {
+    const bool inside =
+        mixbit::is_inside(x.lane[i], q.scale.lane[0], q.zero_point.lane[0], {q.low.lane[0], q.high.lane[0]});
+    m = static_cast<Mask>(m | (inside ? 1u << i : 0u));
+  }
+  return m;
+}
+template <Grid kGrid>
+inline Vec quantization_error(const Vec& x, const Vec&, const NoiseQuantizer& q) {
+  return map([&](int i) {
+    const mixbit::QuantRange range = {q.low.lane[0], q.high.lane[0]};
+    if constexpr (kGrid == Grid::kDivide) {
+      return x.lane[i] - mixbit::fake_quantize(x.lane[i], q.scale.lane[0], 0.0f, range, Rounding::kHalfEven);
+    } else {
+      return mixbit::quantization_error(x.lane[i], q.scale.lane[0], q.inverse.lane[0], range, Rounding::kHalfEven);
+    }
+  });
 }
 
 #else
@@ -127,80 +160,217 @@ inline VecGrad fake_quantize_grad(const Vec& grad, const Vec& x, const VecQuanti
           select(inside, zero, negate(mul(grad, q.scale)))};
 }
 
+inline Mask inside_grid(const Vec& x, const VecQuantizer& q) {
+  return in_range(add(div(x, q.scale), q.zero_point), q.low, q.high);
+}
+
+// `positive` is max(x, 0): on an unsigned grid it is clamped below once for all candidates.
+template <Grid kGrid>
+inline Vec quantization_error(const Vec& x, const Vec& positive, const NoiseQuantizer& q) {
+  Vec code;
+  if constexpr (kGrid == Grid::kSymmetric) {
+    code = clamp_magnitude(round_half_even(mul(x, q.inverse)), q.high);
+  } else if constexpr (kGrid == Grid::kUnsigned) {
+    code = min(q.high, round_half_even(mul(positive, q.inverse)));
+  } else if constexpr (kGrid == Grid::kAny) {
+    code = min(q.high, max(q.low, round_half_even(mul(x, q.inverse))));
+  } else {
+    code = min(q.high, max(q.low, round_half_even(div(x, q.scale))));
+  }
+  return sub(x, mul(code, q.scale));
+}
+
 #endif
 
+// Stores that bypass the cache want whole vectors: 64 bytes of fp32, 32 of the 16-bit types.
+template <typename S>
+inline bool can_stream(const typename S::Element* p) {
+  return reinterpret_cast<uintptr_t>(p) % (sizeof(typename S::Element) * kLanes) == 0;
+}
+
 template <typename S, Rounding kRounding>
-void fake_quantize_body(const void* x_data, void* y_data, int64_t n, const Quantizer& quantizer) {
+void fake_quantize_body(const void* x_data, void* y_data, int64_t n, const Quantizer& quantizer, bool stream) {
   const auto* x = static_cast<const typename S::Element*>(x_data);
   auto* y = static_cast<typename S::Element*>(y_data);
   const VecQuantizer q = widen(quantizer);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    S::write(y + i, fake_quantize<kRounding>(S::read(x + i), q));
+  if (stream && can_stream<S>(y)) {
+    for (; i + kLanes <= n; i += kLanes) {
+      S::write_past_cache(y + i, fake_quantize<kRounding>(S::read(x + i), q));
+    }
+    stream_fence();
+  } else {
+    for (; i + kLanes <= n; i += kLanes) {
+      S::write(y + i, fake_quantize<kRounding>(S::read(x + i), q));
+    }
   }
   if (i < n) {
     write_partial<S>(y + i, fake_quantize<kRounding>(read_partial<S>(x + i, n - i), q), n - i);
   }
 }
 
-template <typename S, Rounding kRounding>
-void fake_quantize_backward_body(const void* grad_data, const void* x_data, void* dx_data, int64_t n,
-                                 const Quantizer& quantizer, double* dscale, double* dzero_point) {
-  const auto* grad = static_cast<const typename S::Element*>(grad_data);
-  const auto* x = static_cast<const typename S::Element*>(x_data);
-  auto* dx = static_cast<typename S::Element*>(dx_data);
+// What a backward is asked for, known at compile time: nothing is computed in vain.
+enum class Sums { kNone, kScale, kBoth };
+
+template <typename S, Rounding kRounding, Sums kSums, bool kStream>
+void fake_quantize_backward_loop(const typename S::Element* grad, const typename S::Element* x, typename S::Element* dx,
+                                 int64_t n, const Quantizer& quantizer, double* dscale, double* dzero_point) {
   const VecQuantizer q = widen(quantizer);
   Vec scale_sum = broadcast(0.0f);
   Vec zero_point_sum = scale_sum;
   auto step = [&](const Vec& g, const Vec& value) {
     const VecGrad d = fake_quantize_grad<kRounding>(g, value, q);
-    scale_sum = add(scale_sum, d.dscale);
-    zero_point_sum = add(zero_point_sum, d.dzero_point);
+    if constexpr (kSums != Sums::kNone) scale_sum = add(scale_sum, d.dscale);
+    if constexpr (kSums == Sums::kBoth) zero_point_sum = add(zero_point_sum, d.dzero_point);
     return d.dx;
   };
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const Vec d = step(S::read(grad + i), S::read(x + i));
-    if (dx != nullptr) S::write(dx + i, d);
+  if (dx == nullptr) {
+    for (; i + kLanes <= n; i += kLanes) step(S::read(grad + i), S::read(x + i));
+  } else {
+    for (; i + kLanes <= n; i += kLanes) {
+      const Vec d = step(S::read(grad + i), S::read(x + i));
+      if constexpr (kStream) {
+        S::write_past_cache(dx + i, d);
+      } else {
+        S::write(dx + i, d);
+      }
+    }
   }
   if (i < n) {
     const Vec d = step(read_partial<S>(grad + i, n - i), read_partial<S>(x + i, n - i));
     if (dx != nullptr) write_partial<S>(dx + i, d, n - i);
   }
-  *dscale = sum_lanes(scale_sum);
-  *dzero_point = sum_lanes(zero_point_sum);
+  if constexpr (kStream) stream_fence();
+  if constexpr (kSums != Sums::kNone) *dscale = sum_lanes(scale_sum);
+  if constexpr (kSums == Sums::kBoth) *dzero_point = sum_lanes(zero_point_sum);
 }
 
-// Candidates that are summed side by side while a vector of x is in a register.
-constexpr int64_t kCandidates = 8;
+template <typename S, Rounding kRounding, Sums kSums>
+void fake_quantize_backward_body(const void* grad_data, const void* x_data, void* dx_data, int64_t n,
+                                 const Quantizer& quantizer, double* dscale, double* dzero_point, bool stream) {
+  const auto* grad = static_cast<const typename S::Element*>(grad_data);
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* dx = static_cast<typename S::Element*>(dx_data);
+  if (stream && dx != nullptr && can_stream<S>(dx)) {
+    fake_quantize_backward_loop<S, kRounding, kSums, true>(grad, x, dx, n, quantizer, dscale, dzero_point);
+  } else {
+    fake_quantize_backward_loop<S, kRounding, kSums, false>(grad, x, dx, n, quantizer, dscale, dzero_point);
+  }
+}
 
 template <typename S, Rounding kRounding>
+void fake_quantize_mask_body(const void* x_data, void* y_data, uint8_t* mask, int64_t n, const Quantizer& quantizer) {
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* y = static_cast<typename S::Element*>(y_data);
+  const VecQuantizer q = widen(quantizer);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec v = S::read(x + i);
+    const uint16_t bits = to_bits(inside_grid(v, q));
+    std::memcpy(mask + i / 8, &bits, 2);
+    S::write(y + i, fake_quantize<kRounding>(v, q));
+  }
+  if (i < n) {
+    const Vec v = read_partial<S>(x + i, n - i);
+    const auto bits = static_cast<uint16_t>(to_bits(inside_grid(v, q)) & ((1u << (n - i)) - 1u));
+    std::memcpy(mask + i / 8, &bits, static_cast<size_t>((n - i + 7) / 8));
+    write_partial<S>(y + i, fake_quantize<kRounding>(v, q), n - i);
+  }
+}
+
+template <typename S>
+void apply_mask_body(const void* grad_data, const uint8_t* mask, void* dx_data, int64_t n) {
+  const auto* grad = static_cast<const typename S::Element*>(grad_data);
+  auto* dx = static_cast<typename S::Element*>(dx_data);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    uint16_t bits;
+    std::memcpy(&bits, mask + i / 8, 2);
+    S::write(dx + i, keep(from_bits(bits), S::read(grad + i)));
+  }
+  if (i < n) {
+    uint16_t bits = 0;
+    std::memcpy(&bits, mask + i / 8, static_cast<size_t>((n - i + 7) / 8));
+    write_partial<S>(dx + i, keep(from_bits(bits), read_partial<S>(grad + i, n - i)), n - i);
+  }
+}
+
+// Sums of squared errors of exactly kCount candidates, so that they live in registers.
+template <typename S, Grid kGrid, int64_t kCount>
+void noise_of(const typename S::Element* x, int64_t n, const Quantizer* quantizers, double* signal, double* noise) {
+  NoiseQuantizer q[kCount > 0 ? kCount : 1];
+  Vec sums[kCount > 0 ? kCount : 1];
+  for (int64_t k = 0; k < kCount; ++k) {
+    q[k] = noise_quantizer(quantizers[k]);
+    sums[k] = broadcast(0.0f);
+  }
+  Vec signal_sum = broadcast(0.0f);
+  auto step = [&](const Vec& value) {
+    signal_sum = fma(value, value, signal_sum);
+    const Vec positive = max(broadcast(0.0f), value);
+    for (int64_t k = 0; k < kCount; ++k) {
+      const Vec error = quantization_error<kGrid>(value, positive, q[k]);
+      sums[k] = fma(error, error, sums[k]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) step(S::read(x + i));
+  // Zeros in the other lanes: a zero is a level of every grid with zero_point 0, its error is zero.
+  if (i < n) step(read_partial<S>(x + i, n - i));
+  for (int64_t k = 0; k < kCount; ++k) noise[k] = sum_lanes(sums[k]);
+  *signal = sum_lanes(signal_sum);
+}
+
+template <typename S, Grid kGrid>
+void quantization_noise_loop(const typename S::Element* x, int64_t n, const Quantizer* q, int64_t count, double* signal,
+                             double* noise) {
+  // Groups of eight and one rest: a block of x stays in the cache meanwhile.
+  for (; count > 8; count -= 8, q += 8, noise += 8) noise_of<S, kGrid, 8>(x, n, q, signal, noise);
+  switch (count) {
+    case 0:
+      return noise_of<S, kGrid, 0>(x, n, q, signal, noise);
+    case 1:
+      return noise_of<S, kGrid, 1>(x, n, q, signal, noise);
+    case 2:
+      return noise_of<S, kGrid, 2>(x, n, q, signal, noise);
+    case 3:
+      return noise_of<S, kGrid, 3>(x, n, q, signal, noise);
+    case 4:
+      return noise_of<S, kGrid, 4>(x, n, q, signal, noise);
+    case 5:
+      return noise_of<S, kGrid, 5>(x, n, q, signal, noise);
+    case 6:
+      return noise_of<S, kGrid, 6>(x, n, q, signal, noise);
+    case 7:
+      return noise_of<S, kGrid, 7>(x, n, q, signal, noise);
+    default:
+      return noise_of<S, kGrid, 8>(x, n, q, signal, noise);
+  }
+}
+
+template <typename S>
 void quantization_noise_body(const void* x_data, int64_t n, const Quantizer* quantizers, int64_t count, double* signal,
                              double* noise) {
   const auto* x = static_cast<const typename S::Element*>(x_data);
-  Vec signal_sum = broadcast(0.0f);
-  for (int64_t first = 0; first == 0 || first < count; first += kCandidates) {
-    const int64_t here = count - first < kCandidates ? count - first : kCandidates;
-    VecQuantizer q[kCandidates];
-    Vec sums[kCandidates];
-    for (int64_t k = 0; k < here; ++k) {
-      q[k] = widen(quantizers[first + k]);
-      sums[k] = broadcast(0.0f);
-    }
-    auto step = [&](const Vec& value) {
-      if (first == 0) signal_sum = add(signal_sum, mul(value, value));
-      for (int64_t k = 0; k < here; ++k) {
-        const Vec error = sub(value, fake_quantize<kRounding>(value, q[k]));
-        sums[k] = add(sums[k], mul(error, error));
-      }
-    };
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) step(S::read(x + i));
-    // Zeros in the other lanes: a zero is a level of every grid with zero_point 0, its error is zero.
-    if (i < n) step(read_partial<S>(x + i, n - i));
-    for (int64_t k = 0; k < here; ++k) noise[first + k] = sum_lanes(sums[k]);
+  bool normal = true;
+  bool symmetric = true;
+  bool is_unsigned = true;
+  for (int64_t k = 0; k < count; ++k) {
+    const Quantizer& q = quantizers[k];
+    normal = normal && mixbit::has_normal_inverse(q.scale);
+    symmetric = symmetric && q.range.quant_min == -q.range.quant_max;
+    is_unsigned = is_unsigned && q.range.quant_min == 0.0f;
   }
-  *signal = sum_lanes(signal_sum);
+  if (!normal) {
+    quantization_noise_loop<S, Grid::kDivide>(x, n, quantizers, count, signal, noise);
+  } else if (symmetric) {
+    quantization_noise_loop<S, Grid::kSymmetric>(x, n, quantizers, count, signal, noise);
+  } else if (is_unsigned) {
+    quantization_noise_loop<S, Grid::kUnsigned>(x, n, quantizers, count, signal, noise);
+  } else {
+    quantization_noise_loop<S, Grid::kAny>(x, n, quantizers, count, signal, noise);
+  }
 }
 
 template <typename S>
@@ -296,21 +466,37 @@ void observe_body(const void* x_data, int64_t n, Moments* moments) {
     call;                                               \
   }
 
-void fake_quantize_entry(StorageType storage, const void* x, void* y, int64_t n, const Quantizer& q) {
+void fake_quantize_entry(StorageType storage, const void* x, void* y, int64_t n, const Quantizer& q, bool stream) {
   MIXBIT_DISPATCH_STORAGE(storage,
-                          MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_body<S, kRounding>(x, y, n, q))));
+                          MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_body<S, kRounding>(x, y, n, q, stream))));
 }
 void fake_quantize_backward_entry(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
-                                  const Quantizer& q, double* dscale, double* dzero_point) {
-  MIXBIT_DISPATCH_STORAGE(storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_body<S, kRounding>(
-                                                                            grad, x, dx, n, q, dscale, dzero_point))));
+                                  const Quantizer& q, double* dscale, double* dzero_point, bool stream) {
+  if (dscale == nullptr) {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_body<S, kRounding, Sums::kNone>(
+                                                          grad, x, dx, n, q, nullptr, nullptr, stream))));
+  } else if (dzero_point == nullptr) {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_body<S, kRounding, Sums::kScale>(
+                                                          grad, x, dx, n, q, dscale, nullptr, stream))));
+  } else {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_body<S, kRounding, Sums::kBoth>(
+                                                          grad, x, dx, n, q, dscale, dzero_point, stream))));
+  }
+}
+void fake_quantize_mask_entry(StorageType storage, const void* x, void* y, uint8_t* mask, int64_t n,
+                              const Quantizer& q) {
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_mask_body<S, kRounding>(x, y, mask, n, q))));
+}
+void apply_mask_entry(StorageType storage, const void* grad, const uint8_t* mask, void* dx, int64_t n) {
+  MIXBIT_DISPATCH_STORAGE(storage, (apply_mask_body<S>(grad, mask, dx, n)));
 }
 void quantization_noise_entry(StorageType storage, const void* x, int64_t n, const Quantizer* q, int64_t count,
                               double* signal, double* noise) {
-  const Rounding rounding = count > 0 ? q[0].rounding : Rounding::kHalfEven;
-  MIXBIT_DISPATCH_STORAGE(
-      storage,
-      MIXBIT_DISPATCH_ROUNDING(rounding, (quantization_noise_body<S, kRounding>(x, n, q, count, signal, noise))));
+  MIXBIT_DISPATCH_STORAGE(storage, (quantization_noise_body<S>(x, n, q, count, signal, noise)));
 }
 void noise_power_entry(StorageType storage, const void* x, const void* reference, int64_t n, double* signal,
                        double* noise) {
@@ -324,7 +510,13 @@ void observe_entry(StorageType storage, const void* x, int64_t n, Moments* momen
 #undef MIXBIT_DISPATCH_ROUNDING
 
 constexpr KernelTable table_of(Isa isa) {
-  return {isa,          fake_quantize_entry, fake_quantize_backward_entry, quantization_noise_entry, noise_power_entry,
+  return {isa,
+          fake_quantize_entry,
+          fake_quantize_backward_entry,
+          fake_quantize_mask_entry,
+          apply_mask_entry,
+          quantization_noise_entry,
+          noise_power_entry,
           observe_entry};
 }
 

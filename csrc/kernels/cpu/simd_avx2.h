@@ -18,6 +18,9 @@ inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_p
 inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
 inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
 inline Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
 inline Vec round_half_even(Vec a) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.low, kMode), _mm256_round_ps(a.high, kMode)};
@@ -32,6 +35,8 @@ inline Vec negate(Vec a) {
   const __m256 sign = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN));
   return {_mm256_xor_ps(a.low, sign), _mm256_xor_ps(a.high, sign)};
 }
+// Between -limit and limit.
+inline Vec clamp_magnitude(Vec a, Vec limit) { return min(limit, max(negate(limit), a)); }
 inline Mask in_range(Vec v, Vec low, Vec high) {
   return {_mm256_and_ps(_mm256_cmp_ps(v.low, low.low, _CMP_GE_OQ), _mm256_cmp_ps(v.low, high.low, _CMP_LE_OQ)),
           _mm256_and_ps(_mm256_cmp_ps(v.high, low.high, _CMP_GE_OQ), _mm256_cmp_ps(v.high, high.high, _CMP_LE_OQ))};
@@ -39,6 +44,15 @@ inline Mask in_range(Vec v, Vec low, Vec high) {
 inline Vec select(Mask m, Vec yes, Vec no) {
   return {_mm256_blendv_ps(no.low, yes.low, m.low), _mm256_blendv_ps(no.high, yes.high, m.high)};
 }
+inline Vec keep(Mask m, Vec v) { return {_mm256_and_ps(v.low, m.low), _mm256_and_ps(v.high, m.high)}; }
+inline uint16_t to_bits(Mask m) {
+  return static_cast<uint16_t>(_mm256_movemask_ps(m.low) | (_mm256_movemask_ps(m.high) << 8));
+}
+inline __m256 lanes_of(int bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), lane), lane));
+}
+inline Mask from_bits(uint16_t bits) { return {lanes_of(bits & 0xff), lanes_of(bits >> 8)}; }
 inline bool any_nan(Vec v) {
   return _mm256_movemask_ps(
              _mm256_or_ps(_mm256_cmp_ps(v.low, v.low, _CMP_UNORD_Q), _mm256_cmp_ps(v.high, v.high, _CMP_UNORD_Q))) != 0;
@@ -50,12 +64,22 @@ inline void to_array(Vec v, float* out) {
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Vec v) { to_array(v, p); }
+inline void stream(float* p, Vec v) {
+  _mm256_stream_ps(p, v.low);
+  _mm256_stream_ps(p + 8, v.high);
+}
+inline void stream_fence() { _mm_sfence(); }
 inline __m128i load8(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 inline Vec load_half(const uint16_t* p) { return {_mm256_cvtph_ps(load8(p)), _mm256_cvtph_ps(load8(p + 8))}; }
 inline void store_half(uint16_t* p, Vec v) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, kMode));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, kMode));
+}
+inline void stream_half(uint16_t* p, Vec v) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.low, kMode));
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(v.high, kMode));
 }
 inline __m256 widen_bfloat16(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -69,10 +93,13 @@ inline __m256i narrow_bfloat16(__m256 v) {
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
 }
-inline void store_bfloat16(uint16_t* p, Vec v) {
+inline __m256i pack_bfloat16(Vec v) {
   // packus works inside 128-bit halves; the permutation puts the quarters back in order.
-  const __m256i packed = _mm256_packus_epi32(narrow_bfloat16(v.low), narrow_bfloat16(v.high));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+  return _mm256_permute4x64_epi64(_mm256_packus_epi32(narrow_bfloat16(v.low), narrow_bfloat16(v.high)), 0xd8);
+}
+inline void store_bfloat16(uint16_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_bfloat16(v)); }
+inline void stream_bfloat16(uint16_t* p, Vec v) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), pack_bfloat16(v));
 }
 
 }  // namespace

@@ -33,6 +33,10 @@ inline Vec sub(const Vec& a, const Vec& b) {
 inline Vec mul(const Vec& a, const Vec& b) {
   return map([&](int i) { return a.lane[i] * b.lane[i]; });
 }
+// One rounding.
+inline Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+  return map([&](int i) { return __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]); });
+}
 // `b` where either is NaN, as the x86 instructions have it.
 inline Vec max(const Vec& a, const Vec& b) {
   return map([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
@@ -49,10 +53,19 @@ inline void to_array(const Vec& v, float* out) {
   for (int i = 0; i < 16; ++i) out[i] = v.lane[i];
 }
 
+using Mask = uint16_t;  // lane i is bit i
+inline Vec keep(Mask m, const Vec& v) {
+  return map([&](int i) { return (m >> i & 1) != 0 ? v.lane[i] : 0.0f; });
+}
+inline uint16_t to_bits(Mask m) { return m; }
+inline Mask from_bits(uint16_t bits) { return bits; }
+
 inline Vec load(const float* p) {
   return map([&](int i) { return p[i]; });
 }
 inline void store(float* p, const Vec& v) { to_array(v, p); }
+inline void stream(float* p, const Vec& v) { to_array(v, p); }
+inline void stream_fence() {}
 inline Vec load_half(const uint16_t* p) {
   return map([&](int i) { return mixbit::half_to_float(p[i]); });
 }
@@ -65,5 +78,8 @@ inline Vec load_bfloat16(const uint16_t* p) {
 inline void store_bfloat16(uint16_t* p, const Vec& v) {
   for (int i = 0; i < 16; ++i) p[i] = mixbit::float_to_bfloat16(v.lane[i]);
 }
+
+inline void stream_half(uint16_t* p, const Vec& v) { store_half(p, v); }
+inline void stream_bfloat16(uint16_t* p, const Vec& v) { store_bfloat16(p, v); }
 
 }  // namespace

@@ -66,9 +66,38 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
   }
 };
 
+// With a fixed scale the backward needs one bit an element and not x.
+class FixedFakeQuantize : public torch::autograd::Function<FixedFakeQuantize> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& scale, const Variable& zero_point,
+                          const Variable& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
+                          int64_t rounding, std::optional<int64_t> group_size) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, mask] =
+        call_fake_quantize_mask(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+    ctx->save_for_backward({mask});
+    ctx->saved_data["strides"] = y.sym_strides();
+    keep_int(ctx, "axis", axis);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto strides = ctx->saved_data["strides"].toSymIntVector();
+    Variable dx =
+        call_fake_quantize_mask_backward(grads[0], ctx->get_saved_variables()[0], strides, kept_int(ctx, "axis"));
+    return {dx, {}, {}, {}, {}, {}, {}, {}, {}};
+  }
+};
+
 Variable fake_quantize_autograd(const Variable& x, const Variable& scale, const Variable& zero_point,
                                 const Variable& bit_width, bool is_signed, bool narrow_range,
                                 std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+  if (at::GradMode::is_enabled() && x.requires_grad() && !scale.requires_grad() && !zero_point.requires_grad()) {
+    return FixedFakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
+                                    group_size);
+  }
   return FakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
 }
 
@@ -217,9 +246,11 @@ TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
   // No double backward: asking for one raises instead of giving zeros.
-  m.impl("_fake_quantize_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_quantized_conv2d_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("_quantized_linear_backward", torch::autograd::autogradNotImplementedFallback());
+  for (const char* name :
+       {"_fake_quantize_backward", "_fake_quantize_backward_", "_fake_quantize_mask", "_fake_quantize_mask_backward",
+        "_quantized_conv2d_backward", "_quantized_linear_backward"}) {
+    m.impl(name, torch::autograd::autogradNotImplementedFallback());
+  }
 }
 
 }  // namespace mixbit::ops

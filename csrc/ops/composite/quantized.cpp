@@ -47,6 +47,23 @@ at::Tensor conv2d(const at::Tensor& x, const at::Tensor& weight, const std::opti
   return at::conv2d_symint(xq, wq, bias, stride, padding, dilation, groups);
 }
 
+// The learned-step backward of one operand from the gradient of its quantized values, which is ours alone: the result
+// is written over it where it has the operand's layout.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> learned_step(at::Tensor grad, const at::Tensor& x,
+                                                            const at::Tensor& scale, const at::Tensor& zero_point,
+                                                            const at::Tensor& bits, bool is_signed, bool narrow_range,
+                                                            std::optional<int64_t> axis, int64_t rounding,
+                                                            std::optional<int64_t> group_size,
+                                                            std::array<bool, 3> mask) {
+  if (!mask[0] || !x.is_non_overlapping_and_dense() || grad.sym_strides() != x.sym_strides()) {
+    return call_fake_quantize_backward(grad, x, scale, zero_point, bits, is_signed, narrow_range, axis, rounding,
+                                       group_size, mask);
+  }
+  auto [dscale, dzero_point] = call_fake_quantize_backward_(grad, x, scale, zero_point, bits, is_signed, narrow_range,
+                                                            axis, rounding, group_size, {mask[1], mask[2]});
+  return {grad, dscale, dzero_point};
+}
+
 // The learned-step backward of both operands from the gradients of the multiplication.
 SixTensors finish_backward(at::Tensor grad_x, at::Tensor grad_weight, at::Tensor grad_bias, const at::Tensor& x,
                            const at::Tensor& weight, const at::Tensor& x_scale, const at::Tensor& x_zero_point,
@@ -56,15 +73,13 @@ SixTensors finish_backward(at::Tensor grad_x, at::Tensor grad_weight, at::Tensor
   at::Tensor dx, dx_scale, dx_zero_point, dweight, dw_scale;
   if (mask[0] || mask[3] || mask[4]) {
     std::tie(dx, dx_scale, dx_zero_point) =
-        call_fake_quantize_backward(grad_x, x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt, rounding,
-                                    group_size, {mask[0], mask[3], mask[4]});
-    grad_x.reset();
+        learned_step(std::move(grad_x), x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt, rounding,
+                     group_size, {mask[0], mask[3], mask[4]});
   }
   if (mask[1] || mask[5]) {
-    at::Tensor unused;
-    std::tie(dweight, dw_scale, unused) = call_fake_quantize_backward(
-        grad_weight, weight, w_scale, at::zeros({1}, w_scale.options()), w_bits, true, w_narrow_range,
-        weight_axis(w_scale, w_bits), rounding, group_size, {mask[1], mask[5], false});
+    std::tie(dweight, dw_scale, std::ignore) =
+        learned_step(std::move(grad_weight), weight, w_scale, at::zeros({1}, w_scale.options()), w_bits, true,
+                     w_narrow_range, weight_axis(w_scale, w_bits), rounding, group_size, {mask[1], mask[5], false});
   }
   // Outputs of an op must be defined and must not share memory.
   const auto or_empty = [](const at::Tensor& gradient, bool wanted, const at::Tensor& like) {

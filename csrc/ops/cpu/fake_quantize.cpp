@@ -1,5 +1,8 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
+#include <unistd.h>
+
+#include <fstream>
 
 #include "../checks.h"
 #include "../parallel.h"
@@ -31,6 +34,47 @@ std::optional<int64_t> check_arguments(const at::Tensor& x, const at::Tensor& sc
 // x with its axis moved to the front of memory, seen with the original order of dimensions.
 at::Tensor channel_major(const at::Tensor& x, int64_t axis) { return x.movedim(axis, 0).contiguous().movedim(0, axis); }
 
+// An x, how its memory is walked, and what lies beside it in the same order.
+struct Walk {
+  at::Tensor source;
+  AxisView view;
+
+  // A dense x; channels go to the front where rows would be short.
+  Walk(const at::Tensor& dense_x, std::optional<int64_t> axis) : source(dense_x), view(axis_view(dense_x, axis)) {
+    if (short_rows(view)) {
+      source = channel_major(dense_x, *axis);
+      view = axis_view(source, axis);
+    }
+  }
+
+  // `y` if it has the order of the walk, else a new tensor that has.
+  at::Tensor target(const at::Tensor& y) const { return y.strides() == source.strides() ? y : at::empty_like(source); }
+};
+
+// Bytes of the last level of cache that this process can use. sysconf counts all sockets on some machines, so the
+// kernel's own description comes first.
+int64_t last_level_cache() {
+  static const int64_t bytes = [] {
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+    int64_t kibibytes = 0;
+    if (file >> kibibytes && kibibytes > 0) {
+      return kibibytes << 10;
+    }
+    const long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return size > 0 ? static_cast<int64_t>(size) : int64_t{32} << 20;
+  }();
+  return bytes;
+}
+
+// Stores that bypass the cache pay where the output does not fit it (three quarters of it, as glibc has it for memcpy):
+// whoever reads a smaller output next finds it there. They cost where the pages are fresh from the system; glibc hands
+// out blocks above 32 MiB anew each time.
+bool beyond_cache(const at::Tensor& y) {
+  constexpr int64_t kFreshPages = int64_t{32} << 20;
+  const auto bytes = static_cast<int64_t>(y.nbytes());
+  return 4 * bytes >= 3 * last_level_cache() && bytes <= kFreshPages;
+}
+
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                          const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
                          int64_t rounding, std::optional<int64_t> group_size) {
@@ -38,27 +82,84 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at:
   const auto quantizers = channel_quantizers(scale, zero_point, bit_width, is_signed, narrow_range,
                                              checked_rounding(rounding), channel_count(x, axis));
   at::Tensor y = at::empty_like(x);
-  at::Tensor source = with_strides_of(x, y);
-  AxisView view = axis_view(source, axis);
-  at::Tensor target = y;
-  if (short_rows(view)) {
-    source = channel_major(x, *axis);
-    target = at::empty_like(source);
-    view = axis_view(source, axis);
-  }
+  const Walk walk(with_strides_of(x, y), axis);
+  const at::Tensor target = walk.target(y);
   const auto& kernels = cpu_kernels();
   const auto storage = storage_type(x);
   const int64_t size = x.element_size();
-  const void* from = source.const_data_ptr();
+  const void* from = walk.source.const_data_ptr();
   void* to = target.mutable_data_ptr();
-  for_each_run(view, [&](int64_t, const Run& run) {
+  const bool stream = beyond_cache(target);
+  for_each_run(walk.view, [&](int64_t, const Run& run) {
     kernels.fake_quantize(storage, at_offset(from, run.start, size), at_offset(to, run.start, size), run.length,
-                          quantizers[static_cast<size_t>(run.channel)]);
+                          quantizers[static_cast<size_t>(run.channel)], stream);
   });
   if (!target.is_same(y)) {
     y.copy_(target);
   }
   return y;
+}
+
+// A row's bits start at a byte of their own.
+int64_t mask_bytes_per_row(const AxisView& view) { return (view.inner + 7) / 8; }
+
+int64_t mask_offset(const AxisView& view, const Run& run) {
+  const int64_t row = view.inner == 0 ? 0 : run.start / view.inner;
+  return row * mask_bytes_per_row(view) + (run.start - row * view.inner) / 8;
+}
+
+std::tuple<at::Tensor, at::Tensor> fake_quantize_mask(const at::Tensor& x, const at::Tensor& scale,
+                                                      const at::Tensor& zero_point, const at::Tensor& bit_width,
+                                                      bool is_signed, bool narrow_range, std::optional<int64_t> axis,
+                                                      int64_t rounding, std::optional<int64_t> group_size) {
+  axis = check_arguments(x, scale, zero_point, bit_width, axis, group_size);
+  const auto quantizers = channel_quantizers(scale, zero_point, bit_width, is_signed, narrow_range,
+                                             checked_rounding(rounding), channel_count(x, axis));
+  at::Tensor y = at::empty_like(x);
+  const Walk walk(with_strides_of(x, y), axis);
+  const at::Tensor target = walk.target(y);
+  at::Tensor mask =
+      at::empty({walk.view.outer * walk.view.channels * mask_bytes_per_row(walk.view)}, x.options().dtype(at::kByte));
+  const auto& kernels = cpu_kernels();
+  const auto storage = storage_type(x);
+  const int64_t size = x.element_size();
+  const void* from = walk.source.const_data_ptr();
+  void* to = target.mutable_data_ptr();
+  uint8_t* bits = mask.mutable_data_ptr<uint8_t>();
+  for_each_run(walk.view, [&](int64_t, const Run& run) {
+    kernels.fake_quantize_mask(storage, at_offset(from, run.start, size), at_offset(to, run.start, size),
+                               bits + mask_offset(walk.view, run), run.length,
+                               quantizers[static_cast<size_t>(run.channel)]);
+  });
+  if (!target.is_same(y)) {
+    y.copy_(target);
+  }
+  return {y, mask};
+}
+
+at::Tensor mask_backward(const at::Tensor& grad, const at::Tensor& mask, at::IntArrayRef strides,
+                         std::optional<int64_t> axis) {
+  check_floating(grad, "grad");
+  at::Tensor dx = at::empty_strided(grad.sizes(), strides, grad.options());
+  const Walk walk(with_strides_of(grad, dx), checked_axis(grad, axis));
+  TORCH_CHECK_VALUE(mask.scalar_type() == at::kByte && mask.is_contiguous() &&
+                        mask.numel() == walk.view.outer * walk.view.channels * mask_bytes_per_row(walk.view),
+                    "mask is ", mask.scalar_type(), " ", mask.sizes(), ": expected what _fake_quantize_mask returned");
+  const at::Tensor target = walk.target(dx);
+  const auto& kernels = cpu_kernels();
+  const auto storage = storage_type(grad);
+  const int64_t size = grad.element_size();
+  const void* from = walk.source.const_data_ptr();
+  void* to = target.mutable_data_ptr();
+  const uint8_t* bits = mask.const_data_ptr<uint8_t>();
+  for_each_run(walk.view, [&](int64_t, const Run& run) {
+    kernels.apply_mask(storage, at_offset(from, run.start, size), bits + mask_offset(walk.view, run),
+                       at_offset(to, run.start, size), run.length);
+  });
+  if (!target.is_same(dx)) {
+    dx.copy_(target);
+  }
+  return dx;
 }
 
 // The sums of a channel, added in order; a parameter with one element gets the sum over channels.
@@ -83,54 +184,69 @@ at::Tensor reduce_channels(const std::vector<double>& partials, int64_t per_chan
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-    const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
-    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+// Writes dx into `dx` (which may be the gradient itself; undefined: not asked for) and returns the parameter gradients
+// that output_mask asks for.
+std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
+                                                 const at::Tensor& zero_point, const at::Tensor& bit_width,
+                                                 bool is_signed, bool narrow_range, std::optional<int64_t> axis,
+                                                 int64_t rounding, std::optional<int64_t> group_size,
+                                                 const at::Tensor& dx, std::array<bool, 2> output_mask) {
   axis = check_arguments(x, scale, zero_point, bit_width, axis, group_size);
   TORCH_CHECK_VALUE(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(), "grad is ", grad.scalar_type(),
                     " ", grad.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(), " like x");
   const int64_t channels = channel_count(x, axis);
   const auto quantizers =
       channel_quantizers(scale, zero_point, bit_width, is_signed, narrow_range, checked_rounding(rounding), channels);
-  const at::Tensor none = at::empty({0}, x.options());
-  at::Tensor dx = output_mask[0] ? at::empty_like(x) : none;
-  at::Tensor source = output_mask[0] ? with_strides_of(x, dx) : dense(x);
-  AxisView view = axis_view(source, axis);
-  if (short_rows(view)) {
-    source = channel_major(x, *axis);
-    view = axis_view(source, axis);
-  }
-  const at::Tensor g = with_strides_of(grad, source);
-  at::Tensor target = dx;
-  if (output_mask[0] && dx.strides() != source.strides()) {
-    target = at::empty_like(source);
-  }
-  const int64_t per_channel = runs_per_channel(view);
-  std::vector<double> scale_partials(static_cast<size_t>(per_channel * channels));
-  std::vector<double> zero_point_partials(scale_partials.size());
+  const Walk walk(dense(x), axis);
+  const at::Tensor g = with_strides_of(grad, walk.source);
+  const at::Tensor target = dx.defined() ? walk.target(dx) : dx;
+  const int64_t per_channel = runs_per_channel(walk.view);
+  const bool any = output_mask[0] || output_mask[1];
+  std::vector<double> scale_partials(any ? static_cast<size_t>(per_channel * channels) : 0);
+  std::vector<double> zero_point_partials(output_mask[1] ? scale_partials.size() : 0);
   const auto& kernels = cpu_kernels();
   const auto storage = storage_type(x);
   const int64_t size = x.element_size();
   const void* grads = g.const_data_ptr();
-  const void* values = source.const_data_ptr();
-  void* out = output_mask[0] ? target.mutable_data_ptr() : nullptr;
-  for_each_run(view, [&](int64_t index, const Run& run) {
-    kernels.fake_quantize_backward(storage, at_offset(grads, run.start, size), at_offset(values, run.start, size),
+  const void* from = walk.source.const_data_ptr();
+  void* out = target.defined() ? target.mutable_data_ptr() : nullptr;
+  const bool stream = target.defined() && !target.is_same(grad) && beyond_cache(target);
+  for_each_run(walk.view, [&](int64_t index, const Run& run) {
+    const auto at = static_cast<size_t>(index);
+    kernels.fake_quantize_backward(storage, at_offset(grads, run.start, size), at_offset(from, run.start, size),
                                    out == nullptr ? nullptr : at_offset(out, run.start, size), run.length,
-                                   quantizers[static_cast<size_t>(run.channel)],
-                                   &scale_partials[static_cast<size_t>(index)],
-                                   &zero_point_partials[static_cast<size_t>(index)]);
+                                   quantizers[static_cast<size_t>(run.channel)], any ? &scale_partials[at] : nullptr,
+                                   output_mask[1] ? &zero_point_partials[at] : nullptr, stream);
   });
-  if (output_mask[0] && !target.is_same(dx)) {
+  if (target.defined() && !target.is_same(dx)) {
     dx.copy_(target);
   }
   // Outputs of an op must not share memory: each gradient that was not asked for is an empty tensor of its own.
   const auto parameter_gradient = [&](bool wanted, const std::vector<double>& partials, const at::Tensor& parameter) {
     return wanted ? reduce_channels(partials, per_channel, channels, parameter) : at::empty({0}, scale.options());
   };
-  return {dx, parameter_gradient(output_mask[1], scale_partials, scale),
-          parameter_gradient(output_mask[2], zero_point_partials, zero_point)};
+  return {parameter_gradient(output_mask[0], scale_partials, scale),
+          parameter_gradient(output_mask[1], zero_point_partials, zero_point)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+    const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
+    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+  const at::Tensor dx = output_mask[0] ? at::empty_like(x) : at::Tensor();
+  auto [dscale, dzero_point] = backward_into(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis,
+                                             rounding, group_size, dx, {output_mask[1], output_mask[2]});
+  return {dx.defined() ? dx : at::empty({0}, x.options()), dscale, dzero_point};
+}
+
+std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_(at::Tensor& grad, const at::Tensor& x,
+                                                           const at::Tensor& scale, const at::Tensor& zero_point,
+                                                           const at::Tensor& bit_width, bool is_signed,
+                                                           bool narrow_range, std::optional<int64_t> axis,
+                                                           int64_t rounding, std::optional<int64_t> group_size,
+                                                           std::array<bool, 2> output_mask) {
+  return backward_into(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, grad,
+                       output_mask);
 }
 
 }  // namespace
@@ -138,6 +254,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
 TORCH_LIBRARY_IMPL(mixbit, CPU, m) {
   m.impl("fake_quantize", fake_quantize);
   m.impl("_fake_quantize_backward", fake_quantize_backward);
+  m.impl("_fake_quantize_backward_", fake_quantize_backward_);
+  m.impl("_fake_quantize_mask", fake_quantize_mask);
+  m.impl("_fake_quantize_mask_backward", mask_backward);
 }
 
 }  // namespace mixbit::ops

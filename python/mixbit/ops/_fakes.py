@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _register = torch.library.register_fake
+_SHORT_ROW = 16  # kShortRow of csrc/ops/parallel.h
 
 
 def _none(like: Tensor) -> Tensor:
@@ -58,6 +60,63 @@ def _(
         torch.empty_like(scale) if output_mask[1] else _none(scale),
         torch.empty_like(zero_point) if output_mask[2] else _none(scale),
     )
+
+
+@_register("mixbit::_fake_quantize_backward_")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bit_width: Tensor,
+    *,
+    signed: bool,
+    narrow_range: bool,
+    axis: int | None,
+    rounding: int,
+    group_size: int | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(scale) if output_mask[0] else _none(scale),
+        torch.empty_like(zero_point) if output_mask[1] else _none(scale),
+    )
+
+
+def _mask_bytes(dense: Tensor, axis: int | None) -> Any:
+    """Rows start at a byte of their own; short rows are walked channel by channel (csrc/ops/parallel.h)."""
+    if axis is None or dense.shape[axis] <= 1:
+        return (dense.numel() + 7) // 8
+    channels = dense.shape[axis]
+    inner = dense.stride(axis)
+    if dense.numel() == 0:
+        return 0
+    outer = dense.numel() // (channels * inner)
+    if outer > 1 and inner < _SHORT_ROW:
+        inner, outer = inner * outer, 1
+    return outer * channels * ((inner + 7) // 8)
+
+
+@_register("mixbit::_fake_quantize_mask")
+def _(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    bit_width: Tensor,
+    *,
+    signed: bool,
+    narrow_range: bool,
+    axis: int | None,
+    rounding: int,
+    group_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x)
+    return y, x.new_empty((_mask_bytes(y, axis),), dtype=torch.uint8)
+
+
+@_register("mixbit::_fake_quantize_mask_backward")
+def _(grad: Tensor, mask: Tensor, strides: Sequence[int], *, axis: int | None) -> Tensor:
+    return torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
 
 
 @_register("mixbit::quantized_conv2d")

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -58,10 +59,18 @@ bool same_bits(double a, double b) {
   return (std::isnan(a) && std::isnan(b)) || std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b);
 }
 
-struct Case {
-  StorageType storage;
-  Isa isa;
-  int64_t n;
+// Bytes at a 64-byte boundary.
+class Aligned {
+ public:
+  explicit Aligned(size_t size) : bytes_(size + 64) {}
+  std::byte* data() {
+    void* p = bytes_.data();
+    size_t space = bytes_.size();
+    return static_cast<std::byte*>(std::align(64, bytes_.size() - 64, p, space));
+  }
+
+ private:
+  std::vector<std::byte> bytes_;
 };
 
 class CpuKernels : public testing::TestWithParam<std::tuple<StorageType, Isa, int64_t>> {
@@ -99,9 +108,15 @@ TEST_P(CpuKernels, FakeQuantizeEqualsScalarBitByBit) {
   const auto x = stored(samples(n(), 0.37f, 1), storage());
   for (const Quantizer& q : quantizers()) {
     std::vector<std::byte> expected(bytes()), got(bytes());
-    scalar().fake_quantize(storage(), x.data(), expected.data(), n(), q);
-    tested().fake_quantize(storage(), x.data(), got.data(), n(), q);
+    scalar().fake_quantize(storage(), x.data(), expected.data(), n(), q, false);
+    tested().fake_quantize(storage(), x.data(), got.data(), n(), q, false);
     ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+    // Past the cache: an aligned output, and one that cannot be.
+    for (const size_t shift : {size_t{0}, size_t{4}}) {
+      Aligned past_cache(bytes() + 64);
+      tested().fake_quantize(storage(), x.data(), past_cache.data() + shift, n(), q, true);
+      ASSERT_EQ(std::memcmp(expected.data(), past_cache.data() + shift, bytes()), 0);
+    }
   }
 }
 
@@ -120,11 +135,48 @@ TEST_P(CpuKernels, BackwardEqualsScalarBitByBit) {
     std::vector<std::byte> expected(bytes()), got(bytes());
     double expected_sums[2], sums[2];
     scalar().fake_quantize_backward(storage(), g.data(), x.data(), expected.data(), n(), q, &expected_sums[0],
-                                    &expected_sums[1]);
-    tested().fake_quantize_backward(storage(), g.data(), x.data(), got.data(), n(), q, &sums[0], &sums[1]);
+                                    &expected_sums[1], false);
+    tested().fake_quantize_backward(storage(), g.data(), x.data(), got.data(), n(), q, &sums[0], &sums[1], false);
     ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
     ASSERT_TRUE(same_bits(expected_sums[0], sums[0]));
     ASSERT_TRUE(same_bits(expected_sums[1], sums[1]));
+    // Every part alone is what it is together with the others.
+    sums[0] = -1.0;
+    tested().fake_quantize_backward(storage(), g.data(), x.data(), nullptr, n(), q, &sums[0], nullptr, false);
+    ASSERT_TRUE(same_bits(expected_sums[0], sums[0]));
+    Aligned past_cache(bytes());
+    tested().fake_quantize_backward(storage(), g.data(), x.data(), past_cache.data(), n(), q, nullptr, nullptr, true);
+    ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
+    auto in_place = g;
+    tested().fake_quantize_backward(storage(), in_place.data(), x.data(), in_place.data(), n(), q, nullptr, nullptr,
+                                    false);
+    ASSERT_EQ(std::memcmp(expected.data(), in_place.data(), bytes()), 0);
+  }
+}
+
+TEST_P(CpuKernels, MaskEqualsScalarAndIsTheBackward) {
+  const auto x = stored(samples(n(), 0.37f, 8), storage());
+  std::vector<float> grads = samples(n(), 0.1f, 9);
+  for (float& v : grads) {
+    if (!std::isfinite(v)) v = 1.5f;
+  }
+  const auto g = stored(grads, storage());
+  for (const Quantizer& q : quantizers()) {
+    const size_t mask_bytes = static_cast<size_t>((n() + 7) / 8);
+    std::vector<std::byte> y(bytes()), expected_y(bytes()), dx(bytes()), expected_dx(bytes());
+    std::vector<uint8_t> mask(mask_bytes + 2, 0xa5), expected_mask(mask_bytes + 2, 0xa5);
+    scalar().fake_quantize_mask(storage(), x.data(), expected_y.data(), expected_mask.data(), n(), q);
+    tested().fake_quantize_mask(storage(), x.data(), y.data(), mask.data(), n(), q);
+    ASSERT_EQ(mask, expected_mask);
+    ASSERT_EQ(mask[mask_bytes], 0xa5) << "written past the end";
+    ASSERT_EQ(y, expected_y);
+    tested().fake_quantize(storage(), x.data(), expected_y.data(), n(), q, false);
+    ASSERT_EQ(y, expected_y);
+    scalar().fake_quantize_backward(storage(), g.data(), x.data(), expected_dx.data(), n(), q, nullptr, nullptr, false);
+    tested().apply_mask(storage(), g.data(), mask.data(), dx.data(), n());
+    ASSERT_EQ(dx, expected_dx);
+    scalar().apply_mask(storage(), g.data(), mask.data(), dx.data(), n());
+    ASSERT_EQ(dx, expected_dx);
   }
 }
 
@@ -136,20 +188,27 @@ TEST_P(CpuKernels, StatisticsEqualScalarBitByBit) {
     }
     const auto x = stored(values, storage());
     const auto reference = stored(samples(n(), 0.37f, finite ? 5 : 6), storage());
-    std::vector<Quantizer> candidates;
-    for (int bits = 2; bits < 13; ++bits) {
-      candidates.push_back(
-          {0.05f * static_cast<float>(bits), 0.0f, mixbit::quant_range(bits, true, true), Rounding::kHalfEven});
-    }
-    const auto count = static_cast<int64_t>(candidates.size());
     double expected_signal, signal;
-    std::vector<double> expected_noise(candidates.size()), noise(candidates.size());
-    scalar().quantization_noise(storage(), x.data(), n(), candidates.data(), count, &expected_signal,
-                                expected_noise.data());
-    tested().quantization_noise(storage(), x.data(), n(), candidates.data(), count, &signal, noise.data());
-    EXPECT_TRUE(same_bits(expected_signal, signal));
-    for (size_t k = 0; k < noise.size(); ++k) EXPECT_TRUE(same_bits(expected_noise[k], noise[k]));
+    // Symmetric, unsigned and other grids; scales whose inverse is not normal; any number of candidates.
+    for (const auto& [is_signed, narrow, unit] : {std::tuple{true, true, 0.05f}, std::tuple{false, false, 0.05f},
+                                                 std::tuple{true, false, 0.05f}, std::tuple{true, true, 1e-39f}}) {
+      for (const int64_t count : {0, 1, 7, 8, 11, 16}) {
+        std::vector<Quantizer> candidates;
+        for (int64_t k = 0; k < count; ++k) {
+          const auto bits = static_cast<int>(2 + k % 11);
+          candidates.push_back({unit * static_cast<float>(bits), 0.0f, mixbit::quant_range(bits, is_signed, narrow),
+                                Rounding::kHalfEven});
+        }
+        std::vector<double> expected_noise(candidates.size()), noise(candidates.size());
+        scalar().quantization_noise(storage(), x.data(), n(), candidates.data(), count, &expected_signal,
+                                    expected_noise.data());
+        tested().quantization_noise(storage(), x.data(), n(), candidates.data(), count, &signal, noise.data());
+        EXPECT_TRUE(same_bits(expected_signal, signal));
+        for (size_t k = 0; k < noise.size(); ++k) EXPECT_TRUE(same_bits(expected_noise[k], noise[k]));
+      }
+    }
 
+    std::vector<double> expected_noise(1), noise(1);
     scalar().noise_power(storage(), x.data(), reference.data(), n(), &expected_signal, &expected_noise[0]);
     tested().noise_power(storage(), x.data(), reference.data(), n(), &signal, &noise[0]);
     EXPECT_TRUE(same_bits(expected_signal, signal));
@@ -174,12 +233,35 @@ TEST(ScalarKernels, FakeQuantizeIsTheFormula) {
   const auto values = samples(1000, 0.37f, 7);
   for (const Quantizer& q : quantizers()) {
     std::vector<float> got(values.size());
-    kernels(Isa::kScalar).fake_quantize(StorageType::kFloat32, values.data(), got.data(), 1000, q);
+    kernels(Isa::kScalar).fake_quantize(StorageType::kFloat32, values.data(), got.data(), 1000, q, false);
     for (size_t i = 0; i < values.size(); ++i) {
       const float expected = mixbit::fake_quantize(values[i], q.scale, q.zero_point, q.range, q.rounding);
       ASSERT_TRUE(same_bits(expected, got[i])) << values[i];
     }
   }
+}
+
+TEST(ScalarKernels, NoiseIsThatOfTheDivision) {
+  // The multiplication with the inverse may take the other neighbour of a tie; levels of the grid have no noise at all.
+  const Quantizer q{0.37f, 0.0f, mixbit::quant_range(5, true, true), Rounding::kHalfEven};
+  std::vector<float> values;
+  for (const float v : samples(5000, 0.37f, 10)) {
+    if (std::abs(v) < 1e6f) values.push_back(v);
+  }
+  double exact = 0.0;
+  for (const float v : values) {
+    const double error = static_cast<double>(v) -
+                         static_cast<double>(mixbit::fake_quantize(v, q.scale, q.zero_point, q.range, q.rounding));
+    exact += error * error;
+  }
+  double signal, noise;
+  const auto n = static_cast<int64_t>(values.size());
+  kernels(Isa::kScalar).quantization_noise(StorageType::kFloat32, values.data(), n, &q, 1, &signal, &noise);
+  EXPECT_NEAR(noise, exact, 1e-5 * exact);
+  std::vector<float> levels;
+  for (int code = -15; code <= 15; ++code) levels.push_back(static_cast<float>(code) * q.scale);
+  kernels(Isa::kScalar).quantization_noise(StorageType::kFloat32, levels.data(), 31, &q, 1, &signal, &noise);
+  EXPECT_EQ(noise, 0.0);
 }
 
 TEST(Half, ConversionsRoundTripAndRoundToEven) {

@@ -184,12 +184,86 @@ def test_opcheck_of_the_backward() -> None:
         opcheck(torch.ops.mixbit._fake_quantize_backward.default, arguments, {**keywords, "output_mask": mask})
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "strided", "expanded"])
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fixed_scale_saves_one_bit_an_element(layout: str, axis: int | None, dtype: torch.dtype) -> None:
+    x = layouts(torch.randn(4, 6, 4, 7).to(dtype))[layout].detach()
+    _, scale, zero_point = tensors(tuple(x.shape), axis)
+    grad = torch.randn_like(x)
+    saved: list[int] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t.numel() * t.element_size())
+        return t
+
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = ops.fake_quantize(leaf, scale, zero_point, 3, axis=axis)
+    y.backward(grad)
+    other = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    z = ops.fake_quantize(other, scale.clone().requires_grad_(), zero_point, 3, axis=axis)
+    z.backward(grad)
+    assert torch.equal(y, z)
+    assert torch.equal(leaf.grad, other.grad)
+    assert leaf.grad.stride() == other.grad.stride()
+    # A row of the walk starts at a byte of its own: at most 7 bits are lost a row.
+    assert sum(saved) <= x.numel() / 8 + x.numel() / 16
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(ops.fake_quantize(leaf, scale, zero_point, 3, axis=axis), z)
+
+
+def test_opcheck_of_the_mask() -> None:
+    for axis, layout in ((None, "contiguous"), (1, "channels_last"), (0, "transposed"), (-1, "contiguous")):
+        x = layouts(torch.randn(4, 6, 4, 7))[layout].detach()
+        channels = 1 if axis is None else x.shape[axis]
+        arguments = (x, torch.rand(channels) + 0.1, torch.zeros(1), torch.tensor([4.0]))
+        keywords = {"signed": True, "narrow_range": False, "axis": axis, "rounding": 0, "group_size": None}
+        opcheck(torch.ops.mixbit._fake_quantize_mask.default, arguments, keywords)
+        y, mask = torch.ops.mixbit._fake_quantize_mask(*arguments, **keywords)
+        opcheck(torch.ops.mixbit._fake_quantize_mask_backward.default, (x, mask, y.stride()), {"axis": axis})
+        leaf = x.clone().requires_grad_()
+        opcheck(torch.ops.mixbit.fake_quantize.default, (leaf, *arguments[1:]), {"axis": axis})
+    with pytest.raises(ValueError, match=r"mask is Byte \[1\]: expected what _fake_quantize_mask returned"):
+        torch.ops.mixbit._fake_quantize_mask_backward(x, mask[:1], y.stride(), axis=None)
+
+
+def test_the_backward_over_its_gradient() -> None:
+    for axis in (None, 0, 1):
+        x, scale, zero_point = tensors((4, 6, 5, 7), axis)
+        grad = torch.randn_like(x)
+        keywords = {"signed": True, "narrow_range": False, "axis": axis, "rounding": 0, "group_size": None}
+        given = (x, scale, zero_point, torch.tensor([3.0]))
+        expected = torch.ops.mixbit._fake_quantize_backward(grad, *given, **keywords, output_mask=[True, True, True])
+        over = grad.clone(memory_format=torch.channels_last)  # another layout than x: still the same values
+        for g in (grad.clone(), over):
+            sums = torch.ops.mixbit._fake_quantize_backward_(g, *given, **keywords, output_mask=[True, True])
+            assert torch.equal(g, expected[0])
+            assert torch.equal(sums[0], expected[1])
+            assert torch.equal(sums[1], expected[2])
+        checked = (grad.clone(), *given)
+        opcheck(torch.ops.mixbit._fake_quantize_backward_.default, checked, {**keywords, "output_mask": [True, False]})
+
+
+def test_large_outputs_take_the_way_past_the_cache() -> None:
+    x = torch.randn(8 * 1024 * 1024 - 5)  # just below 32 MiB, where it is used on every machine whose cache is smaller
+    scale = torch.tensor([0.3], requires_grad=True)
+    leaf = x.clone().requires_grad_()
+    y = ops.fake_quantize(leaf, scale, 0, 4)
+    y.backward(torch.ones_like(y))
+    assert torch.equal(y, twin.fake_quantize(x, scale, torch.zeros(1), torch.tensor([4.0])))
+    assert torch.equal(leaf.grad, ((x / scale >= -8) & (x / scale <= 7)).float())
+
+
 def test_double_backward_is_refused() -> None:
     x = torch.randn(5, requires_grad=True)
-    scale = torch.tensor([0.3], requires_grad=True)
-    (dx,) = torch.autograd.grad(ops.fake_quantize(x, scale, 0, 4).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="not implemented"):
-        dx.sum().backward()
+    for requires_grad in (True, False):
+        scale = torch.tensor([0.3], requires_grad=requires_grad)
+        grad = torch.ones(5, requires_grad=True)
+        (dx,) = torch.autograd.grad(ops.fake_quantize(x, scale, 0, 4), x, grad, create_graph=True)
+        with pytest.raises(RuntimeError, match="not implemented"):
+            dx.sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -4,5 +4,6 @@
 #if defined(__CUDACC__)
 #define MIXBIT_HD __host__ __device__ __forceinline__
 #else
-#define MIXBIT_HD inline
+// Always inlined: a copy of its own would be a weak symbol that one instruction set could take from another.
+#define MIXBIT_HD inline __attribute__((always_inline))
 #endif

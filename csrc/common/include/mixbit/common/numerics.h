@@ -80,6 +80,22 @@ MIXBIT_HD float fake_quantize(float x, float scale, float zero_point, QuantRange
   return dequantize(quantize(x, scale, zero_point, range, rounding), scale, zero_point);
 }
 
+// Whether the gradient of x passes: quant_min <= x / scale + round(zero_point) <= quant_max, before rounding.
+MIXBIT_HD bool is_inside(float x, float scale, float zero_point, QuantRange range) {
+  const float v = x / scale + round_half_even(zero_point);
+  return v >= range.quant_min && v <= range.quant_max;
+}
+
+// Whether 1 / scale is a normal number, so that x * (1 / scale) keeps its precision.
+MIXBIT_HD bool has_normal_inverse(float scale) { return scale >= 0x1p-126f && scale <= 0x1p+126f; }
+
+// x - fake_quantize(x) for a measurement of noise (zero_point 0), by a multiplication with the inverse. It differs from
+// the division only within rounding of a tie between two levels, where both are equally far: levels themselves give an
+// exact zero, any other error is within a rounding of the exact one. Needs has_normal_inverse(scale).
+MIXBIT_HD float quantization_error(float x, float scale, float inverse, QuantRange range, Rounding rounding) {
+  return x - clamp_code(round_code(x * inverse, rounding), range) * scale;
+}
+
 // Learned-step gradients (LSQ, arXiv 1902.08153, eq. 3; LSQ+, arXiv 2004.09576, eq. 3-4), exactly: with
 // v = x / scale + round(zero_point), inside means quant_min <= v <= quant_max before rounding.
 //   inside:  dx = g, dscale = g (q - v),          dzero_point = 0

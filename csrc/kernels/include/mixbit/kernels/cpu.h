@@ -36,12 +36,23 @@ struct Moments {
 
 struct KernelTable {
   Isa isa;
-  // y[i] = fake_quantize(x[i]); x == y is allowed.
-  void (*fake_quantize)(StorageType storage, const void* x, void* y, int64_t n, const Quantizer& quantizer);
-  // dx[i] (not written where dx is null) and the sums of dscale and dzero_point; n <= kReduceBlock.
+  // y[i] = fake_quantize(x[i]); x == y is allowed. `stream` asks for stores that bypass the cache, for outputs that do
+  // not fit it (honoured where y is aligned to a vector).
+  void (*fake_quantize)(StorageType storage, const void* x, void* y, int64_t n, const Quantizer& quantizer,
+                        bool stream);
+  // dx[i] and the sums of dscale and dzero_point; n <= kReduceBlock. Null: not asked for (dzero_point only together
+  // with dscale).
   void (*fake_quantize_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
-                                 const Quantizer& quantizer, double* dscale, double* dzero_point);
-  // signal = sum x^2; noise[k] = sum (x - fake_quantize_k(x))^2; x is read once. n <= kReduceBlock.
+                                 const Quantizer& quantizer, double* dscale, double* dzero_point, bool stream);
+  // fake_quantize, and bit i % 8 of mask[i / 8] = whether x[i] lies inside the grid: all that a backward needs whose
+  // scale is fixed. The unused bits of the last byte are 0.
+  void (*fake_quantize_mask)(StorageType storage, const void* x, void* y, uint8_t* mask, int64_t n,
+                             const Quantizer& quantizer);
+  // dx[i] = grad[i] where bit i is set, else 0; grad == dx is allowed.
+  void (*apply_mask)(StorageType storage, const void* grad, const uint8_t* mask, void* dx, int64_t n);
+  // signal = sum x^2; noise[k] = sum (x - fake_quantize_k(x))^2; x is read once; zero_point counts as 0,
+  // rounding as half_even.
+  // n <= kReduceBlock.
   void (*quantization_noise)(StorageType storage, const void* x, int64_t n, const Quantizer* quantizers, int64_t count,
                              double* signal, double* noise);
   // signal = sum reference^2, noise = sum (x - reference)^2. n <= kReduceBlock.
