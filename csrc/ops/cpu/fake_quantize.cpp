@@ -66,13 +66,13 @@ int64_t last_level_cache() {
   return bytes;
 }
 
-// Stores that bypass the cache pay where the output does not fit it (three quarters of it, as glibc has it for memcpy):
-// whoever reads a smaller output next finds it there. They cost where the pages are fresh from the system; glibc hands
-// out blocks above 32 MiB anew each time.
-bool beyond_cache(const at::Tensor& y) {
+// Stores that bypass the cache pay where what the op reads and writes (`tensors` of the size of y) does not fit three
+// quarters of it, the share that glibc's memcpy allows itself; below that, whoever reads y next finds it there. They
+// cost where the pages are fresh from the system: glibc hands out blocks above 32 MiB anew each time.
+bool beyond_cache(const at::Tensor& y, int64_t tensors) {
   constexpr int64_t kFreshPages = int64_t{32} << 20;
   const auto bytes = static_cast<int64_t>(y.nbytes());
-  return 4 * bytes >= 3 * last_level_cache() && bytes <= kFreshPages;
+  return 4 * tensors * bytes > 3 * last_level_cache() && bytes <= kFreshPages;
 }
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
@@ -89,7 +89,8 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at:
   const int64_t size = x.element_size();
   const void* from = walk.source.const_data_ptr();
   void* to = target.mutable_data_ptr();
-  const bool stream = beyond_cache(target);
+  // Only y counts here: x was just written, and y is read next.
+  const bool stream = beyond_cache(target, 1);
   for_each_run(walk.view, [&](int64_t, const Run& run) {
     kernels.fake_quantize(storage, at_offset(from, run.start, size), at_offset(to, run.start, size), run.length,
                           quantizers[static_cast<size_t>(run.channel)], stream);
@@ -210,7 +211,7 @@ std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const a
   const void* grads = g.const_data_ptr();
   const void* from = walk.source.const_data_ptr();
   void* out = target.defined() ? target.mutable_data_ptr() : nullptr;
-  const bool stream = target.defined() && !target.is_same(grad) && beyond_cache(target);
+  const bool stream = target.defined() && !target.is_same(grad) && beyond_cache(target, 3);
   for_each_run(walk.view, [&](int64_t index, const Run& run) {
     const auto at = static_cast<size_t>(index);
     kernels.fake_quantize_backward(storage, at_offset(grads, run.start, size), at_offset(from, run.start, size),
