@@ -67,6 +67,41 @@ void check_bit_width_values(const at::Tensor& bit_width, const char* name, bool 
   }
 }
 
+void check_bit_width_list(const at::Tensor& bit_widths, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(bit_widths.scalar_type() == at::kFloat && bit_widths.dim() == 1, "bit_widths is ",
+                    bit_widths.scalar_type(), " ", bit_widths.sizes(), ": expected float32 [K]");
+  TORCH_CHECK_VALUE(bit_widths.device() == x.device(), "bit_widths is on ", bit_widths.device(), " and the data on ",
+                    x.device(), ": expected one device");
+}
+
+std::optional<int64_t> check_noise_arguments(const at::Tensor& x, const at::Tensor& scales,
+                                             const at::Tensor& bit_widths, std::optional<int64_t> axis) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  check_bit_width_list(bit_widths, x);
+  const int64_t channels = channel_count(x, axis);
+  const int64_t count = bit_widths.numel();
+  TORCH_CHECK_VALUE(scales.scalar_type() == at::kFloat, "scales has dtype ", scales.scalar_type(),
+                    ": expected float32");
+  TORCH_CHECK_VALUE(
+      (scales.dim() == 1 && scales.size(0) == count) ||
+          (axis.has_value() && scales.dim() == 2 && scales.size(0) == count && scales.size(1) == channels),
+      "scales has shape ", scales.sizes(), ": expected [", count, "]",
+      axis.has_value() ? " or [" + std::to_string(count) + ", " + std::to_string(channels) + "]" : std::string());
+  TORCH_CHECK_VALUE(scales.device() == x.device(), "scales is on ", scales.device(), " and x on ", x.device(),
+                    ": expected one device");
+  return axis;
+}
+
+void check_same_kind(const at::Tensor& x, const at::Tensor& reference) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(reference.sizes() == x.sizes() && reference.scalar_type() == x.scalar_type(), "reference is ",
+                    reference.scalar_type(), " ", reference.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(),
+                    " like x");
+  TORCH_CHECK_VALUE(reference.device() == x.device(), "reference is on ", reference.device(), " and x on ", x.device(),
+                    ": expected one device");
+}
+
 std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
                                                         const at::Tensor& bit_width, bool is_signed, bool narrow_range,
                                                         Rounding rounding, int64_t channels) {

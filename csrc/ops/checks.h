@@ -36,6 +36,14 @@ Rounding checked_rounding(int64_t rounding);
 void check_scale_values(const at::Tensor& scale, const char* name);
 void check_bit_width_values(const at::Tensor& bit_width, const char* name, bool is_signed, bool narrow_range);
 
+// float32 [K] on x's device.
+void check_bit_width_list(const at::Tensor& bit_widths, const at::Tensor& x);
+// The arguments of quantization_noise but for the values of scales and bit-widths; returns the checked axis.
+std::optional<int64_t> check_noise_arguments(const at::Tensor& x, const at::Tensor& scales,
+                                             const at::Tensor& bit_widths, std::optional<int64_t> axis);
+// A reference of x's shape, dtype and device.
+void check_same_kind(const at::Tensor& x, const at::Tensor& reference);
+
 // One quantizer per channel from CPU parameters of 1 or `channels` elements, values checked.
 std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
                                                         const at::Tensor& bit_width, bool is_signed, bool narrow_range,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "walk.h"
 
 #ifndef INTRA_OP_PARALLEL
 #error "built without OpenMP: at::parallel_for would be silently serial"
@@ -51,11 +52,5 @@ void for_each_run(const AxisView& view, const F& f) {
     }
   });
 }
-
-// Rows shorter than this are not worth a vector: the axis is moved to the front first.
-constexpr int64_t kShortRow = 16;
-
-// Whether a dense x with this view is better handled with its axis moved to the front of memory.
-inline bool short_rows(const AxisView& view) { return view.channels > 1 && view.outer > 1 && view.inner < kShortRow; }
 
 }  // namespace mixbit::ops

@@ -6,9 +6,9 @@
 
 #include <mixbit/kernels/cuda.h>
 
-namespace mixbit::kernels::cuda {
+#include "reduce.cuh"
 
-constexpr int kThreads = 256;
+namespace mixbit::kernels::cuda {
 
 // One parameter set of a channel, read from device memory.
 struct ChannelQuantizer {
@@ -96,38 +96,76 @@ __global__ void fake_quantize_backward_kernel(QuantizeArguments a, int64_t block
     dscale += g.dscale;
     dzero_point += g.dzero_point;
   }
-  sums[0][threadIdx.x] = dscale;
-  sums[1][threadIdx.x] = dzero_point;
-  __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (static_cast<int>(threadIdx.x) < half) {
-      sums[0][threadIdx.x] += sums[0][threadIdx.x + half];
-      sums[1][threadIdx.x] += sums[1][threadIdx.x + half];
+  const float values[2] = {dscale, dzero_point};
+  reduce_in_block(sums, values, 2, partials + static_cast<int64_t>(blockIdx.x) * 2);
+}
+
+// A thread a byte of the mask: eight elements of one row.
+template <typename T>
+struct alignas(16) Eight {
+  T v[8];
+};
+
+template <typename T>
+__global__ void fake_quantize_mask_kernel(QuantizeArguments a, const T* x, T* y, uint8_t* mask, bool aligned) {
+  const int64_t row_bytes = (a.inner + 7) / 8;
+  const int64_t bytes = a.outer * a.channels * row_bytes;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t m = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; m < bytes; m += step) {
+    const int64_t row = m / row_bytes;
+    const int64_t in_row = (m % row_bytes) * 8;
+    const int64_t first = row * a.inner + in_row;
+    const int count = static_cast<int>(a.inner - in_row < 8 ? a.inner - in_row : 8);
+    const ChannelQuantizer c = load_channel(a, row % a.channels);
+    // Rows of a multiple of eight elements start where a vector may start.
+    const bool whole = aligned && a.inner % 8 == 0;
+    Eight<T> pack;
+    if (whole) {
+      pack = *reinterpret_cast<const Eight<T>*>(x + first);
+    } else {
+      for (int i = 0; i < count; ++i) {
+        pack.v[i] = x[first + i];
+      }
     }
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) {
-    double* out = partials + static_cast<int64_t>(blockIdx.x) * 2;
-    out[0] = sums[0][0];
-    out[1] = sums[1][0];
+    unsigned bits = 0;
+    for (int i = 0; i < count; ++i) {
+      const bool inside = mixbit::is_inside(static_cast<float>(pack.v[i]), c.scale, c.zero_point, c.range);
+      bits |= inside ? 1u << i : 0u;
+      pack.v[i] = fake_quantize_element(a, c, pack.v[i]);
+    }
+    mask[m] = static_cast<uint8_t>(bits);
+    if (whole) {
+      *reinterpret_cast<Eight<T>*>(y + first) = pack;
+    } else {
+      for (int i = 0; i < count; ++i) {
+        y[first + i] = pack.v[i];
+      }
+    }
   }
 }
 
-// One thread a channel adds the blocks in order.
-static __global__ void finish_reduce_kernel(const double* partials, int64_t channels, int64_t blocks, float* dscale,
-                                            float* dzero_point) {
-  const int64_t channel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (channel >= channels) {
-    return;
+template <typename T>
+__global__ void apply_mask_kernel(int64_t rows, int64_t inner, const T* grad, const uint8_t* mask, T* dx,
+                                  bool aligned) {
+  const int64_t row_bytes = (inner + 7) / 8;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t m = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; m < rows * row_bytes; m += step) {
+    const int64_t in_row = (m % row_bytes) * 8;
+    const int64_t first = (m / row_bytes) * inner + in_row;
+    const int count = static_cast<int>(inner - in_row < 8 ? inner - in_row : 8);
+    const unsigned bits = mask[m];
+    if (aligned && inner % 8 == 0) {
+      Eight<T> pack = *reinterpret_cast<const Eight<T>*>(grad + first);
+      for (int i = 0; i < 8; ++i) {
+        pack.v[i] = (bits >> i & 1u) != 0 ? pack.v[i] : static_cast<T>(0.0f);
+      }
+      *reinterpret_cast<Eight<T>*>(dx + first) = pack;
+    } else {
+      for (int i = 0; i < count; ++i) {
+        dx[first + i] = (bits >> i & 1u) != 0 ? grad[first + i] : static_cast<T>(0.0f);
+      }
+    }
   }
-  double scale_sum = 0.0;
-  double zero_point_sum = 0.0;
-  for (int64_t b = 0; b < blocks; ++b) {
-    scale_sum += partials[(channel * blocks + b) * 2];
-    zero_point_sum += partials[(channel * blocks + b) * 2 + 1];
-  }
-  dscale[channel] = static_cast<float>(scale_sum);
-  dzero_point[channel] = static_cast<float>(zero_point_sum);
 }
 
 }  // namespace mixbit::kernels::cuda

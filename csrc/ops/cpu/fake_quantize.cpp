@@ -6,6 +6,7 @@
 
 #include "../checks.h"
 #include "../parallel.h"
+#include "../walk.h"
 
 namespace mixbit::ops {
 
@@ -30,26 +31,6 @@ std::optional<int64_t> check_arguments(const at::Tensor& x, const at::Tensor& sc
   check_parameter(bit_width, "bit_width", x, channels);
   return axis;
 }
-
-// x with its axis moved to the front of memory, seen with the original order of dimensions.
-at::Tensor channel_major(const at::Tensor& x, int64_t axis) { return x.movedim(axis, 0).contiguous().movedim(0, axis); }
-
-// An x, how its memory is walked, and what lies beside it in the same order.
-struct Walk {
-  at::Tensor source;
-  AxisView view;
-
-  // A dense x; channels go to the front where rows would be short.
-  Walk(const at::Tensor& dense_x, std::optional<int64_t> axis) : source(dense_x), view(axis_view(dense_x, axis)) {
-    if (short_rows(view)) {
-      source = channel_major(dense_x, *axis);
-      view = axis_view(source, axis);
-    }
-  }
-
-  // `y` if it has the order of the walk, else a new tensor that has.
-  at::Tensor target(const at::Tensor& y) const { return y.strides() == source.strides() ? y : at::empty_like(source); }
-};
 
 // Bytes of the last level of cache that this process can use. sysconf counts all sockets on some machines, so the
 // kernel's own description comes first.
@@ -101,9 +82,6 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at:
   return y;
 }
 
-// A row's bits start at a byte of their own.
-int64_t mask_bytes_per_row(const AxisView& view) { return (view.inner + 7) / 8; }
-
 int64_t mask_offset(const AxisView& view, const Run& run) {
   const int64_t row = view.inner == 0 ? 0 : run.start / view.inner;
   return row * mask_bytes_per_row(view) + (run.start - row * view.inner) / 8;
@@ -119,8 +97,7 @@ std::tuple<at::Tensor, at::Tensor> fake_quantize_mask(const at::Tensor& x, const
   at::Tensor y = at::empty_like(x);
   const Walk walk(with_strides_of(x, y), axis);
   const at::Tensor target = walk.target(y);
-  at::Tensor mask =
-      at::empty({walk.view.outer * walk.view.channels * mask_bytes_per_row(walk.view)}, x.options().dtype(at::kByte));
+  at::Tensor mask = at::empty({mask_bytes(walk.view)}, x.options().dtype(at::kByte));
   const auto& kernels = cpu_kernels();
   const auto storage = storage_type(x);
   const int64_t size = x.element_size();
@@ -143,9 +120,7 @@ at::Tensor mask_backward(const at::Tensor& grad, const at::Tensor& mask, at::Int
   check_floating(grad, "grad");
   at::Tensor dx = at::empty_strided(grad.sizes(), strides, grad.options());
   const Walk walk(with_strides_of(grad, dx), checked_axis(grad, axis));
-  TORCH_CHECK_VALUE(mask.scalar_type() == at::kByte && mask.is_contiguous() &&
-                        mask.numel() == walk.view.outer * walk.view.channels * mask_bytes_per_row(walk.view),
-                    "mask is ", mask.scalar_type(), " ", mask.sizes(), ": expected what _fake_quantize_mask returned");
+  check_mask(mask, walk.view);
   const at::Tensor target = walk.target(dx);
   const auto& kernels = cpu_kernels();
   const auto storage = storage_type(grad);

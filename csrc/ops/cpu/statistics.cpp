@@ -23,7 +23,7 @@ const char* at_offset(const void* data, int64_t elements, int64_t element_size) 
 // Dense, and with the channels in front where rows would be short.
 at::Tensor arrange(const at::Tensor& x, std::optional<int64_t> axis) {
   const at::Tensor d = dense(x);
-  return short_rows(axis_view(d, axis)) ? x.movedim(*axis, 0).contiguous().movedim(0, *axis) : d;
+  return Walk(d, axis).source;
 }
 
 at::Tensor doubles(const at::Tensor& x, at::IntArrayRef sizes) {
@@ -31,10 +31,7 @@ at::Tensor doubles(const at::Tensor& x, at::IntArrayRef sizes) {
 }
 
 std::vector<int> bit_width_list(const at::Tensor& bit_widths, const at::Tensor& x, bool is_signed, bool narrow_range) {
-  TORCH_CHECK_VALUE(bit_widths.scalar_type() == at::kFloat && bit_widths.dim() == 1, "bit_widths is ",
-                    bit_widths.scalar_type(), " ", bit_widths.sizes(), ": expected float32 [K]");
-  TORCH_CHECK_VALUE(bit_widths.device() == x.device(), "bit_widths is on ", bit_widths.device(), " and the data on ",
-                    x.device(), ": expected one device");
+  check_bit_width_list(bit_widths, x);
   check_bit_width_values(bit_widths, "bit_widths", is_signed, narrow_range);
   const at::Tensor values = bit_widths.contiguous();
   std::vector<int> bits(static_cast<size_t>(values.numel()));
@@ -47,20 +44,10 @@ std::vector<int> bit_width_list(const at::Tensor& bit_widths, const at::Tensor& 
 std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const at::Tensor& scales,
                                                       const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
                                                       std::optional<int64_t> axis) {
-  check_floating(x, "x");
-  axis = checked_axis(x, axis);
+  axis = check_noise_arguments(x, scales, bit_widths, axis);
   const int64_t channels = channel_count(x, axis);
   const auto bits = bit_width_list(bit_widths, x, is_signed, narrow_range);
   const auto count = static_cast<int64_t>(bits.size());
-  TORCH_CHECK_VALUE(scales.scalar_type() == at::kFloat, "scales has dtype ", scales.scalar_type(),
-                    ": expected float32");
-  TORCH_CHECK_VALUE(
-      (scales.dim() == 1 && scales.size(0) == count) ||
-          (axis.has_value() && scales.dim() == 2 && scales.size(0) == count && scales.size(1) == channels),
-      "scales has shape ", scales.sizes(), ": expected [", count, "]",
-      axis.has_value() ? " or [" + std::to_string(count) + ", " + std::to_string(channels) + "]" : std::string());
-  TORCH_CHECK_VALUE(scales.device() == x.device(), "scales is on ", scales.device(), " and x on ", x.device(),
-                    ": expected one device");
   check_scale_values(scales.reshape({-1}), "scales");
   const at::Tensor scale_values = scales.contiguous();
   // [channels, K]: the candidates of a run lie side by side.
@@ -102,12 +89,7 @@ std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const
 }
 
 std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Tensor& reference) {
-  check_floating(x, "x");
-  TORCH_CHECK_VALUE(reference.sizes() == x.sizes() && reference.scalar_type() == x.scalar_type(), "reference is ",
-                    reference.scalar_type(), " ", reference.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(),
-                    " like x");
-  TORCH_CHECK_VALUE(reference.device() == x.device(), "reference is on ", reference.device(), " and x on ", x.device(),
-                    ": expected one device");
+  check_same_kind(x, reference);
   const at::Tensor a = dense(x);
   const at::Tensor b = with_strides_of(reference, a);
   const AxisView view{1, 1, a.numel()};

@@ -6,23 +6,14 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "../walk.h"
+#include "storage.h"
 
 namespace mixbit::ops {
 
 namespace {
 
 namespace cuda = kernels::cuda;
-
-cuda::StorageType cuda_storage_type(const at::Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kHalf:
-      return cuda::StorageType::kFloat16;
-    case at::kBFloat16:
-      return cuda::StorageType::kBFloat16;
-    default:
-      return cuda::StorageType::kFloat32;
-  }
-}
 
 // Checked arguments, and the contiguous parameters that their pointers point into.
 struct Arguments {
@@ -58,8 +49,7 @@ struct Arguments {
   }
 
   // The memory order of the x that the kernel will read.
-  void view(const at::Tensor& dense_x) {
-    const AxisView view = axis_view(dense_x, axis);
+  void set_view(const AxisView& view) {
     kernel.outer = view.outer;
     kernel.channels = view.channels;
     kernel.inner = view.inner;
@@ -76,36 +66,84 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at:
     return y;
   }
   const at::Tensor source = with_strides_of(x, y);
-  arguments.view(source);
+  arguments.set_view(axis_view(source, arguments.axis));
   cuda::launch_fake_quantize(arguments.kernel, source.const_data_ptr(), y.mutable_data_ptr(),
                              c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-    const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
-    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+std::tuple<at::Tensor, at::Tensor> fake_quantize_mask(const at::Tensor& x, const at::Tensor& scale,
+                                                      const at::Tensor& zero_point, const at::Tensor& bit_width,
+                                                      bool is_signed, bool narrow_range, std::optional<int64_t> axis,
+                                                      int64_t rounding, std::optional<int64_t> group_size) {
   const c10::cuda::CUDAGuard guard(x.device());
   Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+  at::Tensor y = at::empty_like(x);
+  const Walk walk(with_strides_of(x, y), arguments.axis);
+  const at::Tensor target = walk.target(y);
+  at::Tensor mask = at::empty({mask_bytes(walk.view)}, x.options().dtype(at::kByte));
+  if (x.numel() > 0) {
+    arguments.set_view(walk.view);
+    cuda::launch_fake_quantize_mask(arguments.kernel, walk.source.const_data_ptr(), target.mutable_data_ptr(),
+                                    mask.mutable_data_ptr<uint8_t>(), c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  if (!target.is_same(y)) {
+    y.copy_(target);
+  }
+  return {y, mask};
+}
+
+at::Tensor mask_backward(const at::Tensor& grad, const at::Tensor& mask, at::IntArrayRef strides,
+                         std::optional<int64_t> axis) {
+  const c10::cuda::CUDAGuard guard(grad.device());
+  check_floating(grad, "grad");
+  at::Tensor dx = at::empty_strided(grad.sizes(), strides, grad.options());
+  const Walk walk(with_strides_of(grad, dx), checked_axis(grad, axis));
+  check_mask(mask, walk.view);
+  const at::Tensor target = walk.target(dx);
+  if (grad.numel() > 0) {
+    cuda::launch_apply_mask(cuda_storage_type(grad), walk.view.outer * walk.view.channels, walk.view.inner,
+                            walk.source.const_data_ptr(), mask.const_data_ptr<uint8_t>(), target.mutable_data_ptr(),
+                            c10::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  if (!target.is_same(dx)) {
+    dx.copy_(target);
+  }
+  return dx;
+}
+
+// Writes dx into `dx` (which may be the gradient itself; undefined: not asked for) and returns the parameter gradients
+// that output_mask asks for.
+std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
+                                                 const at::Tensor& zero_point, const at::Tensor& bit_width,
+                                                 bool is_signed, bool narrow_range, std::optional<int64_t> given_axis,
+                                                 int64_t rounding, std::optional<int64_t> group_size,
+                                                 const at::Tensor& dx, std::array<bool, 2> output_mask) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, given_axis, rounding, group_size);
   TORCH_CHECK_VALUE(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(), "grad is ", grad.scalar_type(),
                     " ", grad.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(), " like x");
-  at::Tensor dx = output_mask[0] ? at::empty_like(x) : at::empty({0}, x.options());
   const int64_t channels = channel_count(x, arguments.axis);
   at::Tensor dscale = at::zeros({channels}, scale.options());
   at::Tensor dzero_point = at::zeros({channels}, scale.options());
   if (x.numel() > 0) {
-    const at::Tensor source = output_mask[0] ? with_strides_of(x, dx) : dense(x);
+    const at::Tensor source = dense(x);
     const at::Tensor g = with_strides_of(grad, source);
-    arguments.view(source);
+    const at::Tensor target = dx.defined() && dx.strides() != source.strides() ? at::empty_like(source) : dx;
+    arguments.set_view(axis_view(source, arguments.axis));
     const at::Tensor partials = at::empty({arguments.kernel.channels * cuda::reduce_blocks(arguments.kernel), 2},
                                           scale.options().dtype(at::kDouble));
     cuda::launch_fake_quantize_backward(arguments.kernel, g.const_data_ptr(), source.const_data_ptr(),
-                                        output_mask[0] ? dx.mutable_data_ptr() : nullptr,
+                                        target.defined() ? target.mutable_data_ptr() : nullptr,
                                         partials.mutable_data_ptr<double>(), dscale.mutable_data_ptr<float>(),
                                         dzero_point.mutable_data_ptr<float>(), c10::cuda::getCurrentCUDAStream());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
+    if (dx.defined() && !target.is_same(dx)) {
+      dx.copy_(target);
+    }
   }
   // A parameter of one element gets the sum over channels.
   const auto parameter_gradient = [&](bool wanted, const at::Tensor& per_channel, const at::Tensor& parameter) {
@@ -114,8 +152,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
     }
     return parameter.numel() == channels ? per_channel : per_channel.sum(0, /*keepdim=*/true);
   };
-  return {dx, parameter_gradient(output_mask[1], dscale, scale),
-          parameter_gradient(output_mask[2], dzero_point, zero_point)};
+  return {parameter_gradient(output_mask[0], dscale, scale),
+          parameter_gradient(output_mask[1], dzero_point, zero_point)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+    const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
+    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+  const at::Tensor dx = output_mask[0] ? at::empty_like(x) : at::Tensor();
+  auto [dscale, dzero_point] = backward_into(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis,
+                                             rounding, group_size, dx, {output_mask[1], output_mask[2]});
+  return {dx.defined() ? dx : at::empty({0}, x.options()), dscale, dzero_point};
+}
+
+std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_(at::Tensor& grad, const at::Tensor& x,
+                                                           const at::Tensor& scale, const at::Tensor& zero_point,
+                                                           const at::Tensor& bit_width, bool is_signed,
+                                                           bool narrow_range, std::optional<int64_t> axis,
+                                                           int64_t rounding, std::optional<int64_t> group_size,
+                                                           std::array<bool, 2> output_mask) {
+  return backward_into(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, grad,
+                       output_mask);
 }
 
 }  // namespace
@@ -123,6 +181,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
 TORCH_LIBRARY_IMPL(mixbit, CUDA, m) {
   m.impl("fake_quantize", fake_quantize);
   m.impl("_fake_quantize_backward", fake_quantize_backward);
+  m.impl("_fake_quantize_backward_", fake_quantize_backward_);
+  m.impl("_fake_quantize_mask", fake_quantize_mask);
+  m.impl("_fake_quantize_mask_backward", mask_backward);
 }
 
 }  // namespace mixbit::ops

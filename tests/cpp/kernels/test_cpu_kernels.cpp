@@ -191,7 +191,7 @@ TEST_P(CpuKernels, StatisticsEqualScalarBitByBit) {
     double expected_signal, signal;
     // Symmetric, unsigned and other grids; scales whose inverse is not normal; any number of candidates.
     for (const auto& [is_signed, narrow, unit] : {std::tuple{true, true, 0.05f}, std::tuple{false, false, 0.05f},
-                                                 std::tuple{true, false, 0.05f}, std::tuple{true, true, 1e-39f}}) {
+                                                  std::tuple{true, false, 0.05f}, std::tuple{true, true, 1e-39f}}) {
       for (const int64_t count : {0, 1, 7, 8, 11, 16}) {
         std::vector<Quantizer> candidates;
         for (int64_t k = 0; k < count; ++k) {

@@ -28,5 +28,15 @@ def test_analyze_and_assign(tmp_path: Path) -> None:
     assert len(mixbit.Recipe.load(output).layers) == done.stdout.count(" bit, weight ")
 
 
+def test_the_program_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (EXAMPLES.parents[1] / "README.md").read_text(), re.S)[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    fake, integer = (float(line) for line in done.stdout.splitlines())
+    assert fake > 75
+    assert abs(fake - integer) <= 3
+    assert mixbit.Recipe.load(tmp_path / "recipe.json").layers
+
+
 def test_every_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"analyze_and_assign.py"}

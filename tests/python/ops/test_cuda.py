@@ -73,6 +73,42 @@ def test_backward_equals_the_cpu(shape: tuple[int, ...], axis: int | None, dtype
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_a_fixed_scale_saves_the_same_mask(shape: tuple[int, ...], axis: int | None, dtype: torch.dtype) -> None:
+    given = arguments(shape, axis, dtype)
+    keywords = {"signed": True, "narrow_range": False, "axis": axis, "rounding": 0, "group_size": None}
+    y, mask = torch.ops.mixbit._fake_quantize_mask(*given, **keywords)
+    on_device = torch.ops.mixbit._fake_quantize_mask(*(t.cuda() for t in given), **keywords)
+    assert same(on_device[0].cpu(), y)
+    assert torch.equal(on_device[1].cpu(), mask)
+    x = given[0].cuda().requires_grad_()
+    ops.fake_quantize(x, *(t.cuda() for t in given[1:]), axis=axis).sum().backward()
+    other = given[0].clone().requires_grad_()
+    ops.fake_quantize(other, *given[1:], axis=axis).sum().backward()
+    assert torch.equal(x.grad.cpu(), other.grad)
+
+
+@needs_gpu
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_statistics_equal_those_of_the_cpu(axis: int | None) -> None:
+    x = torch.randn(6, 10, 50, 20)
+    widths = torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 12.0, 16.0])
+    scales = ops.mse_scales(x, widths, signed=True, narrow_range=True, axis=axis)
+    assert torch.equal(ops.mse_scales(x.cuda(), widths.cuda(), signed=True, narrow_range=True, axis=axis).cpu(), scales)
+    grid = {"signed": True, "narrow_range": True, "axis": axis}
+    expected = ops.quantization_noise(x, scales, widths, **grid)
+    for got, wanted in zip(
+        ops.quantization_noise(x.cuda(), scales.cuda(), widths.cuda(), **grid), expected, strict=True
+    ):
+        torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=0)
+    for got, wanted in zip(ops.noise_power((x + 0.1).cuda(), x.cuda()), ops.noise_power(x + 0.1, x), strict=True):
+        torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=0)
+    for got, wanted in zip(ops.observe(x.cuda(), axis=axis, bins=64), ops.observe(x, axis=axis, bins=64), strict=True):
+        assert torch.equal(got.cpu(), wanted)
+
+
+@needs_gpu
 def test_sums_are_the_same_bits_every_time() -> None:
     x = torch.randn(8, 16, 100, 100, device="cuda")
     found = []
