@@ -15,7 +15,7 @@ from typing import Any
 os.environ.pop("OPENBLAS_CORETYPE", None)
 
 import torch
-from rows import measure, results_markdown  # noqa: F401
+from rows import measure
 from timing import side_by_side
 from torch import Tensor
 

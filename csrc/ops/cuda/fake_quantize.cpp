@@ -5,6 +5,7 @@
 #include <mixbit/kernels/cuda.h>
 #include <torch/library.h>
 
+#include "../backward_forms.h"
 #include "../checks.h"
 #include "../walk.h"
 #include "storage.h"
@@ -115,8 +116,7 @@ at::Tensor mask_backward(const at::Tensor& grad, const at::Tensor& mask, at::Int
   return dx;
 }
 
-// Writes dx into `dx` (which may be the gradient itself; undefined: not asked for) and returns the parameter gradients
-// that output_mask asks for.
+// See BackwardForms.
 std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
                                                  const at::Tensor& zero_point, const at::Tensor& bit_width,
                                                  bool is_signed, bool narrow_range, std::optional<int64_t> given_axis,
@@ -156,32 +156,14 @@ std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const a
           parameter_gradient(output_mask[1], dzero_point, zero_point)};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fake_quantize_backward(
-    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-    const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
-    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
-  const at::Tensor dx = output_mask[0] ? at::empty_like(x) : at::Tensor();
-  auto [dscale, dzero_point] = backward_into(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis,
-                                             rounding, group_size, dx, {output_mask[1], output_mask[2]});
-  return {dx.defined() ? dx : at::empty({0}, x.options()), dscale, dzero_point};
-}
-
-std::tuple<at::Tensor, at::Tensor> fake_quantize_backward_(at::Tensor& grad, const at::Tensor& x,
-                                                           const at::Tensor& scale, const at::Tensor& zero_point,
-                                                           const at::Tensor& bit_width, bool is_signed,
-                                                           bool narrow_range, std::optional<int64_t> axis,
-                                                           int64_t rounding, std::optional<int64_t> group_size,
-                                                           std::array<bool, 2> output_mask) {
-  return backward_into(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, grad,
-                       output_mask);
-}
+using Backward = BackwardForms<backward_into>;
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mixbit, CUDA, m) {
   m.impl("fake_quantize", fake_quantize);
-  m.impl("_fake_quantize_backward", fake_quantize_backward);
-  m.impl("_fake_quantize_backward_", fake_quantize_backward_);
+  m.impl("_fake_quantize_backward", Backward::fresh);
+  m.impl("_fake_quantize_backward_", Backward::over);
   m.impl("_fake_quantize_mask", fake_quantize_mask);
   m.impl("_fake_quantize_mask_backward", mask_backward);
 }
