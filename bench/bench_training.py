@@ -1,0 +1,96 @@
+"""One training step of ResNet-18 at 4-bit weights and activations with learned scales, against the float step.
+
+Batch 4, 224 x 224, random images (time and memory do not depend on them), batch norm unfolded, plain SGD. Saved: bytes
+that autograd keeps between forward and backward, parameters and buffers aside, each storage counted once.
+
+Usage: python bench/bench_training.py [--again] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+os.environ.pop("OPENBLAS_CORETYPE", None)
+
+import torch
+from rows import measure
+from timing import side_by_side
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+import mixbit
+
+BATCH, SIZE = 4, 224
+
+
+class Step:
+    """A model with its data and optimizer; calling it trains one step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        torch.manual_seed(1)
+        self.model = model.train()
+        self.x, self.labels = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(0, 1000, (BATCH,))
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def loss(self) -> Tensor:
+        return nn.functional.cross_entropy(self.model(self.x), self.labels)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+
+    def saved_mib(self) -> float:
+        """MiB kept for the backward."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
+        kept: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = self.loss()
+        del loss
+        return sum(kept.values()) / 2**20
+
+
+def quantized(bits: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = resnet18().eval()
+    x = torch.randn(BATCH, 3, SIZE, SIZE)
+    names = mixbit.layers(model, x).names
+    mixbit.prepare_(model, mixbit.Recipe.uniform(names, act=bits, weight=bits), x)
+    return mixbit.calibrate_(model, [x], method="maxabs")
+
+
+def figures(threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    float_step, low_step = Step(resnet18()), Step(quantized(4))
+    seconds = side_by_side({"float": float_step, "mixbit": low_step}, repeats=8, warmup=2)
+    saved = {"float": float_step.saved_mib(), "mixbit": low_step.saved_mib()}
+    return {
+        "float ms": round(seconds["float"] * 1e3, 1),
+        "mixbit": round(seconds["mixbit"] / seconds["float"], 3),
+        "float saved MiB": round(saved["float"], 1),
+        "mixbit saved": round(saved["mixbit"] / saved["float"], 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", action="store_true", help="measure a row that exists anew")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    config = {"network": "ResNet-18 W4A4 learned scales", "batch": BATCH, "size": SIZE, "threads": options.threads}
+    row = measure("training", config, lambda: figures(options.threads), again=options.again)
+    print(config, row["figures"])
+
+
+if __name__ == "__main__":
+    main()
