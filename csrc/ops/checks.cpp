@@ -93,12 +93,10 @@ std::optional<int64_t> check_noise_arguments(const at::Tensor& x, const at::Tens
   return axis;
 }
 
-void check_same_kind(const at::Tensor& x, const at::Tensor& reference) {
-  check_floating(x, "x");
-  TORCH_CHECK_VALUE(reference.sizes() == x.sizes() && reference.scalar_type() == x.scalar_type(), "reference is ",
-                    reference.scalar_type(), " ", reference.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(),
-                    " like x");
-  TORCH_CHECK_VALUE(reference.device() == x.device(), "reference is on ", reference.device(), " and x on ", x.device(),
+void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x) {
+  TORCH_CHECK_VALUE(other.sizes() == x.sizes() && other.scalar_type() == x.scalar_type(), name, " is ",
+                    other.scalar_type(), " ", other.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(), " like x");
+  TORCH_CHECK_VALUE(other.device() == x.device(), name, " is on ", other.device(), " and x on ", x.device(),
                     ": expected one device");
 }
 
@@ -120,14 +118,14 @@ std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale,
   return quantizers;
 }
 
-kernels::cpu::StorageType storage_type(const at::Tensor& x) {
+kernels::StorageType storage_type(const at::Tensor& x) {
   switch (x.scalar_type()) {
     case at::kHalf:
-      return kernels::cpu::StorageType::kFloat16;
+      return kernels::StorageType::kFloat16;
     case at::kBFloat16:
-      return kernels::cpu::StorageType::kBFloat16;
+      return kernels::StorageType::kBFloat16;
     default:
-      return kernels::cpu::StorageType::kFloat32;
+      return kernels::StorageType::kFloat32;
   }
 }
 

@@ -41,15 +41,15 @@ void check_bit_width_list(const at::Tensor& bit_widths, const at::Tensor& x);
 // The arguments of quantization_noise but for the values of scales and bit-widths; returns the checked axis.
 std::optional<int64_t> check_noise_arguments(const at::Tensor& x, const at::Tensor& scales,
                                              const at::Tensor& bit_widths, std::optional<int64_t> axis);
-// A reference of x's shape, dtype and device.
-void check_same_kind(const at::Tensor& x, const at::Tensor& reference);
+// `other` has x's shape, dtype and device.
+void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x);
 
 // One quantizer per channel from CPU parameters of 1 or `channels` elements, values checked.
 std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
                                                         const at::Tensor& bit_width, bool is_signed, bool narrow_range,
                                                         Rounding rounding, int64_t channels);
 
-kernels::cpu::StorageType storage_type(const at::Tensor& x);
+kernels::StorageType storage_type(const at::Tensor& x);
 
 // x itself if it is dense in some order of its dimensions, else a copy that is.
 at::Tensor dense(const at::Tensor& x);

@@ -35,8 +35,8 @@ __device__ inline void reduce_in_block(double (&sums)[kCount][kThreads], const f
   __syncthreads();
 }
 
-// One thread a value: out[v] = sum over blocks of partials[group][block][v % per_group], in order. Values of a group
-// lie `per_group` apart in partials; out is [per_group, groups].
+// partials: [groups, blocks, per_group]. Adds the blocks in order, one thread a sum, for the values first ... first +
+// count - 1 of every group; out: [count, groups].
 template <typename T>
 __global__ void add_blocks_kernel(const double* partials, int64_t groups, int64_t blocks, int64_t per_group,
                                   int64_t first, int64_t count, T* out) {

@@ -168,8 +168,7 @@ std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const a
                                                  int64_t rounding, std::optional<int64_t> group_size,
                                                  const at::Tensor& dx, std::array<bool, 2> output_mask) {
   axis = check_arguments(x, scale, zero_point, bit_width, axis, group_size);
-  TORCH_CHECK_VALUE(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(), "grad is ", grad.scalar_type(),
-                    " ", grad.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(), " like x");
+  check_like_x(grad, "grad", x);
   const int64_t channels = channel_count(x, axis);
   const auto quantizers =
       channel_quantizers(scale, zero_point, bit_width, is_signed, narrow_range, checked_rounding(rounding), channels);

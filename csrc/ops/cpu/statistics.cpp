@@ -89,7 +89,8 @@ std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const
 }
 
 std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Tensor& reference) {
-  check_same_kind(x, reference);
+  check_floating(x, "x");
+  check_like_x(reference, "reference", x);
   const at::Tensor a = dense(x);
   const at::Tensor b = with_strides_of(reference, a);
   const AxisView view{1, 1, a.numel()};
@@ -113,11 +114,11 @@ std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Te
 }
 
 // Element i of a run as fp32, whatever the storage type.
-float element(kernels::cpu::StorageType storage, const void* data, int64_t i) {
+float element(kernels::StorageType storage, const void* data, int64_t i) {
   switch (storage) {
-    case kernels::cpu::StorageType::kFloat16:
+    case kernels::StorageType::kFloat16:
       return half_to_float(static_cast<const uint16_t*>(data)[i]);
-    case kernels::cpu::StorageType::kBFloat16:
+    case kernels::StorageType::kBFloat16:
       return bfloat16_to_float(static_cast<const uint16_t*>(data)[i]);
     default:
       return static_cast<const float*>(data)[i];

@@ -8,7 +8,6 @@
 #include "../backward_forms.h"
 #include "../checks.h"
 #include "../walk.h"
-#include "storage.h"
 
 namespace mixbit::ops {
 
@@ -37,7 +36,7 @@ struct Arguments {
     check_parameter(scale, "scale", x, channels);
     check_parameter(zero_point, "zero_point", x, channels);
     check_parameter(bit_width, "bit_width", x, channels);
-    kernel.storage = cuda_storage_type(x);
+    kernel.storage = storage_type(x);
     kernel.scale = scale.const_data_ptr<float>();
     kernel.scale_count = scale.numel();
     kernel.zero_point = zero_point.const_data_ptr<float>();
@@ -105,7 +104,7 @@ at::Tensor mask_backward(const at::Tensor& grad, const at::Tensor& mask, at::Int
   check_mask(mask, walk.view);
   const at::Tensor target = walk.target(dx);
   if (grad.numel() > 0) {
-    cuda::launch_apply_mask(cuda_storage_type(grad), walk.view.outer * walk.view.channels, walk.view.inner,
+    cuda::launch_apply_mask(storage_type(grad), walk.view.outer * walk.view.channels, walk.view.inner,
                             walk.source.const_data_ptr(), mask.const_data_ptr<uint8_t>(), target.mutable_data_ptr(),
                             c10::cuda::getCurrentCUDAStream());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -124,8 +123,7 @@ std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const a
                                                  const at::Tensor& dx, std::array<bool, 2> output_mask) {
   const c10::cuda::CUDAGuard guard(x.device());
   Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, given_axis, rounding, group_size);
-  TORCH_CHECK_VALUE(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type(), "grad is ", grad.scalar_type(),
-                    " ", grad.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(), " like x");
+  check_like_x(grad, "grad", x);
   const int64_t channels = channel_count(x, arguments.axis);
   at::Tensor dscale = at::zeros({channels}, scale.options());
   at::Tensor dzero_point = at::zeros({channels}, scale.options());

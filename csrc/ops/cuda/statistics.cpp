@@ -9,7 +9,6 @@
 #include <torch/library.h>
 
 #include "../checks.h"
-#include "storage.h"
 
 namespace mixbit::ops {
 
@@ -34,7 +33,7 @@ std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const
   const at::Tensor scale_values = scales.contiguous();
   const at::Tensor bits = bit_widths.contiguous();
   const AxisView view = axis_view(source, axis);
-  const cuda::NoiseArguments arguments{cuda_storage_type(x),
+  const cuda::NoiseArguments arguments{storage_type(x),
                                        view.outer,
                                        view.channels,
                                        view.inner,
@@ -55,7 +54,8 @@ std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const
 
 std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Tensor& reference) {
   const c10::cuda::CUDAGuard guard(x.device());
-  check_same_kind(x, reference);
+  check_floating(x, "x");
+  check_like_x(reference, "reference", x);
   const auto options = x.options().dtype(at::kDouble);
   at::Tensor signal = at::zeros({}, options);
   at::Tensor noise = at::zeros({}, options);
@@ -63,7 +63,7 @@ std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Te
     const at::Tensor a = dense(x);
     const at::Tensor b = with_strides_of(reference, a);
     const at::Tensor partials = at::empty({cuda::reduce_blocks(a.numel()), 2}, options);
-    cuda::launch_noise_power(cuda_storage_type(x), a.numel(), a.const_data_ptr(), b.const_data_ptr(),
+    cuda::launch_noise_power(storage_type(x), a.numel(), a.const_data_ptr(), b.const_data_ptr(),
                              partials.mutable_data_ptr<double>(), signal.mutable_data_ptr<double>(),
                              noise.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream());
     C10_CUDA_KERNEL_LAUNCH_CHECK();

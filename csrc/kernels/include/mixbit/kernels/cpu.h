@@ -6,10 +6,11 @@
 #include <cstdint>
 
 #include <mixbit/common/numerics.h>
+#include <mixbit/kernels/storage.h>
 
 namespace mixbit::kernels::cpu {
 
-enum class StorageType : int32_t { kFloat32, kFloat16, kBFloat16 };
+using kernels::StorageType;
 
 // Ordered: each includes the ones before it. VNNI and AMX matter to integer kernels only.
 enum class Isa : int32_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kVnni = 3, kAmx = 4 };
@@ -50,9 +51,8 @@ struct KernelTable {
                              const Quantizer& quantizer);
   // dx[i] = grad[i] where bit i is set, else 0; grad == dx is allowed.
   void (*apply_mask)(StorageType storage, const void* grad, const uint8_t* mask, void* dx, int64_t n);
-  // signal = sum x^2; noise[k] = sum (x - fake_quantize_k(x))^2; x is read once; zero_point counts as 0,
-  // rounding as half_even.
-  // n <= kReduceBlock.
+  // signal = sum x^2; noise[k] = sum (x - fake_quantize_k(x))^2; x is read once. zero_point counts as 0, rounding
+  // as half_even; n <= kReduceBlock.
   void (*quantization_noise)(StorageType storage, const void* x, int64_t n, const Quantizer* quantizers, int64_t count,
                              double* signal, double* noise);
   // signal = sum reference^2, noise = sum (x - reference)^2. n <= kReduceBlock.

@@ -6,12 +6,13 @@
 #include <cstdint>
 
 #include <mixbit/common/numerics.h>
+#include <mixbit/kernels/storage.h>
 
 struct CUstream_st;
 
 namespace mixbit::kernels::cuda {
 
-enum class StorageType : int32_t { kFloat32, kFloat16, kBFloat16 };
+using kernels::StorageType;
 
 // x seen as [outer, channels, inner], dense; per tensor: channels = 1. A parameter has 1 or `channels` elements.
 struct QuantizeArguments {
