@@ -8,6 +8,7 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace mixbit::ops {
 
@@ -67,19 +68,46 @@ inline at::Tensor call_fake_quantize_mask_backward(const at::Tensor& grad, const
   return op.call(grad, mask, strides, axis);
 }
 
+inline std::vector<at::Tensor> call_fake_quantize_foreach(at::TensorList xs, at::TensorList scales,
+                                                          at::TensorList zero_points, at::TensorList bit_widths,
+                                                          bool is_signed, bool narrow_range,
+                                                          std::optional<int64_t> axis, int64_t rounding,
+                                                          std::optional<int64_t> group_size) {
+  using Signature = std::vector<at::Tensor>(at::TensorList, at::TensorList, at::TensorList, at::TensorList, bool, bool,
+                                            std::optional<int64_t>, int64_t, std::optional<int64_t>);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::fake_quantize_foreach", "").typed<Signature>();
+  return op.call(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding, group_size);
+}
+
+inline std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>
+call_fake_quantize_backward_foreach(at::TensorList grads, at::TensorList xs, at::TensorList scales,
+                                    at::TensorList zero_points, at::TensorList bit_widths, bool is_signed,
+                                    bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
+                                    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+  using Signature = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>(
+      at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, bool, bool,
+      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_backward_foreach", "").typed<Signature>();
+  return op.call(grads, xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding, group_size,
+                 output_mask);
+}
+
 using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 using ConvSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                                  const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                  const at::Tensor&, bool, bool, int64_t, std::optional<int64_t>, c10::SymIntArrayRef,
-                                 c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt);
+                                 c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, std::optional<at::ScalarType>);
 using ConvBackwardSignature = SixTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                          const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                          bool, bool, int64_t, std::optional<int64_t>, c10::SymIntArrayRef,
                                          c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, std::array<bool, 6>);
 using LinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                                    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                   const at::Tensor&, bool, bool, int64_t, std::optional<int64_t>);
+                                   const at::Tensor&, bool, bool, int64_t, std::optional<int64_t>,
+                                   std::optional<at::ScalarType>);
 using LinearBackwardSignature = SixTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            bool, bool, int64_t, std::optional<int64_t>, std::array<bool, 6>);

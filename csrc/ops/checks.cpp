@@ -29,6 +29,13 @@ void check_parameter(const at::Tensor& parameter, const char* name, const at::Te
                     ": expected one device");
 }
 
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others) {
+  for (const auto& [list, name] : others) {
+    TORCH_CHECK_VALUE(list.size() == xs.size(), name, " has ", list.size(), " tensors and xs ", xs.size(),
+                      ": expected one for each");
+  }
+}
+
 void check_floating(const at::Tensor& x, const char* name) {
   const auto type = x.scalar_type();
   TORCH_CHECK_VALUE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, name, " has dtype ", type,

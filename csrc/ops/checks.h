@@ -4,7 +4,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
 #include <optional>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include <mixbit/common/numerics.h>
@@ -27,6 +30,28 @@ int64_t channel_count(const at::Tensor& x, std::optional<int64_t> axis);
 
 // float32, [1] or [channels], on x's device.
 void check_parameter(const at::Tensor& parameter, const char* name, const at::Tensor& x, int64_t channels);
+
+// Lists of a list op have one length.
+struct NamedList {
+  at::TensorList list;
+  const char* name;
+};
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others);
+
+// f(i) for every tensor of a list; an error says which tensor it was.
+template <typename F>
+void for_each_in_list(at::TensorList xs, const F& f) {
+  for (size_t i = 0; i < xs.size(); ++i) {
+    try {
+      f(i);
+    } catch (c10::Error& error) {
+      error.add_context("tensor " + std::to_string(i) + " of the list");
+      throw;
+    }
+  }
+}
+
+using TensorLists = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
 void check_floating(const at::Tensor& x, const char* name);
 void check_group_size(std::optional<int64_t> group_size);

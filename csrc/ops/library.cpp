@@ -26,6 +26,16 @@ TORCH_LIBRARY(mixbit, m) {
       "bool signed, bool narrow_range, int? axis, int rounding, int? group_size, bool[2] output_mask) "
       "-> (Tensor, Tensor)",
       tags);
+  // fake_quantize of many tensors (all weights of a model) in one parallel region or one launch; lists of one length.
+  m.def(
+      "fake_quantize_foreach(Tensor[] xs, Tensor[] scales, Tensor[] zero_points, Tensor[] bit_widths, *, "
+      "bool signed=True, bool narrow_range=False, int? axis=None, int rounding=0, int? group_size=None) -> Tensor[]",
+      tags);
+  m.def(
+      "_fake_quantize_backward_foreach(Tensor[] grads, Tensor[] xs, Tensor[] scales, Tensor[] zero_points, "
+      "Tensor[] bit_widths, *, bool signed, bool narrow_range, int? axis, int rounding, int? group_size, "
+      "bool[3] output_mask) -> (Tensor[], Tensor[], Tensor[])",
+      tags);
   // fake_quantize and one bit an element, uint8, in an order that the backward knows from x's strides: all that has to
   // be saved when only x needs a gradient.
   m.def(
@@ -34,12 +44,13 @@ TORCH_LIBRARY(mixbit, m) {
       tags);
   m.def("_fake_quantize_mask_backward(Tensor grad, Tensor mask, SymInt[] strides, *, int? axis) -> Tensor", tags);
 
-  // Both operands quantized, then multiplied; no quantized copy is saved for the backward, which recomputes them.
+  // Both operands quantized, then multiplied in out_dtype (None: the operands' own); no quantized copy is saved for the
+  // backward, which recomputes them.
   m.def(
       "quantized_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor x_scale, Tensor x_zero_point, Tensor x_bits, "
       "Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range=True, int rounding=0, "
-      "int? group_size=None, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
-      "-> Tensor",
+      "int? group_size=None, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, "
+      "ScalarType? out_dtype=None) -> Tensor",
       tags);
   m.def(
       "_quantized_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor x_scale, Tensor x_zero_point, "
@@ -50,7 +61,7 @@ TORCH_LIBRARY(mixbit, m) {
   m.def(
       "quantized_linear(Tensor x, Tensor weight, Tensor? bias, Tensor x_scale, Tensor x_zero_point, Tensor x_bits, "
       "Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range=True, int rounding=0, "
-      "int? group_size=None) -> Tensor",
+      "int? group_size=None, ScalarType? out_dtype=None) -> Tensor",
       tags);
   m.def(
       "_quantized_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor x_scale, Tensor x_zero_point, "
@@ -62,6 +73,11 @@ TORCH_LIBRARY(mixbit, m) {
   m.def(
       "quantization_noise(Tensor x, Tensor scales, Tensor bit_widths, *, bool signed, bool narrow_range, "
       "int? axis=None) -> (Tensor signal, Tensor noise)",
+      tags);
+  // The same for many tensors at once; each has its own scales and bit_widths.
+  m.def(
+      "quantization_noise_foreach(Tensor[] xs, Tensor[] scales, Tensor[] bit_widths, *, bool signed, "
+      "bool narrow_range, int? axis=None) -> (Tensor[] signals, Tensor[] noises)",
       tags);
   // sum of (x - reference)^2 and of reference^2, float64 [] each: the noise of a layer's output, one read of each.
   m.def("noise_power(Tensor x, Tensor reference) -> (Tensor signal, Tensor noise)", tags);

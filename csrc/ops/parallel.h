@@ -4,6 +4,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -23,34 +24,54 @@ struct Run {
   int64_t channel;
 };
 
-// All runs of a view, in an order that does not depend on threads: for_each_run(view, f) calls f(index, run) with
-// index = channel * runs_per_channel + position, so that sums can be added in order afterwards.
+// Runs of one channel: position i of channel c has the index c * runs_per_channel + i, so that sums can be added in
+// order afterwards.
 inline int64_t runs_per_channel(const AxisView& view) {
   const int64_t per_row = (view.inner + kernels::cpu::kReduceBlock - 1) / kernels::cpu::kReduceBlock;
   return view.outer * per_row;
 }
 
+// Calls f(tensor, index, run) for every run of every view, in one parallel region. What a run is does not depend on
+// threads.
 template <typename F>
-void for_each_run(const AxisView& view, const F& f) {
-  const int64_t per_row = (view.inner + kernels::cpu::kReduceBlock - 1) / kernels::cpu::kReduceBlock;
-  const int64_t total = view.outer * view.channels * per_row;
+void for_each_run(c10::ArrayRef<AxisView> views, const F& f) {
+  int64_t elements = 0;
+  std::vector<int64_t> last_run(views.size());  // runs up to and including a tensor's
+  int64_t total = 0;
+  for (size_t t = 0; t < views.size(); ++t) {
+    total += runs_per_channel(views[t]) * views[t].channels;
+    elements += views[t].outer * views[t].channels * views[t].inner;
+    last_run[t] = total;
+  }
   if (total == 0) {
     return;
   }
   // A thread gets at least about 32 Ki elements.
-  const int64_t length = std::max<int64_t>(1, std::min(view.inner, kernels::cpu::kReduceBlock));
-  const int64_t grain = std::max<int64_t>(1, 32768 / length);
+  const int64_t grain = std::max<int64_t>(1, 32768 * total / std::max<int64_t>(1, elements));
   at::parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {  // memory order: outer, channel, block
-      const int64_t block = i % per_row;
-      const int64_t row = i / per_row;
+    auto t = static_cast<size_t>(std::upper_bound(last_run.begin(), last_run.end(), begin) - last_run.begin());
+    for (int64_t i = begin; i < end; ++i) {  // memory order: tensor, outer, channel, block
+      while (i >= last_run[t]) {
+        ++t;
+      }
+      const AxisView& view = views[t];
+      const int64_t per_row = (view.inner + kernels::cpu::kReduceBlock - 1) / kernels::cpu::kReduceBlock;
+      const int64_t own = i - (last_run[t] - runs_per_channel(view) * view.channels);
+      const int64_t block = own % per_row;
+      const int64_t row = own / per_row;
       const int64_t channel = row % view.channels;
       const int64_t outer = row / view.channels;
       const int64_t first = block * kernels::cpu::kReduceBlock;
-      f(channel * view.outer * per_row + outer * per_row + block,
+      f(t, channel * view.outer * per_row + outer * per_row + block,
         Run{row * view.inner + first, std::min(kernels::cpu::kReduceBlock, view.inner - first), channel});
     }
   });
+}
+
+// The runs of one view: f(index, run).
+template <typename F>
+void for_each_run(const AxisView& view, const F& f) {
+  for_each_run(c10::ArrayRef<AxisView>(view), [&](size_t, int64_t index, const Run& run) { f(index, run); });
 }
 
 }  // namespace mixbit::ops

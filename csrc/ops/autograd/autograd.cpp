@@ -1,9 +1,12 @@
 // Autograd of the differentiable ops: forward and backward are dispatched ops, the backward an op of its own. Flags
 // are read before the dispatch guard, and a gradient nobody asked for comes back from the op as a tensor of shape [0].
 
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include <mixbit/ops/ops.h>
 
@@ -101,6 +104,67 @@ Variable fake_quantize_autograd(const Variable& x, const Variable& scale, const 
   return FakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
 }
 
+// Lists of n tensors each; the gradients asked for are those of any tensor of a list.
+class FakeQuantizeForeach : public torch::autograd::Function<FakeQuantizeForeach> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, at::TensorList xs, at::TensorList scales,
+                               at::TensorList zero_points, at::TensorList bit_widths, bool is_signed, bool narrow_range,
+                               std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+    const auto any = [](at::TensorList list) {
+      return std::any_of(list.begin(), list.end(), [](const at::Tensor& t) { return t.requires_grad(); });
+    };
+    ctx->saved_data["mask"] = c10::List<bool>({any(xs), any(scales), any(zero_points)});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    variable_list ys = call_fake_quantize_foreach(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis,
+                                                  rounding, group_size);
+    variable_list saved;
+    for (const auto& list : {xs, scales, zero_points, bit_widths}) {
+      saved.insert(saved.end(), list.begin(), list.end());
+    }
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["signed"] = is_signed;
+    ctx->saved_data["narrow_range"] = narrow_range;
+    keep_int(ctx, "axis", axis);
+    ctx->saved_data["rounding"] = rounding;
+    keep_int(ctx, "group_size", group_size);
+    return ys;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const size_t n = grads.size();
+    const auto part = [&](size_t k) { return at::TensorList(saved).slice(k * n, n); };
+    for (size_t i = 0; i < n; ++i) {
+      if (!grads[i].defined()) {
+        grads[i] = at::zeros_like(saved[i]);
+      }
+    }
+    const c10::List<bool> flags = ctx->saved_data["mask"].toBoolList();
+    const std::array<bool, 3> mask = {flags[0], flags[1], flags[2]};
+    auto [dx, dscale, dzero_point] = call_fake_quantize_backward_foreach(
+        grads, part(0), part(1), part(2), part(3), ctx->saved_data["signed"].toBool(),
+        ctx->saved_data["narrow_range"].toBool(), kept_int(ctx, "axis"), ctx->saved_data["rounding"].toInt(),
+        kept_int(ctx, "group_size"), mask);
+    variable_list gradients(4 * n + 5);
+    for (size_t i = 0; i < n; ++i) {
+      gradients[i] = if_needed(dx[i], mask[0]);
+      gradients[n + i] = if_needed(dscale[i], mask[1]);
+      gradients[2 * n + i] = if_needed(dzero_point[i], mask[2]);
+    }
+    return gradients;
+  }
+};
+
+variable_list fake_quantize_foreach_autograd(at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
+                                             at::TensorList bit_widths, bool is_signed, bool narrow_range,
+                                             std::optional<int64_t> axis, int64_t rounding,
+                                             std::optional<int64_t> group_size) {
+  return FakeQuantizeForeach::apply(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding,
+                                    group_size);
+}
+
 // What conv2d and linear save and restore alike: operands, quantizer parameters and flags.
 void save_operands(AutogradContext* ctx, const Variable& x, const Variable& weight, const Variable& x_scale,
                    const Variable& x_zero_point, const Variable& x_bits, const Variable& w_scale,
@@ -132,12 +196,12 @@ class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
                           const Variable& x_bits, const Variable& w_scale, const Variable& w_bits, bool signed_x,
                           bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size,
                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                          c10::SymInt groups) {
+                          c10::SymInt groups, std::optional<at::ScalarType> out_dtype) {
     ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
     at::AutoDispatchBelowADInplaceOrView guard;
     Variable y = conv_op<ConvSignature>("mixbit::quantized_conv2d")
                      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
-                           rounding, group_size, stride, padding, dilation, groups);
+                           rounding, group_size, stride, padding, dilation, groups, out_dtype);
     save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
                   group_size);
     ctx->saved_data["stride"] = stride;
@@ -172,6 +236,7 @@ class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
             {},
             {},
             {},
+            {},
             {}};
   }
 };
@@ -180,9 +245,10 @@ Variable quantized_conv2d_autograd(const Variable& x, const Variable& weight, co
                                    const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
                                    const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
                                    int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
-                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
+                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                   std::optional<at::ScalarType> out_dtype) {
   return QuantizedConv2d::apply(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x,
-                                w_narrow_range, rounding, group_size, stride, padding, dilation, groups);
+                                w_narrow_range, rounding, group_size, stride, padding, dilation, groups, out_dtype);
 }
 
 class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
@@ -192,12 +258,13 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
   static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight,
                           const std::optional<Variable>& bias, const Variable& x_scale, const Variable& x_zero_point,
                           const Variable& x_bits, const Variable& w_scale, const Variable& w_bits, bool signed_x,
-                          bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size) {
+                          bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size,
+                          std::optional<at::ScalarType> out_dtype) {
     ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
     at::AutoDispatchBelowADInplaceOrView guard;
     Variable y = conv_op<LinearSignature>("mixbit::quantized_linear")
                      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
-                           rounding, group_size);
+                           rounding, group_size, out_dtype);
     save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
                   group_size);
     return y;
@@ -222,6 +289,7 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
             {},
             {},
             {},
+            {},
             {}};
   }
 };
@@ -229,26 +297,75 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
 Variable quantized_linear_autograd(const Variable& x, const Variable& weight, const std::optional<Variable>& bias,
                                    const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
                                    const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
-                                   int64_t rounding, std::optional<int64_t> group_size) {
+                                   int64_t rounding, std::optional<int64_t> group_size,
+                                   std::optional<at::ScalarType> out_dtype) {
   return QuantizedLinear::apply(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x,
-                                w_narrow_range, rounding, group_size);
+                                w_narrow_range, rounding, group_size, out_dtype);
+}
+
+// Autocast: the operands are quantized as they come (casting first would move values across the thresholds of the grid,
+// and costs a pass more) and multiplied in the lower type. fake_quantize needs no rule: it returns the type of x.
+template <c10::DeviceType kDevice>
+at::ScalarType autocast_type(const at::Tensor& x) {
+  const auto type = x.scalar_type();
+  return type == at::kFloat || type == at::kHalf || type == at::kBFloat16 ? at::autocast::get_autocast_dtype(kDevice)
+                                                                          : type;
+}
+
+template <c10::DeviceType kDevice>
+Variable quantized_conv2d_autocast(const Variable& x, const Variable& weight, const std::optional<Variable>& bias,
+                                   const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
+                                   const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
+                                   int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
+                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
+                                   std::optional<at::ScalarType> out_dtype) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  return conv_op<ConvSignature>("mixbit::quantized_conv2d")
+      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+            group_size, stride, padding, dilation, groups,
+            out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x));
+}
+
+template <c10::DeviceType kDevice>
+Variable quantized_linear_autocast(const Variable& x, const Variable& weight, const std::optional<Variable>& bias,
+                                   const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
+                                   const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
+                                   int64_t rounding, std::optional<int64_t> group_size,
+                                   std::optional<at::ScalarType> out_dtype) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  return conv_op<LinearSignature>("mixbit::quantized_linear")
+      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+            group_size, out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x));
 }
 
 }  // namespace
 
+TORCH_LIBRARY_IMPL(mixbit, AutocastCPU, m) {
+  m.impl("quantized_conv2d", quantized_conv2d_autocast<c10::DeviceType::CPU>);
+  m.impl("quantized_linear", quantized_linear_autocast<c10::DeviceType::CPU>);
+}
+
+TORCH_LIBRARY_IMPL(mixbit, AutocastCUDA, m) {
+  m.impl("quantized_conv2d", quantized_conv2d_autocast<c10::DeviceType::CUDA>);
+  m.impl("quantized_linear", quantized_linear_autocast<c10::DeviceType::CUDA>);
+}
+
 TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
   m.impl("fake_quantize", fake_quantize_autograd);
+  m.impl("fake_quantize_foreach", fake_quantize_foreach_autograd);
   m.impl("quantized_conv2d", quantized_conv2d_autograd);
   m.impl("quantized_linear", quantized_linear_autograd);
   // Statistics carry no gradient.
-  for (const char* name : {"quantization_noise", "noise_power", "observe", "mse_scales", "mse_scales_from_histogram",
-                           "quantization_noise_from_histogram"}) {
+  for (const char* name : {"quantization_noise", "quantization_noise_foreach", "noise_power", "observe", "mse_scales",
+                           "mse_scales_from_histogram", "quantization_noise_from_histogram"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
   // No double backward: asking for one raises instead of giving zeros.
   for (const char* name :
-       {"_fake_quantize_backward", "_fake_quantize_backward_", "_fake_quantize_mask", "_fake_quantize_mask_backward",
-        "_quantized_conv2d_backward", "_quantized_linear_backward"}) {
+       {"_fake_quantize_backward", "_fake_quantize_backward_", "_fake_quantize_backward_foreach", "_fake_quantize_mask",
+        "_fake_quantize_mask_backward", "_quantized_conv2d_backward", "_quantized_linear_backward"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
 }
@@ -272,7 +389,7 @@ at::Tensor quantized_conv2d(const at::Tensor& x, const at::Tensor& weight, const
   return ops::conv_op<ops::ConvSignature>("mixbit::quantized_conv2d")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
             std::nullopt, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
-            c10::fromIntArrayRefSlow(dilation), groups);
+            c10::fromIntArrayRefSlow(dilation), groups, std::nullopt);
 }
 
 at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -281,7 +398,7 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
                             int64_t rounding) {
   return ops::conv_op<ops::LinearSignature>("mixbit::quantized_linear")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
-            std::nullopt);
+            std::nullopt, std::nullopt);
 }
 
 }  // namespace mixbit

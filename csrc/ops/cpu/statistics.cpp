@@ -41,51 +41,99 @@ std::vector<int> bit_width_list(const at::Tensor& bit_widths, const at::Tensor& 
   return bits;
 }
 
+// One tensor against its candidates: checked, with the sums of its runs.
+struct NoiseJob {
+  bool per_channel;
+  int64_t count;
+  int64_t channels;
+  std::vector<kernels::cpu::Quantizer> quantizers;  // [channels, K]: the candidates of a run lie side by side
+  at::Tensor source;
+  AxisView view;
+  std::vector<double> partials;  // [channels, runs, 1 + K]: the signal first
+
+  NoiseJob(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& bit_widths, bool is_signed,
+           bool narrow_range, std::optional<int64_t> axis) {
+    axis = check_noise_arguments(x, scales, bit_widths, axis);
+    const auto bits = bit_width_list(bit_widths, x, is_signed, narrow_range);
+    check_scale_values(scales.reshape({-1}), "scales");
+    per_channel = axis.has_value();
+    channels = channel_count(x, axis);
+    count = static_cast<int64_t>(bits.size());
+    const at::Tensor scale_values = scales.contiguous();
+    quantizers.resize(static_cast<size_t>(channels * count));
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t k = 0; k < count; ++k) {
+        const float scale = scale_values.const_data_ptr<float>()[scales.dim() == 1 ? k : k * channels + c];
+        quantizers[static_cast<size_t>(c * count + k)] = {
+            scale, 0.0f, quant_range(bits[static_cast<size_t>(k)], is_signed, narrow_range), Rounding::kHalfEven};
+      }
+    }
+    source = arrange(x, axis);
+    view = axis_view(source, axis);
+    partials.resize(static_cast<size_t>(runs_per_channel(view) * channels * (count + 1)), 0.0);
+  }
+
+  // The sums of the runs, added in order.
+  std::tuple<at::Tensor, at::Tensor> finish() const {
+    at::Tensor signal = per_channel ? doubles(source, {channels}) : doubles(source, {});
+    at::Tensor noise = per_channel ? doubles(source, {count, channels}) : doubles(source, {count});
+    double* signal_out = signal.mutable_data_ptr<double>();
+    double* noise_out = noise.mutable_data_ptr<double>();
+    const int64_t runs = runs_per_channel(view);
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t i = 0; i < runs; ++i) {
+        const double* part = &partials[static_cast<size_t>((c * runs + i) * (count + 1))];
+        signal_out[c] += part[0];
+        for (int64_t k = 0; k < count; ++k) {
+          noise_out[k * channels + c] += part[1 + k];
+        }
+      }
+    }
+    return {signal, noise};
+  }
+};
+
+// Every tensor in one parallel region.
+void run_noise(std::vector<NoiseJob>& jobs) {
+  std::vector<AxisView> views;
+  std::vector<const void*> data;
+  for (const NoiseJob& job : jobs) {
+    views.push_back(job.view);
+    data.push_back(job.source.const_data_ptr());
+  }
+  const auto& kernels = cpu_kernels();
+  for_each_run(views, [&](size_t t, int64_t index, const Run& run) {
+    NoiseJob& job = jobs[t];
+    double* out = &job.partials[static_cast<size_t>(index * (job.count + 1))];
+    kernels.quantization_noise(storage_type(job.source), at_offset(data[t], run.start, job.source.element_size()),
+                               run.length, job.quantizers.data() + run.channel * job.count, job.count, out, out + 1);
+  });
+}
+
 std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const at::Tensor& scales,
                                                       const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
                                                       std::optional<int64_t> axis) {
-  axis = check_noise_arguments(x, scales, bit_widths, axis);
-  const int64_t channels = channel_count(x, axis);
-  const auto bits = bit_width_list(bit_widths, x, is_signed, narrow_range);
-  const auto count = static_cast<int64_t>(bits.size());
-  check_scale_values(scales.reshape({-1}), "scales");
-  const at::Tensor scale_values = scales.contiguous();
-  // [channels, K]: the candidates of a run lie side by side.
-  std::vector<kernels::cpu::Quantizer> quantizers(static_cast<size_t>(channels * count));
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t k = 0; k < count; ++k) {
-      const float scale = scale_values.const_data_ptr<float>()[scales.dim() == 1 ? k : k * channels + c];
-      quantizers[static_cast<size_t>(c * count + k)] = {
-          scale, 0.0f, quant_range(bits[static_cast<size_t>(k)], is_signed, narrow_range), Rounding::kHalfEven};
-    }
+  std::vector<NoiseJob> jobs;
+  jobs.emplace_back(x, scales, bit_widths, is_signed, narrow_range, axis);
+  run_noise(jobs);
+  return jobs[0].finish();
+}
+
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> quantization_noise_foreach(
+    at::TensorList xs, at::TensorList scales, at::TensorList bit_widths, bool is_signed, bool narrow_range,
+    std::optional<int64_t> axis) {
+  check_lists(xs, {{scales, "scales"}, {bit_widths, "bit_widths"}});
+  std::vector<NoiseJob> jobs;
+  for_each_in_list(
+      xs, [&](size_t i) { jobs.emplace_back(xs[i], scales[i], bit_widths[i], is_signed, narrow_range, axis); });
+  run_noise(jobs);
+  std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> result;
+  for (const NoiseJob& job : jobs) {
+    auto [signal, noise] = job.finish();
+    std::get<0>(result).push_back(signal);
+    std::get<1>(result).push_back(noise);
   }
-  const at::Tensor source = arrange(x, axis);
-  const AxisView view = axis_view(source, axis);
-  const int64_t per_channel = runs_per_channel(view);
-  const int64_t stride = count + 1;
-  std::vector<double> partials(static_cast<size_t>(per_channel * channels * stride), 0.0);
-  const auto& kernels = cpu_kernels();
-  const auto storage = storage_type(x);
-  const void* data = source.const_data_ptr();
-  for_each_run(view, [&](int64_t index, const Run& run) {
-    double* out = &partials[static_cast<size_t>(index * stride)];
-    kernels.quantization_noise(storage, at_offset(data, run.start, x.element_size()), run.length,
-                               quantizers.data() + run.channel * count, count, out, out + 1);
-  });
-  at::Tensor signal = axis.has_value() ? doubles(x, {channels}) : doubles(x, {});
-  at::Tensor noise = axis.has_value() ? doubles(x, {count, channels}) : doubles(x, {count});
-  double* signal_out = signal.mutable_data_ptr<double>();
-  double* noise_out = noise.mutable_data_ptr<double>();
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t i = 0; i < per_channel; ++i) {
-      const double* part = &partials[static_cast<size_t>((c * per_channel + i) * stride)];
-      signal_out[c] += part[0];
-      for (int64_t k = 0; k < count; ++k) {
-        noise_out[k * channels + c] += part[1 + k];
-      }
-    }
-  }
-  return {signal, noise};
+  return result;
 }
 
 std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Tensor& reference) {
@@ -339,6 +387,7 @@ at::Tensor quantization_noise_from_histogram(const at::Tensor& histogram, const 
 
 TORCH_LIBRARY_IMPL(mixbit, CPU, m) {
   m.impl("quantization_noise", quantization_noise);
+  m.impl("quantization_noise_foreach", quantization_noise_foreach);
   m.impl("noise_power", noise_power);
   m.impl("observe", observe);
   m.impl("mse_scales", mse_scales);

@@ -7,6 +7,8 @@ recompile; a plain number stands for a constant.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,13 @@ from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the
 __all__ = [
     "ROUNDINGS",
     "fake_quantize",
+    "fake_quantize_foreach",
     "mse_scales",
     "mse_scales_from_histogram",
     "noise_power",
     "observe",
     "quantization_noise",
+    "quantization_noise_foreach",
     "quantization_noise_from_histogram",
     "quantized_conv2d",
     "quantized_linear",
@@ -101,6 +105,56 @@ def fake_quantize(
     )
 
 
+def fake_quantize_foreach(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor | float],
+    bit_widths: Sequence[Tensor | float],
+    *,
+    signed: bool = True,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_even",
+    group_size: int | None = None,
+) -> list[Tensor]:
+    """`fake_quantize` of many tensors at once, such as all weights of a model: one parallel region, one launch a dtype.
+
+    Differentiable like `fake_quantize`, and bit for bit the same; the backward is one call, too. For what a training
+    loop does outside the modules' forward: penalties on the distance to the grid, averages of quantized weights.
+    Shards of DTensors (FSDP2): pass `x.to_local()` of both a weight and its per-channel scale.
+
+    Args:
+        xs: Tensors of any shapes; float32, float16 or bfloat16, one dtype and device each.
+        scales: One for each x: float32 [1] or [x.shape[axis]].
+        zero_points: One for each x: number or tensor.
+        bit_widths: One for each x: number or tensor.
+        signed: As in `fake_quantize`, for all.
+        narrow_range: As in `fake_quantize`, for all.
+        axis: As in `fake_quantize`, for all.
+        rounding: As in `fake_quantize`, for all.
+        group_size: Reserved; must be None.
+
+    Returns:
+        One tensor like each x.
+
+    Raises:
+        ValueError: As `fake_quantize`, with the position in the list; lists of different lengths.
+    """
+    if not xs:
+        return []
+    return _ops.fake_quantize_foreach.default(
+        list(xs),
+        list(scales),
+        [_parameter(z, x) for z, x in zip(zero_points, xs, strict=True)],
+        [_parameter(b, x) for b, x in zip(bit_widths, xs, strict=True)],
+        signed=signed,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+        group_size=group_size,
+    )
+
+
 def quantized_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -119,6 +173,7 @@ def quantized_conv2d(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`conv2d(fake_quantize(x), fake_quantize(weight), bias)` that saves no quantized copy for the backward.
 
@@ -139,9 +194,11 @@ def quantized_conv2d(
         padding: As in `torch.nn.functional.conv2d`; padding adds exact zeros.
         dilation: As in `torch.nn.functional.conv2d`.
         groups: As in `torch.nn.functional.conv2d`.
+        out_dtype: Type in which the quantized operands are multiplied, which may then differ in dtype; None: their own.
+            Autocast sets it.
 
     Returns:
-        [N, O, H', W'], dtype of x. Gradients: those of `fake_quantize` behind those of the convolution.
+        [N, O, H', W'], out_dtype or the dtype of x. Gradients: those of `fake_quantize` behind those of the convolution.
 
     Raises:
         ValueError: As `fake_quantize`.
@@ -167,6 +224,7 @@ def quantized_conv2d(
         padding=pair(padding),
         dilation=pair(dilation),
         groups=groups,
+        out_dtype=out_dtype,
     )
 
 
@@ -184,6 +242,7 @@ def quantized_linear(
     w_narrow_range: bool = True,
     rounding: str = "half_even",
     group_size: int | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`linear(fake_quantize(x), fake_quantize(weight), bias)` that saves no quantized copy for the backward.
 
@@ -200,9 +259,10 @@ def quantized_linear(
         w_narrow_range: Leaves out the lowest code of the weights.
         rounding: As in `fake_quantize`, for both operands.
         group_size: Reserved; must be None.
+        out_dtype: As in `quantized_conv2d`.
 
     Returns:
-        [..., O], dtype of x.
+        [..., O], out_dtype or the dtype of x.
 
     Raises:
         ValueError: As `fake_quantize`.
@@ -220,6 +280,7 @@ def quantized_linear(
         w_narrow_range=w_narrow_range,
         rounding=_rounding(rounding),
         group_size=group_size,
+        out_dtype=out_dtype,
     )
 
 
@@ -250,6 +311,39 @@ def quantization_noise(
         x, scales, bit_widths, signed=signed, narrow_range=narrow_range, axis=axis
     )
     return signal, noise
+
+
+def quantization_noise_foreach(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    *,
+    signed: bool,
+    narrow_range: bool,
+    axis: int | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`quantization_noise` of many tensors at once: one parallel region, one launch a dtype.
+
+    Args:
+        xs: Tensors of any shapes.
+        scales: One for each x: float32 [K], or [K, C] with C = x.shape[axis]; K may differ from x to x.
+        bit_widths: One for each x: float32 [K].
+        signed: As in `quantization_noise`, for all.
+        narrow_range: As in `quantization_noise`, for all.
+        axis: As in `quantization_noise`, for all.
+
+    Returns:
+        signals and noises, one for each x.
+
+    Raises:
+        ValueError: As `quantization_noise`, with the position in the list; lists of different lengths.
+    """
+    if not xs:
+        return [], []
+    signals, noises = _ops.quantization_noise_foreach.default(
+        list(xs), list(scales), list(bit_widths), signed=signed, narrow_range=narrow_range, axis=axis
+    )
+    return signals, noises
 
 
 def noise_power(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

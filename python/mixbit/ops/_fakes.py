@@ -83,6 +83,44 @@ def _(
     )
 
 
+@_register("mixbit::fake_quantize_foreach")
+def _(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    *,
+    signed: bool = True,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 0,
+    group_size: int | None = None,
+) -> list[Tensor]:
+    return [torch.empty_like(x) for x in xs]
+
+
+@_register("mixbit::_fake_quantize_backward_foreach")
+def _(
+    grads: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    zero_points: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    *,
+    signed: bool,
+    narrow_range: bool,
+    axis: int | None,
+    rounding: int,
+    group_size: int | None,
+    output_mask: Sequence[bool],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    return (
+        [torch.empty_like(x) if output_mask[0] else _none(x) for x in xs],
+        [torch.empty_like(s) if output_mask[1] else _none(s) for s in scales],
+        [torch.empty_like(z) if output_mask[2] else _none(s) for z, s in zip(zero_points, scales, strict=True)],
+    )
+
+
 def _mask_bytes(dense: Tensor, axis: int | None) -> Any:
     """Rows start at a byte of their own; short rows are walked channel by channel (csrc/ops/parallel.h)."""
     if axis is None or dense.shape[axis] <= 1:
@@ -138,11 +176,13 @@ def _(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     # The quantized operands keep the layout of x and weight, so the layout of the output is the convolution's own.
-    return torch.ops.aten.convolution(
-        torch.empty_like(x), torch.empty_like(weight), bias, stride, padding, dilation, False, [0, 0], groups
-    )
+    dtype = out_dtype or x.dtype
+    xq, wq = torch.empty_like(x, dtype=dtype), torch.empty_like(weight, dtype=dtype)
+    bias = None if bias is None else torch.empty_like(bias, dtype=dtype)
+    return torch.ops.aten.convolution(xq, wq, bias, stride, padding, dilation, False, [0, 0], groups)
 
 
 def _six(
@@ -155,8 +195,8 @@ def _six(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x) if output_mask[0] else _none(x),
-        torch.empty_like(weight) if output_mask[1] else _none(x),
-        x.new_empty((weight.shape[0],)) if output_mask[2] else _none(x),
+        torch.empty_like(weight) if output_mask[1] else _none(weight),
+        weight.new_empty((weight.shape[0],)) if output_mask[2] else _none(weight),
         torch.empty_like(x_scale) if output_mask[3] else _none(x_scale),
         torch.empty_like(x_zero_point) if output_mask[4] else _none(x_scale),
         torch.empty_like(w_scale) if output_mask[5] else _none(w_scale),
@@ -202,8 +242,11 @@ def _(
     w_narrow_range: bool = True,
     rounding: int = 0,
     group_size: int | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return torch.nn.functional.linear(torch.empty_like(x), torch.empty_like(weight), bias)
+    dtype = out_dtype or x.dtype
+    bias = None if bias is None else torch.empty_like(bias, dtype=dtype)
+    return torch.nn.functional.linear(torch.empty_like(x, dtype=dtype), torch.empty_like(weight, dtype=dtype), bias)
 
 
 @_register("mixbit::_quantized_linear_backward")
@@ -240,6 +283,21 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     channels = _channels(x, axis)
     return _double(x, channels), _double(x, (bit_widths.shape[0], *channels))
+
+
+@_register("mixbit::quantization_noise_foreach")
+def _(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    *,
+    signed: bool,
+    narrow_range: bool,
+    axis: int | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    signals = [_double(x, _channels(x, axis)) for x in xs]
+    noises = [_double(x, (b.shape[0], *_channels(x, axis))) for x, b in zip(xs, bit_widths, strict=True)]
+    return signals, noises
 
 
 @_register("mixbit::noise_power")

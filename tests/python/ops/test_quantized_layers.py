@@ -79,6 +79,57 @@ def test_the_backward_keeps_no_quantized_copy() -> None:
     assert all(t.data_ptr() in own for t in kept)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("signed", [True, False])
+def test_an_image_without_gradient_still_teaches_its_scale(layout: torch.memory_format, signed: bool) -> None:
+    grads = []
+    for image_gradient in (True, False):
+        torch.manual_seed(0)
+        leaves = {k: v.requires_grad_(k in LEARNED and k != "x_zero_point") for k, v in operands().items()}
+        x = leaves.pop("x").detach().contiguous(memory_format=layout).requires_grad_(image_gradient)
+        ops.quantized_conv2d(x, **leaves, signed_x=signed, padding=1, stride=2).square().sum().backward()
+        grads.append([leaves[k].grad for k in ("x_scale", "weight", "w_scale", "bias")])
+    torch.testing.assert_close(grads[0][0], grads[1][0], rtol=1e-5, atol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(grads[0][1:], grads[1][1:], strict=True))
+
+
+def test_autocast_multiplies_in_bfloat16_and_keeps_the_codes() -> None:
+    leaves = {k: v.requires_grad_(k in LEARNED) for k, v in operands().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.quantized_conv2d(**leaves, signed_x=True, padding=1)
+        mixed = {**leaves, "x": leaves["x"].detach().bfloat16()}
+        assert ops.quantized_conv2d(**mixed, signed_x=True).dtype == torch.bfloat16
+        quantized = ops.fake_quantize(leaves["x"], leaves["x_scale"], 0, 4)
+        assert quantized.dtype == torch.float32
+    assert y.dtype == torch.bfloat16
+    xq = ops.fake_quantize(leaves["x"], leaves["x_scale"], leaves["x_zero_point"], leaves["x_bits"])
+    wq = ops.fake_quantize(leaves["weight"], leaves["w_scale"], 0, leaves["w_bits"], narrow_range=True, axis=0)
+    expected = torch.nn.functional.conv2d(xq.bfloat16(), wq.bfloat16(), leaves["bias"].bfloat16(), padding=1)
+    assert torch.equal(y, expected)
+    y.float().square().sum().backward()
+    for name in LEARNED:
+        assert leaves[name].grad.dtype == torch.float32
+    got = {name: leaves[name].grad.clone() for name in LEARNED}
+    for name in LEARNED:
+        leaves[name].grad = None
+    ops.quantized_conv2d(**leaves, signed_x=True, padding=1).square().sum().backward()
+    for name in LEARNED:
+        close = (got[name] - leaves[name].grad).norm() / leaves[name].grad.norm()
+        assert close < 0.03, name
+
+
+def test_autocast_of_a_linear_layer_and_types_that_differ() -> None:
+    x, weight, bias = torch.randn(3, 6), torch.randn(6, 6), torch.randn(6)
+    arguments = (torch.tensor([0.1]), 0, 8, torch.full((6,), 0.1), 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.quantized_linear(x, weight, bias, *arguments, signed_x=True)
+    assert y.dtype == torch.bfloat16
+    same = ops.quantized_linear(x, weight, bias, *arguments, signed_x=True, out_dtype=torch.bfloat16)
+    assert torch.equal(y, same)
+    with pytest.raises(ValueError, match="expected one dtype, or out_dtype given"):
+        ops.quantized_linear(x.bfloat16(), weight, bias, *arguments, signed_x=True)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -87,6 +138,8 @@ def test_opcheck(bias: bool, requires_grad: bool, layout: torch.memory_format) -
     x = given.pop("x").detach().contiguous(memory_format=layout).requires_grad_(requires_grad)
     arguments = (x, given["weight"], given["bias"] if bias else None, *list(given.values())[2:])
     opcheck(torch.ops.mixbit.quantized_conv2d.default, arguments, {"signed_x": True, "padding": [1, 1]})
+    keywords = {"signed_x": True, "padding": [1, 1], "out_dtype": torch.bfloat16}
+    opcheck(torch.ops.mixbit.quantized_conv2d.default, arguments, keywords)
     flat = (torch.randn(3, 6).requires_grad_(requires_grad), torch.randn(6, 6).requires_grad_(requires_grad))
     opcheck(torch.ops.mixbit.quantized_linear.default, (*flat, *arguments[2:]), {"signed_x": True})
 
@@ -100,6 +153,7 @@ def test_one_compiled_graph_covers_all_ops_and_bits_move_without_a_new_one() -> 
 
     def step(x, conv, linear, scale, bits):
         y = ops.fake_quantize(x, scale, 0, bits)
+        y = sum(ops.fake_quantize_foreach([y, x], [scale, scale], [0, 0], [bits, bits]))
         y = ops.quantized_conv2d(y, conv, None, scale, 0, bits, scale, bits, signed_x=True, padding=1)
         return ops.quantized_linear(y.flatten(1), linear, None, scale, 0, bits, scale, bits, signed_x=True)
 
