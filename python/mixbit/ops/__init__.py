@@ -198,7 +198,7 @@ def quantized_conv2d(
             Autocast sets it.
 
     Returns:
-        [N, O, H', W'], out_dtype or the dtype of x. Gradients: those of `fake_quantize` behind those of the convolution.
+        [N, O, H', W'], out_dtype or the dtype of x. Gradients: those of `fake_quantize` behind the convolution's.
 
     Raises:
         ValueError: As `fake_quantize`.

@@ -9,17 +9,23 @@ from mixbit.quantizers.modules import (
     QuantizedConv2d,
     QuantizedLayer,
     QuantizedLinear,
-    Quantizer,
     apply_layer,
 )
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
+from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPlus, Quantizer
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
 
 __all__ = [
+    "KINDS",
+    "LSQ",
     "METHODS",
+    "PACT",
+    "TQT",
     "Add",
     "Cat",
+    "FixedRange",
     "JoinedTensors",
+    "LSQPlus",
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, check_choice
 from mixbit.network import call_model, check_batches, check_eval_mode, input_of, layers
-from mixbit.quantizers.modules import Quantizer
 from mixbit.quantizers.prepare import bypass, check_groups, quantized_layers, tie_groups_
+from mixbit.quantizers.quantizer import LSQPlus, Quantizer
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
 
 
@@ -131,6 +131,10 @@ def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str) -> No
         signed = seen.signed if wanted is None else wanted
         quantizer = quantizers[key]
         bits = int(quantizer.bit_width)
+        if isinstance(quantizer, LSQPlus):
+            scale, zero_point = seen.offset_grid(bits, method=method)
+            quantizer.set_(scale, signed=False, zero_point=zero_point)
+            continue
         if signed and bits == 1:
             scale = seen.scales([2], signed=True, narrow_range=True, method="maxabs")
         else:

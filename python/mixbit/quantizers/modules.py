@@ -1,4 +1,4 @@
-"""Quantizer modules and the layers that use them."""
+"""Layers and joins with quantizers."""
 
 from __future__ import annotations
 
@@ -9,147 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixbit import ops
-from mixbit.errors import MixbitError
+from mixbit.quantizers.quantizer import Quantizer
 from mixbit.recipe import LayerPrecision
-
-#: The forward uses at least this share of the calibrated scale, so that no optimizer step drives a scale through zero.
-SCALE_FLOOR = 2.0**-20
-
-
-class Quantizer(nn.Module):
-    """Fake-quantizes one tensor with a learned scale.
-
-    State: Parameter `scale` [1] or [channels]; buffers `zero_point` [1], `bit_width` [1], `calibrated_scale` (like
-    scale), `signed_flag` and `calibrated` (uint8 [1]); shapes are fixed from construction.
-
-    Attributes:
-        signed: Whether the grid is signed.
-        narrow_range: Whether the lowest signed code is left out.
-        axis: Dimension of the channels, None per tensor.
-        rounding: "half_even" or "half_up".
-        enabled: A disabled quantizer returns its input.
-    """
-
-    zero_point: Tensor
-    bit_width: Tensor
-    calibrated_scale: Tensor
-    signed_flag: Tensor
-    calibrated: Tensor
-
-    def __init__(
-        self,
-        bit_width: int,
-        *,
-        channels: int = 1,
-        signed: bool = True,
-        narrow_range: bool = False,
-        axis: int | None = None,
-        rounding: str = "half_even",
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(channels, device=device))
-        self.register_buffer("zero_point", torch.zeros(1, device=device))
-        self.register_buffer("bit_width", torch.full((1,), float(bit_width), device=device))
-        self.register_buffer("calibrated_scale", torch.ones(channels, device=device))
-        self.register_buffer("signed_flag", torch.tensor([int(signed)], dtype=torch.uint8, device=device))
-        self.register_buffer("calibrated", torch.zeros(1, dtype=torch.uint8, device=device))
-        self.signed = signed
-        self.is_calibrated = False
-        self.narrow_range = narrow_range
-        self.axis = axis
-        self.rounding = rounding
-        self.enabled = True
-        self.register_load_state_dict_pre_hook(_fill_missing)
-        self.register_load_state_dict_post_hook(_follow_buffers)
-
-    def set_(self, scale: Tensor, *, signed: bool | None = None) -> Quantizer:
-        """Takes over a calibrated scale ([1] or [channels], > 0) and optionally the sign of the grid."""
-        if not (torch.isfinite(scale).all() and (scale > 0).all()):
-            raise MixbitError("scale: expected positive finite numbers")
-        with torch.no_grad():
-            self.scale.copy_(scale)
-            self.calibrated_scale.copy_(scale)
-            self.calibrated.fill_(1)
-            if signed is not None:
-                self.signed_flag.fill_(int(signed))
-        _follow_buffers(self, None)
-        return self
-
-    def set_bit_width_(self, bit_width: int) -> Quantizer:
-        """Moves to another width at the same range: each scale is multiplied by hi_old / hi_new."""
-        old = int(self.bit_width)
-        if old != bit_width:
-            ratio = self._range_steps(old) / self._range_steps(bit_width)
-            with torch.no_grad():
-                self.bit_width.fill_(float(bit_width))
-                self.scale.mul_(ratio)
-                self.calibrated_scale.mul_(ratio)
-        return self
-
-    def _range_steps(self, bit_width: int) -> float:
-        if not self.signed:
-            return 2.0**bit_width - 1
-        return 2.0 ** (bit_width - 1) - 1 if self.narrow_range else 2.0 ** (bit_width - 1)
-
-    def quant_range(self) -> tuple[int, int]:
-        """Smallest and largest code."""
-        bits = int(self.bit_width)
-        if self.signed:
-            return -(2 ** (bits - 1)) + int(self.narrow_range), 2 ** (bits - 1) - 1
-        return 0, 2**bits - 1
-
-    def effective_scale(self) -> Tensor:
-        """max(scale, 2^-20 of the calibrated scale), with the gradient kept below the floor."""
-        floor = self.calibrated_scale * SCALE_FLOOR
-        # Below the floor the value is the floor's and the gradient the scale's own.
-        return torch.where(self.scale >= floor, self.scale, floor + (self.scale - self.scale.detach()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Quantizes x to the grid and back."""
-        if not self.enabled:
-            return x
-        self.check_calibrated()
-        return ops.fake_quantize(
-            x,
-            self.effective_scale(),
-            self.zero_point,
-            self.bit_width,
-            signed=self.signed,
-            narrow_range=self.narrow_range,
-            axis=self.axis,
-            rounding=self.rounding,
-        )
-
-    def check_calibrated(self) -> None:
-        """Refuses to run before `calibrate_`.
-
-        Raises:
-            MixbitError: No scale has been set.
-        """
-        if not self.is_calibrated:
-            raise MixbitError("a prepared layer has no scales yet; call mixbit.calibrate_(model, batches) first")
-
-    def extra_repr(self) -> str:
-        """Bits, sign and granularity."""
-        sign = "signed" if self.signed else "unsigned"
-        return (
-            f"bit_width={int(self.bit_width)}, {sign}, channels={self.scale.numel()}, calibrated={self.is_calibrated}"
-        )
-
-
-def _fill_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A float checkpoint has no quantizer keys: they keep their present values, so that it loads strictly."""
-    own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-    for name, value in own.items():
-        state_dict.setdefault(prefix + name, value.detach())
-
-
-def _follow_buffers(module: nn.Module, _: Any) -> None:
-    """Python flags follow the buffers: reading a buffer in the forward would break a compiled graph."""
-    assert isinstance(module, Quantizer)
-    module.signed = bool(module.signed_flag.item())
-    module.is_calibrated = bool(module.calibrated.item())
 
 
 class QuantizedLayer(nn.Module):
@@ -174,9 +35,9 @@ class QuantizedLayer(nn.Module):
         return act, weight
 
     def _both(self) -> tuple[Quantizer, Quantizer] | None:
-        """The two quantizers if both are on."""
+        """The two quantizers if both are on and the fused ops know their gradients."""
         act, weight = self.act_quantizer, self.weight_quantizer
-        if act is None or weight is None or not act.enabled or not weight.enabled:
+        if act is None or weight is None or not act.enabled or not weight.enabled or not (act.fused and weight.fused):
             return None
         act.check_calibrated()
         weight.check_calibrated()
@@ -220,14 +81,15 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
             act, weight = self._operands(x)
             return F.conv2d(act, weight, self.bias, self.stride, padding, self.dilation, self.groups)
         act_quantizer, weight_quantizer = both
+        scale, zero_point = act_quantizer.grid(x)
         return ops.quantized_conv2d(
             x,
             self.weight,
             self.bias,
-            act_quantizer.effective_scale(),
-            act_quantizer.zero_point,
+            scale,
+            zero_point,
             act_quantizer.bit_width,
-            weight_quantizer.effective_scale(),
+            weight_quantizer.grid(self.weight)[0],
             weight_quantizer.bit_width,
             signed_x=act_quantizer.signed,
             w_narrow_range=weight_quantizer.narrow_range,
@@ -251,14 +113,15 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
             act, weight = self._operands(x)
             return F.linear(act, weight, self.bias)
         act_quantizer, weight_quantizer = both
+        scale, zero_point = act_quantizer.grid(x)
         return ops.quantized_linear(
             x,
             self.weight,
             self.bias,
-            act_quantizer.effective_scale(),
-            act_quantizer.zero_point,
+            scale,
+            zero_point,
             act_quantizer.bit_width,
-            weight_quantizer.effective_scale(),
+            weight_quantizer.grid(self.weight)[0],
             weight_quantizer.bit_width,
             signed_x=act_quantizer.signed,
             w_narrow_range=weight_quantizer.narrow_range,

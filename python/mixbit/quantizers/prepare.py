@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mixbit.errors import MixbitError
+from mixbit.errors import MixbitError, check_choice
 from mixbit.network import LayerList, is_quantizable, layers
-from mixbit.quantizers.modules import JoinedTensors, QuantizedConv2d, QuantizedLayer, QuantizedLinear, Quantizer
+from mixbit.quantizers.modules import JoinedTensors, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from mixbit.quantizers.quantizer import KINDS, LSQ, LSQPlus, Quantizer
 from mixbit.recipe import FLOAT, LayerPrecision, Recipe
 
 
@@ -20,7 +21,14 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedConv2d | QuantizedL
     return {n: m for n, m in model.named_modules() if isinstance(m, (QuantizedConv2d, QuantizedLinear))}
 
 
-def prepare_(model: nn.Module, recipe: Recipe, example: Any = None) -> nn.Module:
+def prepare_(
+    model: nn.Module,
+    recipe: Recipe,
+    example: Any = None,
+    *,
+    weight_quantizer: str | None = None,
+    act_quantizer: str | None = None,
+) -> nn.Module:
     """Turns the layers of a model into quantized ones, in place, at the bits of a recipe.
 
     Parameters and their state_dict keys stay what they are; each layer gains `weight_quantizer` and `act_quantizer`.
@@ -31,16 +39,23 @@ def prepare_(model: nn.Module, recipe: Recipe, example: Any = None) -> nn.Module
         model: Any module; layers that the recipe leaves float are untouched.
         recipe: Bits per layer.
         example: An item of `batches`; needed only to tie shared inputs now.
+        weight_quantizer: What training learns of the weights' grids: "lsq" (default), "tqt", "pact", "fixed" or "plain"
+            (see `mixbit.quantizers`). None keeps the kind of a layer that is prepared already.
+        act_quantizer: The same for the inputs, also "lsq+".
 
     Returns:
         The model.
 
     Raises:
         MixbitError: The recipe names a layer that does not exist or cannot be quantized, or asks different act bits for
-            layers that read the same tensor. The model is then unchanged.
+            layers that read the same tensor; an unknown kind of quantizer. The model is then unchanged.
     """
     if not isinstance(recipe, Recipe):
         raise MixbitError(f"recipe is a {type(recipe).__name__}; expected a mixbit.Recipe")
+    if weight_quantizer is not None:
+        check_choice("weight_quantizer", weight_quantizer, [kind for kind in KINDS if kind != "lsq+"])
+    if act_quantizer is not None:
+        check_choice("act_quantizer", act_quantizer, KINDS)
     names = _check_names(model, recipe)
     wanted = {name: recipe[name] for name in names}
     groups = layers(model, example) if example is not None else None
@@ -52,7 +67,7 @@ def prepare_(model: nn.Module, recipe: Recipe, example: Any = None) -> nn.Module
         if precision.weight is None and precision.act is None:
             _restore_layer(module)
         else:
-            _prepare_layer(module, precision)
+            _prepare_layer(module, precision, weight_quantizer, act_quantizer)
     model.mixbit_tensors = dict(recipe.tensors)  # type: ignore[assignment]
     first = next(model.parameters(), None)
     for module in model.modules():
@@ -160,7 +175,7 @@ def _check_names(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if name in usable}
 
 
-def _prepare_layer(module: nn.Module, precision: LayerPrecision) -> None:
+def _prepare_layer(module: nn.Module, precision: LayerPrecision, weight_kind: str | None, act_kind: str | None) -> None:
     layer = module
     if not isinstance(module, QuantizedLayer):
         float_class = type(module)
@@ -171,16 +186,22 @@ def _prepare_layer(module: nn.Module, precision: LayerPrecision) -> None:
         layer.register_module("weight_quantizer", None)
         layer.register_module("act_quantizer", None)
     layer = cast(QuantizedLayer, layer)
-    layer.weight_quantizer = _weight_quantizer(layer, precision)
-    layer.act_quantizer = _act_quantizer(layer, precision)
+    layer.weight_quantizer = _weight_quantizer(layer, precision, _kind(layer.weight_quantizer, weight_kind))
+    layer.act_quantizer = _act_quantizer(layer, precision, _kind(layer.act_quantizer, act_kind))
     layer.precision = precision
 
 
-def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quantizer | None:
+def _kind(old: Quantizer | None, wanted: str | None) -> type[Quantizer]:
+    if wanted is not None:
+        return KINDS[wanted]
+    return LSQ if old is None else type(old)
+
+
+def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision, kind: type[Quantizer]) -> Quantizer | None:
     if precision.weight is None:
         return None
     channels = layer.weight.shape[0] if precision.granularity == "per_channel" else 1
-    made = Quantizer(
+    made = kind(
         precision.weight,
         channels=channels,
         signed=True,
@@ -193,7 +214,7 @@ def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quant
     if old is None or not old.is_calibrated:
         return made
     old.set_bit_width_(precision.weight)
-    if old.scale.numel() == channels:
+    if old.channels == channels and type(old) is kind:
         old.narrow_range, old.rounding = precision.narrow_range, precision.rounding
         return old
     with torch.no_grad():
@@ -202,27 +223,39 @@ def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quant
     return made
 
 
-def _act_quantizer(layer: QuantizedLayer, precision: LayerPrecision) -> Quantizer | None:
+def _act_quantizer(layer: QuantizedLayer, precision: LayerPrecision, kind: type[Quantizer]) -> Quantizer | None:
     if precision.act is None:
         return None
     old = layer.act_quantizer
-    if old is not None and (precision.signed_act is None or precision.signed_act == old.signed):
-        old.set_bit_width_(precision.act)
-        old.rounding = precision.rounding
-        return old
-    return Quantizer(
+    # A grid with an offset is unsigned whatever the data's sign.
+    same_sign = old is not None and (
+        precision.signed_act is None or precision.signed_act == old.signed or isinstance(old, LSQPlus)
+    )
+    made = kind(
         precision.act,
         signed=bool(precision.signed_act),
         rounding=precision.rounding,
+        batched=True,
         device=layer.weight.device,
     )
+    if old is None or not same_sign:
+        return made
+    old.set_bit_width_(precision.act)
+    old.rounding = precision.rounding
+    if type(old) is kind:
+        return old
+    # A grid with an offset and one without cannot stand for each other: that needs the data.
+    if old.is_calibrated and not issubclass(kind, LSQPlus) and not isinstance(old, LSQPlus):
+        with torch.no_grad():
+            made.set_(old.effective_scale(), signed=old.signed)
+    return made
 
 
 def _prepare_joined(module: JoinedTensors, recipe: Recipe, device: torch.device | None) -> None:
     """Puts on a quantizer without a scale: only `calibrate_` knows whether the result has a grid of its own."""
     bits = recipe.tensor_bits(module.tensor_name or "default")
     if module.output_quantizer is None:
-        module.output_quantizer = Quantizer(bits, device=device)
+        module.output_quantizer = LSQ(bits, batched=True, device=device)
     else:
         module.output_quantizer.set_bit_width_(bits)
 

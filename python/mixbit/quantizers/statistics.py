@@ -79,6 +79,36 @@ class TensorStatistics:
 
         return torch.stack([_best_power(largest, b, signed, noise) for b in bit_widths])
 
+    def offset_grid(self, bit_width: int, *, method: str = "mse") -> tuple[Tensor, Tensor]:
+        """Scale and zero point, float32 [1] each, of an unsigned grid that covers negative values by an offset.
+
+        "maxabs" takes the whole range (which includes 0), "mse" the best of the ranges k [min, max] with k in
+        {0.20, 0.21, ..., 1.00}, each bin of the histogram taken at its mean.
+
+        Raises:
+            MixbitError: method is "qformat", whose grids have no offset.
+        """
+        check_choice("method", method, METHODS)
+        if method == "qformat":
+            raise MixbitError(
+                'method="qformat": a grid with an offset has no fraction bits; expected "mse" or "maxabs"'
+            )
+        low, high = self.min.clamp(max=0.0), self.max.clamp(min=0.0)
+        if not high > low:
+            return torch.ones(1), torch.zeros(1)
+        steps = 2.0**bit_width - 1
+        shares = torch.ones(1, dtype=torch.float64) if method == "maxabs" else torch.arange(20, 101) / 100.0
+        scales = (shares * (high - low) / steps).float()
+        zero_points = torch.round(-low / (high - low) * steps).float().expand(len(scales))
+        count, total, _ = self.histogram
+        filled = count > 0
+        mean = (total[filled] / count[filled]).float()
+        codes = (torch.round(mean / scales[:, None]) + zero_points[:, None]).clamp(0, steps)
+        error = (codes - zero_points[:, None]) * scales[:, None] - mean
+        best = int((error.double().square() * count[filled]).sum(1).flip(0).argmin())
+        chosen = len(scales) - 1 - best  # of equal ones the widest range
+        return scales[chosen : chosen + 1], zero_points[chosen : chosen + 1]
+
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors."""
         return {

@@ -67,7 +67,8 @@ def test_noise_equals_the_single_op(per_channel: bool, dtype: torch.dtype) -> No
     axis = 0 if per_channel else None
     widths = [torch.tensor([float(b) for b in range(2, 3 + i)]) for i in range(len(xs))]
     scales = [
-        torch.rand((len(w), x.shape[0]) if per_channel else (len(w),), generator=torch.Generator().manual_seed(2)) + 0.05
+        torch.rand((len(w), x.shape[0]) if per_channel else (len(w),), generator=torch.Generator().manual_seed(2))
+        + 0.05
         for w, x in zip(widths, xs, strict=True)
     ]
     signals, noises = ops.quantization_noise_foreach(xs, scales, widths, signed=True, narrow_range=True, axis=axis)
