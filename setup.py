@@ -33,6 +33,8 @@ class CMakeBuild(build_ext):
         package = ROOT / "python" / "mixbit" if self.inplace else Path(self.build_lib).resolve() / "mixbit"
         build = Path(os.environ.get("MIXBIT_BUILD_DIR", ROOT / "build")).resolve()
         options = {"MIXBIT_BUILD_TESTS": "OFF"}
+        if not self.inplace:
+            options["MIXBIT_TORCH_IN_RPATH"] = "OFF"  # a wheel is used elsewhere
         options |= {name: os.environ[name] for name in CMAKE_OPTIONS if name in os.environ}
         subprocess.run(
             [

@@ -22,6 +22,8 @@ add_library(mixbit_torch INTERFACE)
 target_include_directories(mixbit_torch SYSTEM INTERFACE "${MIXBIT_TORCH_ROOT}/include"
                                                          "${MIXBIT_TORCH_ROOT}/include/torch/csrc/api/include")
 target_link_libraries(mixbit_torch INTERFACE mixbit_torch_torch mixbit_torch_torch_cpu mixbit_torch_c10)
+# Where the linker finds what these libraries need themselves.
+target_link_options(mixbit_torch INTERFACE "LINKER:-rpath-link,${MIXBIT_TORCH_ROOT}/lib")
 
 file(STRINGS "${MIXBIT_TORCH_ROOT}/include/torch/headeronly/version.h" _torch_version_lines
      REGEX "#define TORCH_VERSION_(MAJOR|MINOR) ")

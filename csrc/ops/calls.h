@@ -12,12 +12,17 @@
 
 namespace mixbit::ops {
 
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> typed_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
 inline at::Tensor call_fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                                      const at::Tensor& bit_width, bool is_signed, bool narrow_range,
                                      std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
                                std::optional<int64_t>, int64_t, std::optional<int64_t>);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::fake_quantize", "").typed<Signature>();
+  static const auto op = typed_op<Signature>("mixbit::fake_quantize");
   return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
 }
 
@@ -28,8 +33,7 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> call_fake_quantize_backwar
   using Signature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
       const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
       std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_backward", "").typed<Signature>();
+  static const auto op = typed_op<Signature>("mixbit::_fake_quantize_backward");
   return op.call(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
                  output_mask);
 }
@@ -41,8 +45,7 @@ inline std::tuple<at::Tensor, at::Tensor> call_fake_quantize_backward_(
   using Signature = std::tuple<at::Tensor, at::Tensor>(
       at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
       std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 2>);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_backward_", "").typed<Signature>();
+  static const auto op = typed_op<Signature>("mixbit::_fake_quantize_backward_");
   return op.call(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
                  output_mask);
 }
@@ -55,16 +58,14 @@ inline std::tuple<at::Tensor, at::Tensor> call_fake_quantize_mask(const at::Tens
   using Signature =
       std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                          bool, bool, std::optional<int64_t>, int64_t, std::optional<int64_t>);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_mask", "").typed<Signature>();
+  static const auto op = typed_op<Signature>("mixbit::_fake_quantize_mask");
   return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
 }
 
 inline at::Tensor call_fake_quantize_mask_backward(const at::Tensor& grad, const at::Tensor& mask,
                                                    c10::SymIntArrayRef strides, std::optional<int64_t> axis) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef, std::optional<int64_t>);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_mask_backward", "").typed<Signature>();
+  static const auto op = typed_op<Signature>("mixbit::_fake_quantize_mask_backward");
   return op.call(grad, mask, strides, axis);
 }
 
@@ -75,8 +76,7 @@ inline std::vector<at::Tensor> call_fake_quantize_foreach(at::TensorList xs, at:
                                                           std::optional<int64_t> group_size) {
   using Signature = std::vector<at::Tensor>(at::TensorList, at::TensorList, at::TensorList, at::TensorList, bool, bool,
                                             std::optional<int64_t>, int64_t, std::optional<int64_t>);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::fake_quantize_foreach", "").typed<Signature>();
+  static const auto op = typed_op<Signature>("mixbit::fake_quantize_foreach");
   return op.call(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding, group_size);
 }
 
@@ -88,8 +88,7 @@ call_fake_quantize_backward_foreach(at::TensorList grads, at::TensorList xs, at:
   using Signature = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>(
       at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, bool, bool,
       std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("mixbit::_fake_quantize_backward_foreach", "").typed<Signature>();
+  static const auto op = typed_op<Signature>("mixbit::_fake_quantize_backward_foreach");
   return op.call(grads, xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding, group_size,
                  output_mask);
 }
@@ -111,11 +110,5 @@ using LinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const s
 using LinearBackwardSignature = SixTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            bool, bool, int64_t, std::optional<int64_t>, std::array<bool, 6>);
-
-template <typename Signature>
-const c10::TypedOperatorHandle<Signature>& conv_op(const char* name) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-  return op;
-}
 
 }  // namespace mixbit::ops

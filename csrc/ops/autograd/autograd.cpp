@@ -8,8 +8,6 @@
 
 #include <algorithm>
 
-#include <mixbit/ops/ops.h>
-
 #include "../calls.h"
 
 namespace mixbit::ops {
@@ -199,7 +197,7 @@ class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
                           c10::SymInt groups, std::optional<at::ScalarType> out_dtype) {
     ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
     at::AutoDispatchBelowADInplaceOrView guard;
-    Variable y = conv_op<ConvSignature>("mixbit::quantized_conv2d")
+    Variable y = typed_op<ConvSignature>("mixbit::quantized_conv2d")
                      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
                            rounding, group_size, stride, padding, dilation, groups, out_dtype);
     save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
@@ -217,7 +215,7 @@ class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
     auto sizes = [&](const char* key) { return ctx->saved_data[key].toSymIntVector(); };
     const auto stride = sizes("stride"), padding = sizes("padding"), dilation = sizes("dilation");
     auto [dx, dweight, dbias, dx_scale, dx_zero_point, dw_scale] =
-        conv_op<ConvBackwardSignature>("mixbit::_quantized_conv2d_backward")
+        typed_op<ConvBackwardSignature>("mixbit::_quantized_conv2d_backward")
             .call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["signed_x"].toBool(),
                   ctx->saved_data["w_narrow_range"].toBool(), ctx->saved_data["rounding"].toInt(),
                   kept_int(ctx, "group_size"), stride, padding, dilation, ctx->saved_data["groups"].toSymInt(), mask);
@@ -262,7 +260,7 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
                           std::optional<at::ScalarType> out_dtype) {
     ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
     at::AutoDispatchBelowADInplaceOrView guard;
-    Variable y = conv_op<LinearSignature>("mixbit::quantized_linear")
+    Variable y = typed_op<LinearSignature>("mixbit::quantized_linear")
                      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
                            rounding, group_size, out_dtype);
     save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
@@ -274,7 +272,7 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
     const auto s = ctx->get_saved_variables();
     const auto mask = to_mask(ctx->saved_data["mask"].toBoolList());
     auto [dx, dweight, dbias, dx_scale, dx_zero_point, dw_scale] =
-        conv_op<LinearBackwardSignature>("mixbit::_quantized_linear_backward")
+        typed_op<LinearBackwardSignature>("mixbit::_quantized_linear_backward")
             .call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["signed_x"].toBool(),
                   ctx->saved_data["w_narrow_range"].toBool(), ctx->saved_data["rounding"].toInt(),
                   kept_int(ctx, "group_size"), mask);
@@ -321,7 +319,7 @@ Variable quantized_conv2d_autocast(const Variable& x, const Variable& weight, co
                                    std::optional<at::ScalarType> out_dtype) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return conv_op<ConvSignature>("mixbit::quantized_conv2d")
+  return typed_op<ConvSignature>("mixbit::quantized_conv2d")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
             group_size, stride, padding, dilation, groups,
             out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x));
@@ -335,7 +333,7 @@ Variable quantized_linear_autocast(const Variable& x, const Variable& weight, co
                                    std::optional<at::ScalarType> out_dtype) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return conv_op<LinearSignature>("mixbit::quantized_linear")
+  return typed_op<LinearSignature>("mixbit::quantized_linear")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
             group_size, out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x));
 }
@@ -371,34 +369,3 @@ TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
 }
 
 }  // namespace mixbit::ops
-
-namespace mixbit {
-
-at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
-                         const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                         int64_t rounding) {
-  return ops::call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
-                                 std::nullopt);
-}
-
-at::Tensor quantized_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                            const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
-                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
-                            int64_t rounding, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                            int64_t groups) {
-  return ops::conv_op<ops::ConvSignature>("mixbit::quantized_conv2d")
-      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
-            std::nullopt, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
-            c10::fromIntArrayRefSlow(dilation), groups, std::nullopt);
-}
-
-at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                            const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
-                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
-                            int64_t rounding) {
-  return ops::conv_op<ops::LinearSignature>("mixbit::quantized_linear")
-      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
-            std::nullopt, std::nullopt);
-}
-
-}  // namespace mixbit

@@ -1,13 +1,13 @@
 // Noise on the device. What only calibration asks for, once a tensor (moments with histograms, scale searches), is
 // computed on a copy in the host's memory and moved back: the same bits as on the CPU.
 #include <ATen/Functions.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <mixbit/kernels/cuda.h>
 #include <torch/library.h>
 
+#include "../calls.h"
 #include "../checks.h"
 
 namespace mixbit::ops {
@@ -71,17 +71,12 @@ std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Te
   return {signal, noise};
 }
 
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> observe(const at::Tensor& x,
                                                                                std::optional<int64_t> axis,
                                                                                int64_t bins) {
   using Signature = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
       const at::Tensor&, std::optional<int64_t>, int64_t);
-  auto [low, high, sum, squares, histogram] = op<Signature>("mixbit::observe").call(x.cpu(), axis, bins);
+  auto [low, high, sum, squares, histogram] = typed_op<Signature>("mixbit::observe").call(x.cpu(), axis, bins);
   const auto device = x.device();
   return {low.to(device), high.to(device), sum.to(device), squares.to(device), histogram.to(device)};
 }
@@ -89,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> observe(c
 at::Tensor mse_scales(const at::Tensor& x, const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
                       std::optional<int64_t> axis) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, bool, bool, std::optional<int64_t>);
-  return op<Signature>("mixbit::mse_scales")
+  return typed_op<Signature>("mixbit::mse_scales")
       .call(x.cpu(), bit_widths.cpu(), is_signed, narrow_range, axis)
       .to(x.device());
 }
@@ -97,7 +92,7 @@ at::Tensor mse_scales(const at::Tensor& x, const at::Tensor& bit_widths, bool is
 at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max,
                                      const at::Tensor& bit_widths, bool is_signed, bool narrow_range) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool);
-  return op<Signature>("mixbit::mse_scales_from_histogram")
+  return typed_op<Signature>("mixbit::mse_scales_from_histogram")
       .call(histogram.cpu(), min.cpu(), max.cpu(), bit_widths.cpu(), is_signed, narrow_range)
       .to(histogram.device());
 }
@@ -107,7 +102,7 @@ at::Tensor quantization_noise_from_histogram(const at::Tensor& histogram, const 
                                              bool narrow_range) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                const at::Tensor&, bool, bool);
-  return op<Signature>("mixbit::quantization_noise_from_histogram")
+  return typed_op<Signature>("mixbit::quantization_noise_from_histogram")
       .call(histogram.cpu(), min.cpu(), max.cpu(), scales.cpu(), bit_widths.cpu(), is_signed, narrow_range)
       .to(histogram.device());
 }

@@ -47,6 +47,26 @@ def _pack(names: tuple[str, ...]) -> dict[str, np.ndarray]:
     raise MixbitError(f"{str(folder)!r} holds none of {', '.join(names)}")
 
 
+def cifar10_pixels(split: str = "test", count: int | None = None) -> tuple[Tensor, Tensor]:
+    """CIFAR-10 images as they are.
+
+    Args:
+        split: "train" (for calibration) or "test".
+        count: The first so many; None is all there are.
+
+    Returns:
+        images: uint8 [N, 3, 32, 32], RGB; labels: int64 [N].
+    """
+    check_choice("split", split, ("train", "test"))
+    from PIL import Image
+
+    pack = _pack(_CIFAR_PACKS)
+    labels = torch.from_numpy(pack[f"y_{split}"].astype(np.int64))
+    mosaic = np.asarray(Image.open(io.BytesIO(pack[f"{split}_mosaic_webp"].tobytes())).convert("RGB"))
+    images = mosaic.reshape(-1, 32, 50, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
+    return torch.from_numpy(np.ascontiguousarray(images[: len(labels)][:count])), labels[:count]
+
+
 def cifar10(split: str = "test", count: int | None = None) -> tuple[Tensor, Tensor]:
     """CIFAR-10 images as the ResNets want them: x / 255, normalized.
 
@@ -57,17 +77,9 @@ def cifar10(split: str = "test", count: int | None = None) -> tuple[Tensor, Tens
     Returns:
         images: float32 [N, 3, 32, 32]; labels: int64 [N].
     """
-    check_choice("split", split, ("train", "test"))
-    from PIL import Image
-
-    pack = _pack(_CIFAR_PACKS)
-    labels = torch.from_numpy(pack[f"y_{split}"].astype(np.int64))
-    mosaic = np.asarray(Image.open(io.BytesIO(pack[f"{split}_mosaic_webp"].tobytes())).convert("RGB"))
-    images = mosaic.reshape(-1, 32, 50, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
-    images = images[: len(labels)][:count]
-    x = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
+    images, labels = cifar10_pixels(split, count)
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (CIFAR_MEAN, CIFAR_STD))
-    return (x - mean) / std, labels[:count]
+    return (images.float() / 255 - mean) / std, labels
 
 
 def imagenet_compat(count: int | None = None, network: str = "mobilenet_v2") -> tuple[Tensor, Tensor]:

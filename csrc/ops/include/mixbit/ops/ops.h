@@ -1,25 +1,28 @@
 #pragma once
 
 // The ops for C++ programs: the same dispatcher entries that Python calls, differentiable, on CPU and CUDA. Shapes in
-// the comments; errors are c10::ValueError. Link mixbit::ops.
+// the comments; errors are c10::ValueError. rounding: 0 half_even, 1 half_up. Link mixbit::ops.
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <tuple>
+#include <vector>
+
+#define MIXBIT_OPS_API __attribute__((visibility("default")))
 
 namespace mixbit {
 
 // y = (clamp(round(x / scale) + zero_point, lo, hi) - zero_point) * scale.
-__attribute__((visibility("default"))) at::Tensor fake_quantize(
-    const at::Tensor& x,           // any shape; float32, float16, bfloat16
-    const at::Tensor& scale,       // [1] or [x.size(axis)], float32
-    const at::Tensor& zero_point,  // [1] or [x.size(axis)], float32
-    const at::Tensor& bit_width,   // [1] or [x.size(axis)], float32
-    bool is_signed = true, bool narrow_range = false, std::optional<int64_t> axis = std::nullopt, int64_t rounding = 0);
+MIXBIT_OPS_API at::Tensor fake_quantize(const at::Tensor& x,           // any shape; float32, float16, bfloat16
+                                        const at::Tensor& scale,       // [1] or [x.size(axis)], float32
+                                        const at::Tensor& zero_point,  // [1] or [x.size(axis)], float32
+                                        const at::Tensor& bit_width,   // [1] or [x.size(axis)], float32
+                                        bool is_signed = true, bool narrow_range = false,
+                                        std::optional<int64_t> axis = std::nullopt, int64_t rounding = 0);
 
 // conv2d of both operands quantized: x per tensor, weight per output channel or per tensor, symmetric.
-__attribute__((visibility("default"))) at::Tensor quantized_conv2d(
+MIXBIT_OPS_API at::Tensor quantized_conv2d(
     const at::Tensor& x,                    // [N, C, H, W]
     const at::Tensor& weight,               // [O, C / groups, KH, KW]
     const std::optional<at::Tensor>& bias,  // [O]
@@ -29,18 +32,63 @@ __attribute__((visibility("default"))) at::Tensor quantized_conv2d(
     const at::Tensor& w_scale,              // [1] or [O]
     const at::Tensor& w_bits,               // [1] or [O]
     bool signed_x, bool w_narrow_range = true, int64_t rounding = 0, at::IntArrayRef stride = {1, 1},
-    at::IntArrayRef padding = {0, 0}, at::IntArrayRef dilation = {1, 1}, int64_t groups = 1);
+    at::IntArrayRef padding = {0, 0}, at::IntArrayRef dilation = {1, 1}, int64_t groups = 1,
+    std::optional<at::ScalarType> out_dtype = std::nullopt);  // multiply in this type; none: the operands' own
 
 // linear of both operands quantized.
-__attribute__((visibility("default"))) at::Tensor quantized_linear(const at::Tensor& x,                    // [..., I]
-                                                                   const at::Tensor& weight,               // [O, I]
-                                                                   const std::optional<at::Tensor>& bias,  // [O]
-                                                                   const at::Tensor& x_scale,              // [1]
-                                                                   const at::Tensor& x_zero_point,         // [1]
-                                                                   const at::Tensor& x_bits,               // [1]
-                                                                   const at::Tensor& w_scale,              // [1] or [O]
-                                                                   const at::Tensor& w_bits,               // [1] or [O]
-                                                                   bool signed_x, bool w_narrow_range = true,
-                                                                   int64_t rounding = 0);
+MIXBIT_OPS_API at::Tensor quantized_linear(const at::Tensor& x,                    // [..., I]
+                                           const at::Tensor& weight,               // [O, I]
+                                           const std::optional<at::Tensor>& bias,  // [O]
+                                           const at::Tensor& x_scale,              // [1]
+                                           const at::Tensor& x_zero_point,         // [1]
+                                           const at::Tensor& x_bits,               // [1]
+                                           const at::Tensor& w_scale,              // [1] or [O]
+                                           const at::Tensor& w_bits,               // [1] or [O]
+                                           bool signed_x, bool w_narrow_range = true, int64_t rounding = 0,
+                                           std::optional<at::ScalarType> out_dtype = std::nullopt);
+
+// fake_quantize of many tensors in one parallel region or launch; lists of one length, parameters as above for each.
+MIXBIT_OPS_API std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList scales,
+                                                             at::TensorList zero_points, at::TensorList bit_widths,
+                                                             bool is_signed = true, bool narrow_range = false,
+                                                             std::optional<int64_t> axis = std::nullopt,
+                                                             int64_t rounding = 0);
+
+// Signal sum x^2 and noise sum (x - fake_quantize_k(x))^2 of K grids, x read once. Not differentiable.
+// Returns float64: signal [] or [C], noise [K] or [K, C], C = x.size(axis).
+MIXBIT_OPS_API std::tuple<at::Tensor, at::Tensor> quantization_noise(
+    const at::Tensor& x,           // any shape
+    const at::Tensor& scales,      // [K] or [K, C], float32
+    const at::Tensor& bit_widths,  // [K], float32
+    bool is_signed, bool narrow_range, std::optional<int64_t> axis = std::nullopt);
+
+// The same for many tensors in one parallel region or launch.
+MIXBIT_OPS_API std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> quantization_noise_foreach(
+    at::TensorList xs, at::TensorList scales, at::TensorList bit_widths, bool is_signed, bool narrow_range,
+    std::optional<int64_t> axis = std::nullopt);
+
+// (sum reference^2, sum (x - reference)^2), float64 []; x and reference of one shape and dtype.
+MIXBIT_OPS_API std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Tensor& reference);
+
+struct Observation {
+  at::Tensor min;        // float64 [] or [C]
+  at::Tensor max;        // float64 [] or [C]
+  at::Tensor sum;        // float64 [] or [C]
+  at::Tensor sum_sq;     // float64 [] or [C]
+  at::Tensor histogram;  // float64 [3, bins] or [C, 3, bins]: count, sum, sum of squares over [-r, r), r a power of two
+};
+
+// Moments and histogram of x in one call; bins even, 0 for no histogram.
+MIXBIT_OPS_API Observation observe(const at::Tensor& x, std::optional<int64_t> axis = std::nullopt, int64_t bins = 0);
+
+// The scale of least squared error for each width; float32 [K] or [K, C].
+MIXBIT_OPS_API at::Tensor mse_scales(const at::Tensor& x,           // any shape
+                                     const at::Tensor& bit_widths,  // [K], float32; at least 2 for signed grids
+                                     bool is_signed, bool narrow_range, std::optional<int64_t> axis = std::nullopt);
+
+// The same from a histogram of observe ([3, bins]) and its min and max ([]); float32 [K].
+MIXBIT_OPS_API at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tensor& min,
+                                                    const at::Tensor& max, const at::Tensor& bit_widths, bool is_signed,
+                                                    bool narrow_range);
 
 }  // namespace mixbit

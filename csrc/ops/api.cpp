@@ -1,0 +1,96 @@
+// The ops for C++ programs (ops.h): typed calls through the dispatcher.
+
+#include <mixbit/ops/ops.h>
+
+#include "calls.h"
+
+namespace mixbit {
+
+namespace {
+
+using ops::typed_op;
+using OptionalInt = std::optional<int64_t>;
+
+}  // namespace
+
+at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
+                         const at::Tensor& bit_width, bool is_signed, bool narrow_range, OptionalInt axis,
+                         int64_t rounding) {
+  return ops::call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
+                                 std::nullopt);
+}
+
+std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
+                                              at::TensorList bit_widths, bool is_signed, bool narrow_range,
+                                              OptionalInt axis, int64_t rounding) {
+  return xs.empty() ? std::vector<at::Tensor>()
+                    : ops::call_fake_quantize_foreach(xs, scales, zero_points, bit_widths, is_signed, narrow_range,
+                                                      axis, rounding, std::nullopt);
+}
+
+at::Tensor quantized_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                            const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                            int64_t rounding, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                            int64_t groups, std::optional<at::ScalarType> out_dtype) {
+  return typed_op<ops::ConvSignature>("mixbit::quantized_conv2d")
+      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+            std::nullopt, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
+            c10::fromIntArrayRefSlow(dilation), groups, out_dtype);
+}
+
+at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                            const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
+                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
+                            int64_t rounding, std::optional<at::ScalarType> out_dtype) {
+  return typed_op<ops::LinearSignature>("mixbit::quantized_linear")
+      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
+            std::nullopt, out_dtype);
+}
+
+std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const at::Tensor& scales,
+                                                      const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
+                                                      OptionalInt axis) {
+  using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, bool,
+                                                       bool, OptionalInt);
+  return typed_op<Signature>("mixbit::quantization_noise").call(x, scales, bit_widths, is_signed, narrow_range, axis);
+}
+
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> quantization_noise_foreach(
+    at::TensorList xs, at::TensorList scales, at::TensorList bit_widths, bool is_signed, bool narrow_range,
+    OptionalInt axis) {
+  using Signature = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>>(
+      at::TensorList, at::TensorList, at::TensorList, bool, bool, OptionalInt);
+  if (xs.empty()) {
+    return {};
+  }
+  return typed_op<Signature>("mixbit::quantization_noise_foreach")
+      .call(xs, scales, bit_widths, is_signed, narrow_range, axis);
+}
+
+std::tuple<at::Tensor, at::Tensor> noise_power(const at::Tensor& x, const at::Tensor& reference) {
+  using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&);
+  return typed_op<Signature>("mixbit::noise_power").call(x, reference);
+}
+
+Observation observe(const at::Tensor& x, OptionalInt axis, int64_t bins) {
+  using Signature =
+      std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, OptionalInt, int64_t);
+  auto [min, max, sum, sum_sq, histogram] = typed_op<Signature>("mixbit::observe").call(x, axis, bins);
+  return {min, max, sum, sum_sq, histogram};
+}
+
+at::Tensor mse_scales(const at::Tensor& x, const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
+                      OptionalInt axis) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, bool, bool, OptionalInt);
+  return typed_op<Signature>("mixbit::mse_scales").call(x, bit_widths, is_signed, narrow_range, axis);
+}
+
+at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max,
+                                     const at::Tensor& bit_widths, bool is_signed, bool narrow_range) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool);
+  return typed_op<Signature>("mixbit::mse_scales_from_histogram")
+      .call(histogram, min, max, bit_widths, is_signed, narrow_range);
+}
+
+}  // namespace mixbit
