@@ -1,7 +1,8 @@
 """One training step of ResNet-18 at 4-bit weights and activations with learned scales, against the float step.
 
 Batch 4, 224 x 224, random images (time and memory do not depend on them), batch norm unfolded, plain SGD. Saved: bytes
-that autograd keeps between forward and backward, parameters and buffers aside, each storage counted once.
+that autograd keeps between forward and backward, parameters and buffers aside, each storage counted once. Peak RSS:
+what steps add to the resident set of a process of their own.
 
 Usage: python bench/bench_training.py [--again] [--threads N]
 """
@@ -9,18 +10,22 @@ Usage: python bench/bench_training.py [--again] [--threads N]
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 os.environ.pop("OPENBLAS_CORETYPE", None)
 
 import torch
 from rows import measure
-from timing import side_by_side
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import mixbit
+from mixbit.bench import side_by_side
 
 BATCH, SIZE = 4, 224
 
@@ -72,14 +77,59 @@ def figures(threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     float_step, low_step = Step(resnet18()), Step(quantized(4))
-    seconds = side_by_side({"float": float_step, "mixbit": low_step}, repeats=8, warmup=2)
+    times = side_by_side({"float": float_step, "mixbit": low_step}, repeats=8, warmup=2)
+    seconds = {name: timing.least for name, timing in times.items()}
     saved = {"float": float_step.saved_mib(), "mixbit": low_step.saved_mib()}
+    peaks = {kind: peak_rss_mib(kind) for kind in ("float", "mixbit")}
     return {
         "float ms": round(seconds["float"] * 1e3, 1),
         "mixbit": round(seconds["mixbit"] / seconds["float"], 3),
         "float saved MiB": round(saved["float"], 1),
         "mixbit saved": round(saved["mixbit"] / saved["float"], 3),
+        "float peak RSS MiB": round(peaks["float"], 1),
+        "mixbit peak RSS": round(peaks["mixbit"] / peaks["float"], 3),
     }
+
+
+def peak_rss_mib(kind: str) -> float:
+    """MiB that three steps, the first ones, add to a process that has its model: gradients, activations, workspaces."""
+    code = f"import bench_training; print(bench_training.added_peak({kind!r}))"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    return float(out.stdout.split()[-1])
+
+
+def added_peak(kind: str) -> float:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    step = Step(resnet18() if kind == "float" else quantized(4))
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what calibration has left
+    before = resident_mib()
+    reset_peak()
+    for _ in range(3):
+        step()
+    return peak_mib() - before
+
+
+def _status(key: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def resident_mib() -> float:
+    return _status("VmRSS:")
+
+
+def peak_mib() -> float:
+    return _status("VmHWM:")
+
+
+def reset_peak() -> None:
+    """The peak starts anew from what is resident now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:

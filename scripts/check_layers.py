@@ -52,6 +52,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "evaluation": _DATA | {"ops", "network", "quantizers", "export"},
     "zoo": {"errors", "files"},
     "report": _DATA,
+    "bench": _BASE | {"ops"},
 }
 # The top: may import everything.
 PYTHON_TOP = {"pipeline", "cli", "sources", "__init__", "__main__"}

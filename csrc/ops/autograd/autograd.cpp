@@ -34,6 +34,15 @@ std::optional<int64_t> kept_int(AutogradContext* ctx, const char* key) {
   return value.isNone() ? std::nullopt : std::optional<int64_t>(value.toInt());
 }
 
+// Whether a call has to be recorded. Without a gradient to record, a Function costs as much as a small kernel. (Forward
+// mode keeps the way through the Function, which refuses it.)
+bool recorded(const at::Tensor& t) { return t.defined() && (t.requires_grad() || t._fw_grad(0).defined()); }
+
+template <typename... Tensors>
+bool any_recorded(const Tensors&... tensors) {
+  return (recorded(tensors) || ...) && (at::GradMode::is_enabled() || (tensors._fw_grad(0).defined() || ...));
+}
+
 class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
  public:
   static constexpr bool is_traceable = true;
@@ -95,6 +104,10 @@ class FixedFakeQuantize : public torch::autograd::Function<FixedFakeQuantize> {
 Variable fake_quantize_autograd(const Variable& x, const Variable& scale, const Variable& zero_point,
                                 const Variable& bit_width, bool is_signed, bool narrow_range,
                                 std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+  if (!any_recorded(x, scale, zero_point)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+  }
   if (at::GradMode::is_enabled() && x.requires_grad() && !scale.requires_grad() && !zero_point.requires_grad()) {
     return FixedFakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
                                     group_size);

@@ -48,7 +48,7 @@ def _bits(text: str) -> list[int]:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="mixbit", description="Bits per layer: analyze, assign, evaluate, report.")
+    parser = _Parser(prog="mixbit", description="Bits per layer: analyze, assign, evaluate, report, bench.")
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 
@@ -94,6 +94,20 @@ def _parser() -> _Parser:
 
     sub = verb("report", "one HTML page of the results in the output folder")
     sub.add_argument("--title")
+
+    sub = verb("bench", "the ops against copies, torch.compile and other libraries, side by side", data=False)
+    sub.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all; see --list)")
+    sub.add_argument("--list", action="store_true", help="list cases, tensors and contenders, and exit")
+    sub.add_argument("--tensor", action="append", metavar="NAME", help="tensor to measure on (may be repeated)")
+    sub.add_argument("--dtype", default="float32")
+    sub.add_argument("--bits", type=int, default=4)
+    sub.add_argument("--threads", type=int, default=1)
+    sub.add_argument("--repeats", type=int, default=20)
+    sub.add_argument("--contenders", type=lambda text: text.split(","), metavar="NAME,NAME,...", help="default: all")
+    sub.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    sub.add_argument("--refcheck", action="store_true", help="compare every result with the reference")
+    sub.add_argument("--json", metavar="FILE", help="write the rows as JSON")
+    sub.add_argument("--csv", metavar="FILE", help="write the rows as CSV")
 
     sub = verb("run", "the whole pipeline of a config file; goes on where it was stopped", data=False)
     sub.add_argument("config", help="YAML file with model, data, output, seed, stages")
@@ -163,6 +177,61 @@ def _run(arguments: argparse.Namespace) -> None:
     print("\n".join(f"wrote {path}" for path in made))
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    """Measures, prints a table for each case and tensor, and writes the files asked for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mixbit import bench
+    from mixbit.errors import check_choice
+    from mixbit.files import write_text
+
+    console = Console()
+    if arguments.list:
+        for title, entries in (("case", bench.CASES), ("contender", bench.CONTENDERS)):
+            table = Table(title, "about")
+            for name, entry in entries.items():
+                table.add_row(name, entry.about)
+            console.print(table)
+        console.print("tensors:", ", ".join(f"{name} {shape}" for name, (shape, _) in bench.TENSORS.items()))
+        return
+    for case in arguments.cases:
+        check_choice("case", case, bench.CASES)
+    outcome = bench.Outcome()
+    for case in arguments.cases or bench.CASES:
+        tensors = ["ResNet-18"] if case == "weights" else arguments.tensor or ["activations", "weights"]
+        for tensor in tensors:
+            found = bench.race(
+                case,
+                "weights" if case == "weights" else tensor,
+                dtype="float32" if case == "weights" else arguments.dtype,
+                bits=arguments.bits,
+                threads=arguments.threads,
+                contenders=arguments.contenders,
+                repeats=arguments.repeats,
+                compiled=not arguments.no_compile,
+                refcheck=arguments.refcheck,
+                say=lambda text: print(f"mixbit bench: {text}", flush=True),
+            )
+            outcome.rows += found.rows
+            outcome.skipped += found.skipped
+            limit = bench.CASES[case].limit
+            title = f"{case} on {tensor}, {found.rows[0].dtype}, {arguments.threads} thread(s); ratios to {limit}"
+            columns = ["contender", "least us", "median us", "ratio", "median ratio"]
+            table = Table(*columns, *(["away from the reference"] * arguments.refcheck), title=title)
+            for row in sorted(found.rows, key=lambda r: r.ratio):
+                cells = [f"{row.microseconds:.1f}", f"{row.median_microseconds:.1f}"]
+                cells += [f"{row.ratio:.2f}", f"{row.median_ratio:.2f}"]
+                if arguments.refcheck:
+                    shares = row.difference or {}
+                    cells.append(", ".join(f"{key} {share:.2%}" for key, share in shares.items()))
+                table.add_row(row.contender, *cells)
+            console.print(table)
+    for path, text in ((arguments.json, bench.rows_as_json), (arguments.csv, bench.rows_as_csv)):
+        if path:
+            print(f"wrote {write_text(path, text(outcome))}")
+
+
 def _summary(folder: Path) -> None:
     """A table of what is known so far."""
     from rich.console import Console
@@ -212,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb is None:
             _parser().print_help()
             return 0
-        _run(arguments)
+        _bench(arguments) if arguments.verb == "bench" else _run(arguments)
         return 0
     except _Usage as error:
         print(f"mixbit: {error}", file=sys.stderr)
