@@ -121,11 +121,9 @@ void quantization_noise(benchmark::State& state, const KernelTable& kernels, Sto
 int main(int argc, char** argv) {
   const auto sizes = [](benchmark::internal::Benchmark* b) { b->Arg(1 << 12)->Arg(1 << 18)->Arg(1 << 23); };
   benchmark::RegisterBenchmark("copy/float32", copy)->Apply(sizes);
-  const std::pair<const char*, StorageType> storages[] = {{"float32", StorageType::kFloat32},
-                                                          {"bfloat16", StorageType::kBFloat16},
-                                                          {"float16", StorageType::kFloat16}};
-  const std::pair<const char*, Isa> isas[] = {
-      {"scalar", Isa::kScalar}, {"avx2", Isa::kAvx2}, {"avx512", Isa::kAvx512}};
+  const std::pair<const char*, StorageType> storages[] = {
+      {"float32", StorageType::kFloat32}, {"bfloat16", StorageType::kBFloat16}, {"float16", StorageType::kFloat16}};
+  const std::pair<const char*, Isa> isas[] = {{"scalar", Isa::kScalar}, {"avx2", Isa::kAvx2}, {"avx512", Isa::kAvx512}};
   for (const auto& [isa_name, isa] : isas) {
     const KernelTable& kernels = mixbit::kernels::cpu::kernels(isa);
     if (kernels.isa != isa || isa > mixbit::kernels::cpu::detected_isa()) {
@@ -139,7 +137,8 @@ int main(int argc, char** argv) {
       };
       add("fake_quantize", [&kernels, type](benchmark::State& s) { fake_quantize(s, kernels, type, false); });
       add("fake_quantize_stream", [&kernels, type](benchmark::State& s) { fake_quantize(s, kernels, type, true); });
-      add("fake_quantize_backward", [&kernels, type](benchmark::State& s) { fake_quantize_backward(s, kernels, type); });
+      add("fake_quantize_backward",
+          [&kernels, type](benchmark::State& s) { fake_quantize_backward(s, kernels, type); });
       add("quantization_noise", [&kernels, type](benchmark::State& s) { quantization_noise(s, kernels, type); });
     }
   }
