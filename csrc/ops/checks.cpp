@@ -100,6 +100,31 @@ std::optional<int64_t> check_noise_arguments(const at::Tensor& x, const at::Tens
   return axis;
 }
 
+std::optional<int64_t> check_observe_arguments(const at::Tensor& x, std::optional<int64_t> axis, int64_t bins) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(bins >= 0 && bins % 2 == 0, "bins=", bins, ": expected an even number, 0 for no histogram");
+  return checked_axis(x, axis);
+}
+
+void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max) {
+  TORCH_CHECK_VALUE(
+      histogram.scalar_type() == at::kDouble && histogram.dim() == 2 && histogram.size(0) == 3 && histogram.size(1) > 0,
+      "histogram is ", histogram.scalar_type(), " ", histogram.sizes(), ": expected float64 [3, bins] from observe");
+  TORCH_CHECK_VALUE(
+      min.scalar_type() == at::kDouble && min.numel() == 1 && max.scalar_type() == at::kDouble && max.numel() == 1,
+      "min and max: expected float64 [] from observe");
+  TORCH_CHECK_VALUE(min.device() == histogram.device() && max.device() == histogram.device(), "min is on ",
+                    min.device(), ", max on ", max.device(), " and histogram on ", histogram.device(),
+                    ": expected one device");
+}
+
+void check_histogram_scales(const at::Tensor& scales, const at::Tensor& bit_widths) {
+  TORCH_CHECK_VALUE(scales.scalar_type() == at::kFloat && scales.sizes() == bit_widths.sizes() &&
+                        scales.device() == bit_widths.device(),
+                    "scales is ", scales.scalar_type(), " ", scales.sizes(), " on ", scales.device(),
+                    ": expected float32 ", bit_widths.sizes(), " on ", bit_widths.device());
+}
+
 void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x) {
   TORCH_CHECK_VALUE(other.sizes() == x.sizes() && other.scalar_type() == x.scalar_type(), name, " is ",
                     other.scalar_type(), " ", other.sizes(), ": expected ", x.scalar_type(), " ", x.sizes(), " like x");

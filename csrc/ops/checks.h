@@ -66,6 +66,12 @@ void check_bit_width_list(const at::Tensor& bit_widths, const at::Tensor& x);
 // The arguments of quantization_noise but for the values of scales and bit-widths; returns the checked axis.
 std::optional<int64_t> check_noise_arguments(const at::Tensor& x, const at::Tensor& scales,
                                              const at::Tensor& bit_widths, std::optional<int64_t> axis);
+// The arguments of observe; returns the checked axis.
+std::optional<int64_t> check_observe_arguments(const at::Tensor& x, std::optional<int64_t> axis, int64_t bins);
+// A histogram [3, bins] of observe with its min and max.
+void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max);
+// One scale for each width.
+void check_histogram_scales(const at::Tensor& scales, const at::Tensor& bit_widths);
 // `other` has x's shape, dtype and device.
 void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x);
 

@@ -21,11 +21,31 @@ void launch_fake_quantize_backward(const QuantizeArguments& a, const void* grad,
   with_element(a.storage, [&](auto element) {
     using T = decltype(element);
     fake_quantize_backward_kernel<T><<<static_cast<unsigned>(a.channels * blocks), kThreads, 0, stream>>>(
-        a, blocks, static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(dx), partials);
+        a, blocks, static_cast<const T*>(grad), static_cast<const T*>(x), static_cast<T*>(dx),
+        is_aligned(grad) && is_aligned(x) && is_aligned(dx), partials);
   });
   const unsigned grid = blocks_for(a.channels, kThreads);
   add_blocks_kernel<<<grid, kThreads, 0, stream>>>(partials, a.channels, blocks, 2, 0, 1, dscale);
   add_blocks_kernel<<<grid, kThreads, 0, stream>>>(partials, a.channels, blocks, 2, 1, 1, dzero_point);
+}
+
+void launch_fake_quantize_list(StorageType storage, const QuantizeEntry* entries, int64_t count, int64_t blocks,
+                               CUstream_st* stream) {
+  with_element(storage, [&](auto element) {
+    using T = decltype(element);
+    fake_quantize_list_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(entries, count);
+  });
+}
+
+void launch_fake_quantize_backward_list(StorageType storage, const QuantizeEntry* entries, int64_t count,
+                                        int64_t blocks, int64_t channels, CUstream_st* stream) {
+  if (blocks > 0) {
+    with_element(storage, [&](auto element) {
+      using T = decltype(element);
+      fake_quantize_backward_list_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(entries, count);
+    });
+  }
+  add_list_kernel<<<blocks_for(channels, kThreads), kThreads, 0, stream>>>(entries, count, channels);
 }
 
 void launch_fake_quantize_mask(const QuantizeArguments& a, const void* x, void* y, uint8_t* mask, CUstream_st* stream) {

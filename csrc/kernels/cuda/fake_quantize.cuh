@@ -29,75 +29,117 @@ __device__ inline ChannelQuantizer load_channel(const QuantizeArguments& a, int6
 }
 
 template <typename T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T v[kSize];
-};
-
-template <typename T>
 __device__ inline T fake_quantize_element(const QuantizeArguments& a, const ChannelQuantizer& c, T x) {
   const float y = mixbit::fake_quantize(static_cast<float>(x), c.scale, c.zero_point, c.range, a.rounding);
   return static_cast<T>(c.valid ? y : NAN);
 }
 
-// Vectorized: each thread owns a pack of 16 bytes. Packs cross channels only where inner is not a multiple of a pack,
-// so the channel is found anew per element there.
+// Pack p of a tensor. Packs cross channels only where inner is not a multiple of a pack, so the channel is found anew
+// per element there.
 template <typename T>
-__global__ void fake_quantize_kernel(QuantizeArguments a, const T* x, T* y, bool aligned) {
+__device__ inline void fake_quantize_pack(const QuantizeArguments& a, const T* x, T* y, bool aligned, int64_t p) {
   constexpr int kSize = Pack<T>::kSize;
   const int64_t numel = a.outer * a.channels * a.inner;
-  const int64_t packs = (numel + kSize - 1) / kSize;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const bool one_channel_per_pack = a.channels == 1 || a.inner % kSize == 0;
-  for (int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; p < packs; p += step) {
-    const int64_t first = p * kSize;
-    if (aligned && first + kSize <= numel) {
-      Pack<T> pack = *reinterpret_cast<const Pack<T>*>(x + first);
-      ChannelQuantizer c = load_channel(a, first / a.inner % a.channels);
-      for (int i = 0; i < kSize; ++i) {
-        if (!one_channel_per_pack && i > 0) {
-          c = load_channel(a, (first + i) / a.inner % a.channels);
-        }
-        pack.v[i] = fake_quantize_element(a, c, pack.v[i]);
+  const int64_t first = p * kSize;
+  if (aligned && first + kSize <= numel) {
+    Pack<T> pack = *reinterpret_cast<const Pack<T>*>(x + first);
+    ChannelQuantizer c = load_channel(a, first / a.inner % a.channels);
+    for (int i = 0; i < kSize; ++i) {
+      if (i > 0 && a.channels > 1 && a.inner % kSize != 0) {
+        c = load_channel(a, (first + i) / a.inner % a.channels);
       }
-      *reinterpret_cast<Pack<T>*>(y + first) = pack;
-    } else {
-      for (int64_t i = first; i < numel && i < first + kSize; ++i) {
-        y[i] = fake_quantize_element(a, load_channel(a, i / a.inner % a.channels), x[i]);
-      }
+      pack.v[i] = fake_quantize_element(a, c, pack.v[i]);
+    }
+    *reinterpret_cast<Pack<T>*>(y + first) = pack;
+  } else {
+    for (int64_t i = first; i < numel && i < first + kSize; ++i) {
+      y[i] = fake_quantize_element(a, load_channel(a, i / a.inner % a.channels), x[i]);
     }
   }
 }
 
-// grid: channels * blocks (of one channel). A block owns kReduceBlock consecutive elements of its channel's outer *
-// inner; each thread sums a fixed set of them in fp32, the block in a fixed tree in double: no atomics, the same bits
-// always.
 template <typename T>
-__global__ void fake_quantize_backward_kernel(QuantizeArguments a, int64_t blocks, const T* grad, const T* x, T* dx,
-                                              double* partials) {
-  __shared__ double sums[2][kThreads];
-  const int64_t channel = blockIdx.x / blocks;
-  const int64_t count = a.outer * a.inner;
-  const int64_t first = (blockIdx.x % blocks) * kReduceBlock;
-  const int64_t last = first + kReduceBlock < count ? first + kReduceBlock : count;
-  const ChannelQuantizer c = load_channel(a, channel);
-  float dscale = 0.0f;
-  float dzero_point = 0.0f;
-  for (int64_t i = first + threadIdx.x; i < last; i += kThreads) {
-    const int64_t at = ((i / a.inner) * a.channels + channel) * a.inner + i % a.inner;
-    FakeQuantizeGrad g = fake_quantize_grad(static_cast<float>(grad[at]), static_cast<float>(x[at]), c.scale,
-                                            c.zero_point, c.range, a.rounding);
-    if (!c.valid) {
-      g = {NAN, NAN, NAN};
+__device__ inline int64_t pack_count(const QuantizeArguments& a) {
+  return (a.outer * a.channels * a.inner + Pack<T>::kSize - 1) / Pack<T>::kSize;
+}
+
+template <typename T>
+__global__ void fake_quantize_kernel(QuantizeArguments a, const T* x, T* y, bool aligned) {
+  const int64_t packs = pack_count<T>(a);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t p = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; p < packs; p += step) {
+    fake_quantize_pack(a, x, y, aligned, p);
+  }
+}
+
+// Block `block` of channels * blocks (of one channel): a block owns kReduceBlock consecutive elements of its channel.
+template <typename T>
+__device__ inline void fake_quantize_backward_block(const QuantizeArguments& a, int64_t blocks, int64_t block,
+                                                    const T* grad, const T* x, T* dx, bool aligned,
+                                                    double (&sums)[2][kThreads], double* partials) {
+  const BlockPart part = block_part(a.outer, a.channels, a.inner, blocks, block);
+  const ChannelQuantizer c = load_channel(a, part.channel);
+  float values[2] = {0.0f, 0.0f};
+  for_each_pack<T>(part, aligned, [&](const auto& at, int n, bool whole) {
+    const Pack<T> gs = read_pack(grad, at, n, whole);
+    Pack<T> pack = read_pack(x, at, n, whole);
+    for (int j = 0; j < n; ++j) {
+      FakeQuantizeGrad g = fake_quantize_grad(static_cast<float>(gs.v[j]), static_cast<float>(pack.v[j]), c.scale,
+                                              c.zero_point, c.range, a.rounding);
+      if (!c.valid) {
+        g = {NAN, NAN, NAN};
+      }
+      pack.v[j] = static_cast<T>(g.dx);
+      values[0] += g.dscale;
+      values[1] += g.dzero_point;
     }
     if (dx != nullptr) {
-      dx[at] = static_cast<T>(g.dx);
+      write_pack(dx, at, n, whole, pack);
     }
-    dscale += g.dscale;
-    dzero_point += g.dzero_point;
+  });
+  reduce_in_block(sums, values, 2, partials + block * 2);
+}
+
+// grid: channels * blocks.
+template <typename T>
+__global__ void fake_quantize_backward_kernel(QuantizeArguments a, int64_t blocks, const T* grad, const T* x, T* dx,
+                                              bool aligned, double* partials) {
+  __shared__ double sums[2][kThreads];
+  fake_quantize_backward_block(a, blocks, static_cast<int64_t>(blockIdx.x), grad, x, dx, aligned, sums, partials);
+}
+
+// Many tensors in one launch: a block finds its tensor by the entries' first_block. Tensors without elements have no
+// blocks.
+template <typename T>
+__global__ void fake_quantize_list_kernel(const QuantizeEntry* entries, int64_t count) {
+  const auto block = static_cast<int64_t>(blockIdx.x);
+  const QuantizeEntry& e = entries[find_entry(count, block, [&](int64_t i) { return entries[i].first_block; })];
+  constexpr int64_t kPacks = kReduceBlock / Pack<T>::kSize;
+  const int64_t first = (block - e.first_block) * kPacks;
+  const int64_t packs = pack_count<T>(e.arguments);
+  for (int64_t p = first + threadIdx.x; p < packs && p < first + kPacks; p += kThreads) {
+    fake_quantize_pack(e.arguments, static_cast<const T*>(e.x), static_cast<T*>(e.y), e.aligned, p);
   }
-  const float values[2] = {dscale, dzero_point};
-  reduce_in_block(sums, values, 2, partials + static_cast<int64_t>(blockIdx.x) * 2);
+}
+
+template <typename T>
+__global__ void fake_quantize_backward_list_kernel(const QuantizeEntry* entries, int64_t count) {
+  __shared__ double sums[2][kThreads];
+  const auto block = static_cast<int64_t>(blockIdx.x);
+  const QuantizeEntry& e = entries[find_entry(count, block, [&](int64_t i) { return entries[i].first_block; })];
+  fake_quantize_backward_block(e.arguments, e.blocks, block - e.first_block, static_cast<const T*>(e.grad),
+                               static_cast<const T*>(e.x), static_cast<T*>(e.y), e.aligned, sums, e.partials);
+}
+
+// One thread a channel of any tensor.
+__global__ void add_list_kernel(const QuantizeEntry* entries, int64_t count, int64_t channels) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at < channels) {
+    const QuantizeEntry& e = entries[find_entry(count, at, [&](int64_t i) { return entries[i].first_channel; })];
+    const int64_t channel = at - e.first_channel;
+    e.dscale[channel] = static_cast<float>(sum_of_blocks(e.partials, channel, e.blocks, 2, 0));
+    e.dzero_point[channel] = static_cast<float>(sum_of_blocks(e.partials, channel, e.blocks, 2, 1));
+  }
 }
 
 // A thread a byte of the mask: eight elements of one row.

@@ -24,8 +24,6 @@ inline unsigned blocks_for(int64_t values, int threads) {
   return static_cast<unsigned>((values + threads - 1) / threads);
 }
 
-inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 // f(T{}) with the element type of a storage type.
 template <typename F>
 void with_element(StorageType storage, const F& f) {

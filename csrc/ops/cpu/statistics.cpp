@@ -173,22 +173,10 @@ float element(kernels::StorageType storage, const void* data, int64_t i) {
   }
 }
 
-// The smallest power of two above |x| for every finite x up to `largest`; 1 for all zeros.
-double histogram_range(double largest) {
-  if (!(largest > 0.0)) {
-    return 1.0;
-  }
-  int exponent = 0;
-  std::frexp(largest, &exponent);  // largest = m * 2^exponent, 1/2 <= m < 1
-  return std::ldexp(1.0, exponent);
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> observe(const at::Tensor& x,
                                                                                std::optional<int64_t> axis,
                                                                                int64_t bins) {
-  check_floating(x, "x");
-  axis = checked_axis(x, axis);
-  TORCH_CHECK_VALUE(bins >= 0 && bins % 2 == 0, "bins=", bins, ": expected an even number, 0 for no histogram");
+  axis = check_observe_arguments(x, axis, bins);
   const int64_t channels = channel_count(x, axis);
   const at::Tensor source = arrange(x, axis);
   const AxisView view = axis_view(source, axis);
@@ -248,14 +236,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> observe(c
         continue;  // no range: the histogram stays zero, min and max say why
       }
       const double range = histogram_range(largest);
-      const double per_unit = static_cast<double>(bins) / (2.0 * range);
       double* counts = parts_data + task * per_histogram;
       double* sums = counts + bins;
       double* sum_squares = sums + bins;
       for (int64_t i = count * chunk / chunks; i < count * (chunk + 1) / chunks; ++i) {
         const int64_t at = ((i / view.inner) * view.channels + channel) * view.inner + i % view.inner;
         const auto value = static_cast<double>(element(storage, data, at));
-        const auto bin = std::min(static_cast<int64_t>((value + range) * per_unit), bins - 1);
+        const int64_t bin = histogram_bin(value, range, bins);
         counts[bin] += 1.0;
         sums[bin] += value;
         sum_squares[bin] += value * value;
@@ -319,7 +306,7 @@ at::Tensor mse_scales(const at::Tensor& x, const at::Tensor& bit_widths, bool is
       const double largest = is_signed ? std::max(high, -static_cast<double>(values.front())) : high;
       for (int64_t k = 0; k < count; ++k) {
         out[k * channels + c] =
-            best_scale(cumulative, largest, quant_range(bits[static_cast<size_t>(k)], is_signed, narrow_range));
+            best_scale(cumulative.view(), largest, quant_range(bits[static_cast<size_t>(k)], is_signed, narrow_range));
       }
     }
   });
@@ -335,12 +322,7 @@ struct HistogramData {
 };
 
 HistogramData histogram_data(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max) {
-  TORCH_CHECK_VALUE(
-      histogram.scalar_type() == at::kDouble && histogram.dim() == 2 && histogram.size(0) == 3 && histogram.size(1) > 0,
-      "histogram is ", histogram.scalar_type(), " ", histogram.sizes(), ": expected float64 [3, bins] from observe");
-  TORCH_CHECK_VALUE(
-      min.scalar_type() == at::kDouble && min.numel() == 1 && max.scalar_type() == at::kDouble && max.numel() == 1,
-      "min and max: expected float64 [] from observe");
+  check_histogram(histogram, min, max);
   const double low = *min.const_data_ptr<double>();
   const double high = *max.const_data_ptr<double>();
   TORCH_CHECK_VALUE(std::isfinite(low) && std::isfinite(high), "min=", low, " and max=", high,
@@ -359,7 +341,7 @@ at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tens
   check_searchable(bits, is_signed);
   at::Tensor scales = at::empty({static_cast<int64_t>(bits.size())}, histogram.options().dtype(at::kFloat));
   for (size_t k = 0; k < bits.size(); ++k) {
-    scales.mutable_data_ptr<float>()[k] = best_scale(data.cumulative, is_signed ? data.largest : data.high,
+    scales.mutable_data_ptr<float>()[k] = best_scale(data.cumulative.view(), is_signed ? data.largest : data.high,
                                                      quant_range(bits[k], is_signed, narrow_range));
   }
   return scales;
@@ -370,14 +352,13 @@ at::Tensor quantization_noise_from_histogram(const at::Tensor& histogram, const 
                                              bool narrow_range) {
   const HistogramData data = histogram_data(histogram, min, max);
   const auto bits = bit_width_list(bit_widths, histogram, is_signed, narrow_range);
-  TORCH_CHECK_VALUE(scales.scalar_type() == at::kFloat && scales.sizes() == bit_widths.sizes(), "scales is ",
-                    scales.scalar_type(), " ", scales.sizes(), ": expected float32 ", bit_widths.sizes());
+  check_histogram_scales(scales, bit_widths);
   check_scale_values(scales, "scales");
   const at::Tensor values = scales.contiguous();
   at::Tensor noise = at::empty({static_cast<int64_t>(bits.size())}, histogram.options());
   for (size_t k = 0; k < bits.size(); ++k) {
     noise.mutable_data_ptr<double>()[k] =
-        squared_error(data.cumulative, static_cast<double>(values.const_data_ptr<float>()[k]),
+        squared_error(data.cumulative.view(), static_cast<double>(values.const_data_ptr<float>()[k]),
                       quant_range(bits[k], is_signed, narrow_range));
   }
   return noise;

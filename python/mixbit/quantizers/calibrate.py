@@ -73,7 +73,7 @@ def calibrate_(model: nn.Module, batches: Iterable[Any], method: str = "mse", ex
 
 
 def _calibrate_weight(name: str, quantizer: Quantizer, weight: Tensor, method: str) -> None:
-    bits = int(quantizer.bit_width)
+    bits = quantizer.check_bit_width()
     try:
         if bits == 1:
             # One two's complement bit has the levels -scale and 0: nothing but the largest value bounds it.
@@ -130,7 +130,7 @@ def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str) -> No
         wanted = signs[key]
         signed = seen.signed if wanted is None else wanted
         quantizer = quantizers[key]
-        bits = int(quantizer.bit_width)
+        bits = quantizer.check_bit_width()
         if isinstance(quantizer, LSQPlus):
             scale, zero_point = seen.offset_grid(bits, method=method)
             quantizer.set_(scale, signed=False, zero_point=zero_point)

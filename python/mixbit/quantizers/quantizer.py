@@ -187,6 +187,21 @@ class Quantizer(nn.Module):
             rounding=self.rounding,
         )
 
+    def check_bit_width(self) -> int:
+        """The width, read and checked: on CUDA a wrong one makes the ops return NaN instead of raising.
+
+        Raises:
+            MixbitError: No whole number from 1 to 16, or one signed bit with narrow_range.
+        """
+        value = float(self.bit_width)
+        if not (1 <= value <= 16 and value == math.floor(value)):
+            raise MixbitError(f"bit_width={value:g}: expected a whole number from 1 to 16")
+        if value == 1 and self.signed and self.narrow_range:
+            raise MixbitError(
+                "bit_width=1 with a signed grid and narrow_range leaves only the level 0; expected 2 to 16"
+            )
+        return int(value)
+
     def check_calibrated(self) -> None:
         """Refuses to run before a grid is set.
 
@@ -449,5 +464,6 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
 def _follow_buffers(module: nn.Module, _: Any) -> None:
     """Python flags follow the buffers: reading a buffer in the forward would break a compiled graph."""
     assert isinstance(module, Quantizer)
+    module.check_bit_width()
     module.signed = bool(module.signed_flag.item())
     module.is_calibrated = bool(module.calibrated.item())

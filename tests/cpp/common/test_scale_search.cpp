@@ -28,7 +28,7 @@ TEST(ScaleSearch, CumulativeErrorIsTheErrorOfEveryElement) {
     for (const bool narrow : {true, false}) {
       const auto range = mixbit::quant_range(bits, true, narrow);
       for (const double scale : {0.011, 0.1, 0.7}) {
-        EXPECT_NEAR(mixbit::squared_error(cumulative, scale, range), direct_error(original, scale, range), 1e-9);
+        EXPECT_NEAR(mixbit::squared_error(cumulative.view(), scale, range), direct_error(original, scale, range), 1e-9);
       }
     }
   }
@@ -44,7 +44,7 @@ TEST(ScaleSearch, FindsTheBestOfTheCandidates) {
   const auto largest = static_cast<double>(values.back());
   for (const int bits : {2, 4, 8}) {
     const auto range = mixbit::quant_range(bits, false, false);
-    const float found = mixbit::best_scale(cumulative, largest, range);
+    const float found = mixbit::best_scale(cumulative.view(), largest, range);
     for (int i = 0; i < mixbit::kScaleCandidates; ++i) {
       const double scale = mixbit::scale_candidate(i) * largest / static_cast<double>(range.quant_max);
       EXPECT_LE(direct_error(original, found, range), direct_error(original, scale, range) * (1.0 + 1e-6));
@@ -55,7 +55,7 @@ TEST(ScaleSearch, FindsTheBestOfTheCandidates) {
 TEST(ScaleSearch, NothingToScaleGivesOne) {
   std::vector<float> zeros(10, 0.0f);
   const mixbit::SortedCumulative cumulative(zeros);
-  EXPECT_EQ(mixbit::best_scale(cumulative, 0.0, mixbit::quant_range(4, true, true)), 1.0f);
+  EXPECT_EQ(mixbit::best_scale(cumulative.view(), 0.0, mixbit::quant_range(4, true, true)), 1.0f);
 }
 
 }  // namespace

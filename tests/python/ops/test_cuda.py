@@ -96,7 +96,10 @@ def test_statistics_equal_those_of_the_cpu(axis: int | None) -> None:
     x = torch.randn(6, 10, 50, 20)
     widths = torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 12.0, 16.0])
     scales = ops.mse_scales(x, widths, signed=True, narrow_range=True, axis=axis)
-    assert torch.equal(ops.mse_scales(x.cuda(), widths.cuda(), signed=True, narrow_range=True, axis=axis).cpu(), scales)
+    found = ops.mse_scales(x.cuda(), widths.cuda(), signed=True, narrow_range=True, axis=axis).cpu()
+    # Sums are made in another order: of two candidates that are equally good to rounding either may be taken.
+    assert (found != scales).float().mean() < 0.02
+    torch.testing.assert_close(found, scales, rtol=0.05, atol=0)
     grid = {"signed": True, "narrow_range": True, "axis": axis}
     expected = ops.quantization_noise(x, scales, widths, **grid)
     for got, wanted in zip(
@@ -105,8 +108,88 @@ def test_statistics_equal_those_of_the_cpu(axis: int | None) -> None:
         torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=0)
     for got, wanted in zip(ops.noise_power((x + 0.1).cuda(), x.cuda()), ops.noise_power(x + 0.1, x), strict=True):
         torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=0)
-    for got, wanted in zip(ops.observe(x.cuda(), axis=axis, bins=64), ops.observe(x, axis=axis, bins=64), strict=True):
-        assert torch.equal(got.cpu(), wanted)
+    seen, wanted_seen = ops.observe(x.cuda(), axis=axis, bins=64), ops.observe(x, axis=axis, bins=64)
+    for got, wanted in zip(seen, wanted_seen, strict=True):
+        torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=1e-3)
+    assert torch.equal(seen[0].cpu(), wanted_seen[0])
+    assert torch.equal(seen[1].cpu(), wanted_seen[1])
+    assert torch.equal(seen[4].cpu()[..., 0, :], wanted_seen[4][..., 0, :])
+    if axis is None:
+        histogram, low, high = seen[4], seen[0], seen[1]
+        grid = {"signed": True, "narrow_range": True}
+        on_device = ops.mse_scales_from_histogram(histogram, low, high, widths.cuda(), **grid)
+        on_cpu = ops.mse_scales_from_histogram(wanted_seen[4], *wanted_seen[:2], widths, **grid)
+        torch.testing.assert_close(on_device.cpu(), on_cpu, rtol=0.05, atol=0)
+        on_device = ops.quantization_noise_from_histogram(histogram, low, high, scales.cuda(), widths.cuda(), **grid)
+        on_cpu = ops.quantization_noise_from_histogram(wanted_seen[4], *wanted_seen[:2], scales, widths, **grid)
+        torch.testing.assert_close(on_device.cpu(), on_cpu, rtol=1e-4, atol=1e-6)
+
+
+@needs_gpu
+def test_observe_sees_nan_infinity_and_nothing() -> None:
+    x = torch.randn(3, 1000)
+    x[0, 5], x[1, 7] = float("nan"), float("inf")
+    low, high, _, _, histogram = (t.cpu() for t in ops.observe(x.cuda(), axis=0, bins=16))
+    assert low[0].isnan()
+    assert high[0].isnan()
+    assert high[1] == float("inf")
+    assert torch.equal(histogram[:2], torch.zeros(2, 3, 16, dtype=torch.float64))
+    assert histogram[2, 0].sum() == 1000
+    empty = ops.observe(torch.zeros(0, device="cuda"), bins=4)
+    assert [float(t) for t in empty[:4]] == [float("inf"), float("-inf"), 0.0, 0.0]
+    scales = ops.mse_scales(x.cuda(), torch.tensor([4.0, 17.0]).cuda(), signed=True, narrow_range=True, axis=0).cpu()
+    assert scales.isnan().tolist() == [[True, True, False], [True, True, True]]
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lists_equal_the_single_ops(dtype: torch.dtype) -> None:
+    shapes = [(6, 3, 3, 3), (8, 40), (5,), (0, 4), (70, 1000), (3, 50000)]
+    xs = [torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
+    xs[0] = xs[0].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    xs.append(torch.randn(7, 9, device="cuda", requires_grad=True))  # another type in the list
+    scales = [torch.full((max(x.shape[0], 1),), 0.2, device="cuda", requires_grad=True) for x in xs]
+    scales[3] = torch.full((1,), 0.2, device="cuda", requires_grad=True)
+    zeros, bits = ([torch.full((1,), v, device="cuda") for _ in xs] for v in (0.0, 3.0))
+    results = []
+    for listed in (True, False):
+        for leaf in (*xs, *scales):
+            leaf.grad = None
+        if listed:
+            ys = ops.fake_quantize_foreach(xs, scales, zeros, bits, axis=0)
+        else:
+            ys = [ops.fake_quantize(*one, axis=0) for one in zip(xs, scales, zeros, bits, strict=True)]
+        torch.autograd.backward([y.float().square().sum() for y in ys])
+        results.append([*ys, *(x.grad for x in xs), *(s.grad for s in scales)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    widths = [torch.tensor([2.0, 4.0], device="cuda") for _ in xs]
+    grids = [torch.tensor([0.5, 0.2], device="cuda") for _ in xs]
+    data = [x.detach() for x in xs]
+    listed = ops.quantization_noise_foreach(data, grids, widths, signed=True, narrow_range=True, axis=0)
+    for x, g, w, signal, noise in zip(data, grids, widths, *listed, strict=True):
+        single = ops.quantization_noise(x, g, w, signed=True, narrow_range=True, axis=0)
+        assert torch.equal(signal, single[0])
+        assert torch.equal(noise, single[1])
+
+
+@needs_gpu
+def test_a_prepared_model_trains_under_autocast_like_on_the_cpu() -> None:
+    import mixbit
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(4, 3, 12, 12)
+    mixbit.prepare_(model, mixbit.Recipe.uniform(["0", "2"], weight=4, act=4))
+    mixbit.calibrate_(model, [x])
+    expected = model(x).detach()
+    model.cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert torch.allclose(model(x.cuda()).cpu(), expected, atol=1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = model(x.cuda())
+    assert y.dtype == torch.bfloat16
+    y.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 @needs_gpu

@@ -311,6 +311,18 @@ def test_changing_the_kind_keeps_the_grid() -> None:
         model(x)
 
 
+@pytest.mark.parametrize("bits", [0.0, 17.0, 2.5, float("nan"), float("inf")])
+def test_a_width_that_no_op_would_refuse_on_a_gpu_is_caught_in_load_and_calibrate(bits: float) -> None:
+    model = prepared()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state["a.act_quantizer.bit_width"].fill_(bits)
+    with pytest.raises(MixbitError, match=r"bit_width=.*expected a whole number from 1 to 16"):
+        prepared().load_state_dict(state)
+    model.b.weight_quantizer.bit_width.fill_(bits)
+    with pytest.raises(MixbitError, match=r"bit_width=.*expected a whole number"):
+        mixbit.calibrate_(model, data())
+
+
 def test_unknown_kinds_are_named() -> None:
     model = seeded(Residual)
     for option, value in (("weight_quantizer", "lsq+"), ("act_quantizer", "lqs")):

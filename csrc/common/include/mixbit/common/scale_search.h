@@ -4,6 +4,7 @@
 // the data: the error of a candidate needs one look-up per level of the grid instead of one read of the data.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -15,7 +16,7 @@ namespace mixbit {
 constexpr int kScaleCandidates = 81;
 
 // Candidate i (0 ... 80) as a share of the largest value: 0.20 ... 1.00.
-inline double scale_candidate(int i) { return static_cast<double>(20 + i) / 100.0; }
+MIXBIT_HD double scale_candidate(int i) { return static_cast<double>(20 + i) / 100.0; }
 
 // Count and sum of all elements below a threshold.
 struct Below {
@@ -23,29 +24,89 @@ struct Below {
   double sum;
 };
 
-// Exact cumulative sums of n sorted values.
+// Cumulative sums of n sorted values: sums[i] is the sum of the first i; sum_squares that of all squares.
+struct SortedView {
+  const float* values;
+  const double* sums;  // [n + 1]
+  int64_t n;
+  double squares;
+
+  MIXBIT_HD Below below(double threshold) const {
+    int64_t low = 0;
+    int64_t high = n;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (static_cast<double>(values[middle]) < threshold) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return {static_cast<double>(low), sums[low]};
+  }
+  MIXBIT_HD Below total() const { return {static_cast<double>(n), sums[n]}; }
+  MIXBIT_HD double sum_squares() const { return squares; }
+};
+
+// Cumulative sums of a histogram with moments over [-range, range): inside a bin the elements are taken as uniform,
+// shifted so that the whole bin keeps its own sum.
+struct HistogramView {
+  const double* counts;    // [bins]
+  const double* bin_sums;  // [bins]
+  const Below* starts;     // [bins + 1]: all bins before one
+  int64_t bins;
+  double range;
+  double squares;
+
+  MIXBIT_HD Below below(double threshold) const {
+    const double width = 2.0 * range / static_cast<double>(bins);
+    const double position = (threshold + range) / width;
+    if (!(position > 0.0)) {
+      return {0.0, 0.0};
+    }
+    if (position >= static_cast<double>(bins)) {
+      return total();
+    }
+    const auto bin = static_cast<int64_t>(position);
+    const double share = position - static_cast<double>(bin);
+    const double low = -range + width * static_cast<double>(bin);
+    const double count = share * counts[bin];
+    const double shift = bin_sums[bin] - counts[bin] * (low + 0.5 * width);
+    return {starts[bin].count + count, starts[bin].sum + count * (low + 0.5 * share * width) + share * shift};
+  }
+  MIXBIT_HD Below total() const { return starts[bins]; }
+  MIXBIT_HD double sum_squares() const { return squares; }
+};
+
+// The bin of a value in a histogram over [-range, range).
+MIXBIT_HD int64_t histogram_bin(double value, double range, int64_t bins) {
+  const auto bin = static_cast<int64_t>((value + range) * (static_cast<double>(bins) / (2.0 * range)));
+  return bin < bins - 1 ? bin : bins - 1;
+}
+
+// The range of a histogram: the smallest power of two above |x| for every finite x up to `largest`; 1 for all zeros.
+MIXBIT_HD double histogram_range(double largest) {
+  if (!(largest > 0.0)) {
+    return 1.0;
+  }
+  int exponent = 0;
+  frexp(largest, &exponent);  // largest = m * 2^exponent, 1/2 <= m < 1
+  return ldexp(1.0, exponent);
+}
+
+// Exact cumulative sums of values in memory of its own.
 class SortedCumulative {
  public:
   // `values` is sorted in place.
   explicit SortedCumulative(std::vector<float>& values) : values_(values), sums_(values.size() + 1, 0.0) {
     std::sort(values.begin(), values.end());
-    double squares = 0.0;
     for (size_t i = 0; i < values.size(); ++i) {
       sums_[i + 1] = sums_[i] + static_cast<double>(values[i]);
-      squares += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+      sum_squares_ += static_cast<double>(values[i]) * static_cast<double>(values[i]);
     }
-    sum_squares_ = squares;
   }
 
-  Below below(double threshold) const {
-    const auto at = std::lower_bound(values_.begin(), values_.end(), threshold,
-                                     [](float v, double t) { return static_cast<double>(v) < t; });
-    const auto index = static_cast<size_t>(at - values_.begin());
-    return {static_cast<double>(index), sums_[index]};
-  }
-
-  Below total() const { return {static_cast<double>(values_.size()), sums_.back()}; }
-  double sum_squares() const { return sum_squares_; }
+  SortedView view() const { return {values_.data(), sums_.data(), static_cast<int64_t>(values_.size()), sum_squares_}; }
 
  private:
   const std::vector<float>& values_;
@@ -53,63 +114,53 @@ class SortedCumulative {
   double sum_squares_ = 0.0;
 };
 
-// Cumulative sums of a histogram with moments over [-range, range): inside a bin the elements are taken as uniform,
-// shifted so that the whole bin keeps its own sum.
 class HistogramCumulative {
  public:
-  // counts, sums: [bins] each.
+  // counts, sums, squares: [bins] each; counts and sums must outlive this.
   HistogramCumulative(const double* counts, const double* sums, const double* squares, int64_t bins, double range)
-      : counts_(counts), bin_sums_(sums), bins_(bins), range_(range), width_(2.0 * range / static_cast<double>(bins)) {
-    cumulative_.assign(static_cast<size_t>(bins) + 1, {0.0, 0.0});
+      : counts_(counts), bin_sums_(sums), starts_(static_cast<size_t>(bins) + 1, {0.0, 0.0}), range_(range) {
     for (int64_t i = 0; i < bins; ++i) {
-      const Below& last = cumulative_[static_cast<size_t>(i)];
-      cumulative_[static_cast<size_t>(i) + 1] = {last.count + counts[i], last.sum + sums[i]};
+      const Below& last = starts_[static_cast<size_t>(i)];
+      starts_[static_cast<size_t>(i) + 1] = {last.count + counts[i], last.sum + sums[i]};
       sum_squares_ += squares[i];
     }
   }
 
-  Below below(double threshold) const {
-    const double position = (threshold + range_) / width_;
-    if (!(position > 0.0)) {
-      return {0.0, 0.0};
-    }
-    if (position >= static_cast<double>(bins_)) {
-      return total();
-    }
-    const auto bin = static_cast<int64_t>(position);
-    const double share = position - static_cast<double>(bin);
-    const double low = -range_ + width_ * static_cast<double>(bin);
-    const double count = share * counts_[bin];
-    const double shift = bin_sums_[bin] - counts_[bin] * (low + 0.5 * width_);
-    const Below& start = cumulative_[static_cast<size_t>(bin)];
-    return {start.count + count, start.sum + count * (low + 0.5 * share * width_) + share * shift};
+  HistogramView view() const {
+    return {counts_, bin_sums_, starts_.data(), static_cast<int64_t>(starts_.size()) - 1, range_, sum_squares_};
   }
-
-  Below total() const { return cumulative_.back(); }
-  double sum_squares() const { return sum_squares_; }
 
  private:
   const double* counts_;
   const double* bin_sums_;
-  int64_t bins_;
+  std::vector<Below> starts_;
   double range_;
-  double width_;
-  std::vector<Below> cumulative_;
   double sum_squares_ = 0.0;
 };
 
+// What level q adds to the error: sum of (q s)^2 - 2 q s x over the elements between two thresholds.
+MIXBIT_HD double level_error(int64_t q, double scale, Below low, Below high) {
+  const double level = static_cast<double>(q) * scale;
+  return level * (level * (high.count - low.count) - 2.0 * (high.sum - low.sum));
+}
+
+// The elements below the upper threshold of level q.
+template <typename View>
+MIXBIT_HD Below below_level(const View& data, int64_t q, int64_t last_level, double scale) {
+  return q == last_level ? data.total() : data.below((static_cast<double>(q) + 0.5) * scale);
+}
+
 // sum (x - x^)^2 for x^ = scale * clamp(round(x / scale)); levels that hold no element cost a look-up and add nothing.
 //   sum over levels of (sum x^2 - 2 q s sum x + q^2 s^2 n)
-template <typename Cumulative>
-double squared_error(const Cumulative& data, double scale, QuantRange range) {
+template <typename View>
+double squared_error(const View& data, double scale, QuantRange range) {
   double error = data.sum_squares();
   Below last{0.0, 0.0};
   const auto first_level = static_cast<int64_t>(range.quant_min);
   const auto last_level = static_cast<int64_t>(range.quant_max);
   for (int64_t q = first_level; q <= last_level; ++q) {
-    const Below next = q == last_level ? data.total() : data.below((static_cast<double>(q) + 0.5) * scale);
-    const double level = static_cast<double>(q) * scale;
-    error += level * (level * (next.count - last.count) - 2.0 * (next.sum - last.sum));
+    const Below next = below_level(data, q, last_level, scale);
+    error += level_error(q, scale, last, next);
     last = next;
   }
   return error;
@@ -117,8 +168,8 @@ double squared_error(const Cumulative& data, double scale, QuantRange range) {
 
 // The candidate of least error; of equal ones the largest. `largest` is max |x| for signed grids, max x for unsigned
 // ones; where it is not positive every value rounds to zero at any scale and 1 is returned.
-template <typename Cumulative>
-float best_scale(const Cumulative& data, double largest, QuantRange range) {
+template <typename View>
+float best_scale(const View& data, double largest, QuantRange range) {
   if (!(largest > 0.0) || !(range.quant_max > 0.0f)) {
     return 1.0f;
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <mixbit/common/numerics.h>
+#include <mixbit/common/scale_search.h>
 #include <mixbit/kernels/storage.h>
 
 struct CUstream_st;
@@ -31,11 +32,32 @@ struct QuantizeArguments {
   Rounding rounding;
 };
 
+// One tensor of a list, in device memory. Blocks and channels are numbered over the whole list.
+struct QuantizeEntry {
+  QuantizeArguments arguments;
+  const void* grad;  // backward only
+  const void* x;
+  void* y;  // backward: dx, may be null
+  bool aligned;
+  int64_t first_block;
+  int64_t blocks;         // backward: of one channel
+  int64_t first_channel;  // backward only, as what follows
+  double* partials;       // [channels, blocks, 2]
+  float* dscale;          // [channels]
+  float* dzero_point;     // [channels]
+};
+
 // Elements that one thread block reduces; fixed, so that the sums do not depend on the device.
 constexpr int64_t kReduceBlock = 16384;
 
 // y[i] = fake_quantize(x[i]); x and y may be the same.
 void launch_fake_quantize(const QuantizeArguments& arguments, const void* x, void* y, CUstream_st* stream);
+
+// The same for many tensors of one storage type in one launch. `entries` lie on the device; blocks: of all of them.
+void launch_fake_quantize_list(StorageType storage, const QuantizeEntry* entries, int64_t count, int64_t blocks,
+                               CUstream_st* stream);
+void launch_fake_quantize_backward_list(StorageType storage, const QuantizeEntry* entries, int64_t count,
+                                        int64_t blocks, int64_t channels, CUstream_st* stream);
 
 // dx[i] for every element (dx may be null), and per channel the sums of dscale and dzero_point.
 //   partials: [channels, blocks_per_channel, 2] float64 scratch, see reduce_blocks
@@ -67,6 +89,22 @@ struct NoiseArguments {
   bool narrow_range;
 };
 
+// One tensor of a list, as in QuantizeEntry; sums (channels * (count + 1) of each) are numbered over the whole list.
+struct NoiseEntry {
+  NoiseArguments arguments;
+  const void* x;
+  bool aligned;
+  int64_t first_block;
+  int64_t blocks;
+  int64_t first_sum;
+  double* partials;
+  double* signal;
+  double* noise;
+};
+
+void launch_quantization_noise_list(StorageType storage, const NoiseEntry* entries, int64_t count, int64_t blocks,
+                                    int64_t sums, CUstream_st* stream);
+
 // signal: [channels], noise: [count, channels]; partials: [channels, reduce_blocks, count + 1] float64 scratch.
 void launch_quantization_noise(const NoiseArguments& arguments, const void* x, double* partials, double* signal,
                                double* noise, CUstream_st* stream);
@@ -74,6 +112,57 @@ void launch_quantization_noise(const NoiseArguments& arguments, const void* x, d
 // signal = sum reference^2, noise = sum (x - reference)^2 over n elements; partials: [reduce_blocks, 2].
 void launch_noise_power(StorageType storage, int64_t n, const void* x, const void* reference, double* partials,
                         double* signal, double* noise, CUstream_st* stream);
+
+// Whether a kernel may read packs of 16 bytes at p.
+inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// x seen as [outer, channels, inner]. moments: [channels, 4] float64 (min, max, sum, sum of squares; NaN anywhere makes
+// min and max NaN); partials: [channels, reduce_blocks, 4].
+void launch_moments(StorageType storage, int64_t outer, int64_t channels, int64_t inner, const void* x,
+                    double* partials, double* moments, CUstream_st* stream);
+
+// histogram: [channels, 3, bins] float64 (count, sum, sum of squares) of rows sorted upwards, over the range that
+// follows from moments ([channels, 4]); zeros where a row is not finite.
+void launch_histogram(int64_t channels, int64_t n, const float* sorted, const double* moments, int64_t bins,
+                      double* histogram, CUstream_st* stream);
+
+// prefix: [channels, n + 1] float64, the sums of the first i values; squares: [channels]. partials: [channels,
+// reduce_blocks(n), 2].
+void launch_prefix_sums(int64_t channels, int64_t n, const float* values, double* partials, double* prefix,
+                        double* squares, CUstream_st* stream);
+
+// What a search for scales reads: sorted rows with prefix sums, or one histogram (channels = 1).
+struct SortedRows {
+  const float* values;    // [channels, n]
+  const double* prefix;   // [channels, n + 1]
+  const double* squares;  // [channels]
+  int64_t n;
+};
+struct HistogramRow {
+  const double* histogram;  // [3, bins]
+  const double* low;        // [1]
+  const double* high;       // [1]
+  Below* starts;            // [bins + 1] scratch
+  double* squares;          // [1] scratch
+  int64_t bins;
+};
+struct SearchArguments {
+  int64_t channels;
+  const float* bit_widths;  // [count]
+  int64_t count;
+  bool is_signed;
+  bool narrow_range;
+};
+
+// scales: [count, channels] float32, NaN where a row is not finite; errors: [count, channels, kScaleCandidates]
+// scratch.
+void launch_scale_search(const SearchArguments& arguments, const SortedRows& rows, double* errors, float* scales,
+                         CUstream_st* stream);
+void launch_scale_search(const SearchArguments& arguments, const HistogramRow& row, double* errors, float* scales,
+                         CUstream_st* stream);
+// noise: [count] float64 of given scales [count].
+void launch_histogram_noise(const SearchArguments& arguments, const HistogramRow& row, const float* scales,
+                            double* noise, CUstream_st* stream);
 
 // Blocks that reduce `elements` elements.
 int64_t reduce_blocks(int64_t elements);
