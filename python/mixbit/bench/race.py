@@ -28,6 +28,7 @@ class Row:
         median_microseconds: Median time of a call.
         ratio: Least time over the limit's least time.
         median_ratio: The same of medians.
+        page_faults: Of a call: pages of fresh memory.
         difference: With a reference check: for each result (y, dx, dscale, noise) the share of elements that are
             further from the reference than rounding explains; None without a check.
     """
@@ -42,6 +43,7 @@ class Row:
     median_microseconds: float
     ratio: float
     median_ratio: float
+    page_faults: float
     difference: dict[str, float] | None = None
 
 
@@ -96,6 +98,8 @@ def race(
         tensor, shape, axis = "ResNet-18", (64,), None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    if compiled:
+        torch.compiler.reset()  # after a few recompiles torch.compile would run eagerly without a word
     try:
         runs: dict[str, Run] = {}
         for name in dict.fromkeys([chosen.limit, *names]):
@@ -130,6 +134,7 @@ def race(
                 median_microseconds=round(t.median * 1e6, 3),
                 ratio=round(t.least / limit.least, 3),
                 median_ratio=round(t.median / limit.median, 3),
+                page_faults=round(t.page_faults, 1),
                 difference=differences.get(name),
             )
         )

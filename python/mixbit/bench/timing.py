@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,11 +15,12 @@ SAMPLE_SECONDS = 2e-4
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the least and the median of the samples."""
+    """Seconds of one call: the least and the median of the samples; the number of calls and the page faults of one."""
 
     least: float
     median: float
     calls: int
+    page_faults: float
 
 
 def side_by_side(
@@ -36,14 +38,25 @@ def side_by_side(
     """
     calls = {name: _calls(run, warmup) for name, run in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
+    faults = dict.fromkeys(candidates, 0)
     for _ in range(repeats):
         for name, run in candidates.items():
             count = calls[name]
+            before = _page_faults()
             start = time.perf_counter()
             for _ in range(count):
                 run()
             samples[name].append((time.perf_counter() - start) / count)
-    return {name: Timing(min(s), statistics.median(s), calls[name] * repeats) for name, s in samples.items()}
+            faults[name] += _page_faults() - before
+    return {
+        name: Timing(min(s), statistics.median(s), calls[name] * repeats, faults[name] / (calls[name] * repeats))
+        for name, s in samples.items()
+    }
+
+
+def _page_faults() -> int:
+    """Pages that the system has handed to this process so far: what fresh memory costs."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _calls(run: Callable[[], Any], warmup: int) -> int:

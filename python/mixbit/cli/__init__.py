@@ -217,11 +217,11 @@ def _bench(arguments: argparse.Namespace) -> None:
             outcome.skipped += found.skipped
             limit = bench.CASES[case].limit
             title = f"{case} on {tensor}, {found.rows[0].dtype}, {arguments.threads} thread(s); ratios to {limit}"
-            columns = ["contender", "least us", "median us", "ratio", "median ratio"]
+            columns = ["contender", "least us", "median us", "ratio", "median ratio", "page faults"]
             table = Table(*columns, *(["away from the reference"] * arguments.refcheck), title=title)
             for row in sorted(found.rows, key=lambda r: r.ratio):
                 cells = [f"{row.microseconds:.1f}", f"{row.median_microseconds:.1f}"]
-                cells += [f"{row.ratio:.2f}", f"{row.median_ratio:.2f}"]
+                cells += [f"{row.ratio:.2f}", f"{row.median_ratio:.2f}", f"{row.page_faults:.0f}"]
                 if arguments.refcheck:
                     shares = row.difference or {}
                     cells.append(", ".join(f"{key} {share:.2%}" for key, share in shares.items()))
