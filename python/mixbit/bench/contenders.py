@@ -260,12 +260,13 @@ class LearnedStep(torch.autograd.Function):
         v = x / scale
         q = torch.clamp(torch.round(v), low, high)
         inside = (v >= low) & (v <= high)
+        # dx before the sum: in the other order Inductor needs half as much time again.
+        dx = torch.where(inside, grad, 0)
         dscale = None
         if ctx.needs_input_grad[1]:
-            shape = [1] * (x.dim() - scale.dim()) + list(scale.shape)
-            dims = [d for d in range(x.dim()) if shape[d] == 1]
-            dscale = (grad * torch.where(inside, q - v, q)).sum(dims, keepdim=True).reshape(scale.shape)
-        return torch.where(inside, grad, 0), dscale, None, None
+            dims = [d for d in range(x.dim()) if d >= scale.dim() or scale.shape[d] == 1]
+            dscale = (grad * torch.where(inside, q - v, q)).sum(dims, keepdim=True).view(scale.shape)
+        return dx, dscale, None, None
 
 
 def _straight_through(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
