@@ -34,8 +34,9 @@ std::optional<int64_t> kept_int(AutogradContext* ctx, const char* key) {
   return value.isNone() ? std::nullopt : std::optional<int64_t>(value.toInt());
 }
 
-// Whether a call has to be recorded. Without a gradient to record, a Function costs as much as a small kernel. (Forward
-// mode keeps the way through the Function, which refuses it.)
+// Whether a call has to be recorded. Without a gradient to record, a Function costs as much as a small kernel. Tangents
+// of forward mode keep the way through the Function, which refuses them; _fw_grad, though spelled like a private name,
+// is what generated code asks for them.
 bool recorded(const at::Tensor& t) { return t.defined() && (t.requires_grad() || t._fw_grad(0).defined()); }
 
 template <typename... Tensors>

@@ -17,8 +17,14 @@ def _none(like: Tensor) -> Tensor:
     return like.new_empty((0,))
 
 
-def _check_parameter(parameter: Tensor, name: str) -> None:
-    torch._check(parameter.dim() == 1, lambda: f"{name} has {parameter.dim()} dimensions: expected [1] or [channels]")
+def _check_parameter(parameter: Tensor, name: str, x: Tensor) -> None:
+    torch._check_value(
+        parameter.dim() == 1, lambda: f"{name} has {parameter.dim()} dimensions: expected [1] or [channels]"
+    )
+    torch._check_value(
+        parameter.device == x.device,
+        lambda: f"{name} is on {parameter.device} and x on {x.device}: expected one device",
+    )
 
 
 @_register("mixbit::fake_quantize")
@@ -34,9 +40,9 @@ def _(
     rounding: int = 0,
     group_size: int | None = None,
 ) -> Tensor:
-    _check_parameter(scale, "scale")
-    _check_parameter(zero_point, "zero_point")
-    _check_parameter(bit_width, "bit_width")
+    _check_parameter(scale, "scale", x)
+    _check_parameter(zero_point, "zero_point", x)
+    _check_parameter(bit_width, "bit_width", x)
     return torch.empty_like(x)
 
 

@@ -256,6 +256,23 @@ def test_large_outputs_take_the_way_past_the_cache() -> None:
     assert torch.equal(leaf.grad, ((x / scale >= -8) & (x / scale <= 7)).float())
 
 
+def test_devices_that_differ_are_named() -> None:
+    meta = torch.empty(1, device="meta")
+    with pytest.raises(ValueError, match="scale is on meta and x on cpu: expected one device"):
+        ops.fake_quantize(torch.randn(3), meta, 0, 4)
+    with pytest.raises(ValueError, match="bit_width is on cpu and x on meta"):
+        ops.fake_quantize(torch.empty(3, device="meta"), meta, 0, torch.ones(1))
+
+
+@pytest.mark.parametrize("grad_mode", [True, False])
+def test_forward_mode_is_refused_and_not_dropped(grad_mode: bool) -> None:
+    x, tangent = torch.randn(4), torch.ones(4)
+    with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        with pytest.raises(RuntimeError, match="jvp is not implemented"):
+            ops.fake_quantize(dual, torch.tensor([0.5]), 0, 4)
+
+
 def test_double_backward_is_refused() -> None:
     x = torch.randn(5, requires_grad=True)
     for requires_grad in (True, False):
