@@ -53,13 +53,18 @@ inline void write_partial(typename S::Element* p, const Vec& v, int64_t n) {
   std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(buffer[0]));
 }
 
-// Adds the lanes in a fixed order, in double.
+// Adds the lanes in double, as a tree: a fixed order, and short chains, since a row of weights may be short.
 inline double sum_lanes(const Vec& v) {
   float lanes[kLanes];
   to_array(v, lanes);
-  double sum = 0.0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += static_cast<double>(lanes[i]);
-  return sum;
+  double sums[kLanes / 2];
+  for (int64_t i = 0; i < kLanes / 2; ++i) {
+    sums[i] = static_cast<double>(lanes[i]) + static_cast<double>(lanes[i + kLanes / 2]);
+  }
+  for (int64_t half = kLanes / 4; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return sums[0];
 }
 
 struct VecQuantizer {
