@@ -75,6 +75,8 @@ setup(
         "rich>=13",
         "jinja2>=3.1",
         "pillow>=10",
+        "torchvision",
+        "pycocotools>=2.0.7",
     ],
     ext_modules=[Extension("mixbit._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -16,7 +16,17 @@ from PIL import Image
 TARGET = Path(__file__).resolve().parent.parent / "data"
 CALIBRATION = 512
 IMAGENET = 64
-WEIGHTS = ("cifar10_resnet20_fp32", "cifar10_resnet56_fp32", "mobilenet_v2_1.0_224_qat_uint8", "squeezenet1_1_fp16")
+COCO_VAL, COCO_TRAIN = 32, 16
+WEIGHTS = (
+    "cifar10_resnet20_fp32",
+    "cifar10_resnet56_fp32",
+    "fastestdet_coco_fp32",
+    "mlperf_tiny_resnet8_cifar10_fp32",
+    "mlperf_tiny_vww_mobilenetv1_0.25_96_fp32",
+    "mobilenet_v1_0.25_128_qat_uint8",
+    "mobilenet_v2_1.0_224_qat_uint8",
+    "squeezenet1_1_fp16",
+)
 
 
 def unmosaic(data: np.ndarray) -> np.ndarray:
@@ -57,6 +67,22 @@ def main() -> None:
         data=np.concatenate(files),
         off=np.concatenate([[0], np.cumsum([len(f) for f in files])]),
         **{key: z[key][chosen] for key in ("label", "image_id", "author", "landing_url", "license")},
+    )
+    z = np.load(full / "images/coco2017_177val_178train_480px.npz", allow_pickle=False)
+    boxes = z["boxes"]
+    val = np.flatnonzero(z["split"])
+    empty = [i for i in val if not (boxes[:, 0] == i).any()][:1]  # an image without boxes belongs to the tests
+    spread = val[np.linspace(0, len(val) - 1, COCO_VAL - len(empty)).astype(int)]
+    chosen = np.unique(np.concatenate([spread, empty, np.flatnonzero(~z["split"])[:COCO_TRAIN]]).astype(int))
+    files = [z["data"][z["off"][i] : z["off"][i + 1]] for i in chosen]
+    own = boxes[np.isin(boxes[:, 0], chosen)].copy()
+    own[:, 0] = np.searchsorted(chosen, own[:, 0])
+    np.savez(
+        TARGET / "images/coco2017_48.npz",
+        data=np.concatenate(files),
+        off=np.concatenate([[0], np.cumsum([len(f) for f in files])]),
+        boxes=own,
+        **{key: z[key][chosen] for key in ("split", "file_name", "orig_wh")},
     )
     for name in WEIGHTS:
         shutil.copyfile(full / f"weights/{name}.npz", TARGET / f"weights/{name}.npz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,50 @@ from mixbit import zoo
 from mixbit.errors import MixbitError, did_you_mean
 
 ZOO_MODELS: dict[str, Callable[..., Any]] = {
-    "cifar_resnet": zoo.cifar_resnet,
-    "mobilenet_v2": zoo.mobilenet_v2,
-    "squeezenet1_1": zoo.squeezenet1_1,
+    build.__name__: build
+    for build in (
+        zoo.cifar_resnet,
+        zoo.fastestdet,
+        zoo.mobilenet_v1,
+        zoo.mobilenet_v2,
+        zoo.resnet8,
+        zoo.squeezenet1_1,
+        zoo.ssd_mobilenet_v2,
+        zoo.ssdlite_mobilenet_v2,
+        zoo.vgg9,
+        zoo.vww_mobilenet,
+        zoo.yolov2,
+    )
 }
-ZOO_DATA = ("cifar10-train", "cifar10-test", "imagenet_compat", "imagenet_compat-squeezenet1_1")
+
+
+def _raw_cifar(split: str, images: int | None) -> tuple[Tensor, Tensor]:
+    x, y = zoo.cifar10_pixels(split, images)
+    return x.float(), y
+
+
+def _persons(split: str, images: int | None) -> tuple[Tensor, Tensor]:
+    x, boxes = zoo.coco(split, images, "vww")
+    return x, zoo.person_labels(boxes)
+
+
+#: Loaders `(images) -> (inputs, labels)`; labels of detectors are a list of boxes.
+ZOO_DATA: dict[str, Callable[[int | None], tuple[Tensor, Any]]] = {
+    "imagenet_compat": zoo.imagenet_compat,
+    "imagenet_compat-mobilenet_v1": lambda n: zoo.imagenet_compat(n, "mobilenet_v1"),
+    "imagenet_compat-mobilenet_v1-192": lambda n: zoo.imagenet_compat(n, "mobilenet_v1", 192),
+    "imagenet_compat-mobilenet_v1-128": lambda n: zoo.imagenet_compat(n, "mobilenet_v1", 128),
+    "imagenet_compat-squeezenet1_1": lambda n: zoo.imagenet_compat(n, "squeezenet1_1"),
+}
+for _split in ("train", "test"):
+    ZOO_DATA[f"cifar10-{_split}"] = partial(lambda split, n: zoo.cifar10(split, n), _split)
+    ZOO_DATA[f"cifar10-{_split}-raw"] = partial(_raw_cifar, _split)
+for _split in ("train", "val"):
+    for _network in ("fastestdet", "ssd_mobilenet_v2", "ssdlite_mobilenet_v2", "yolov2"):
+        ZOO_DATA[f"coco-{_split}-{_network}"] = partial(
+            lambda split, network, n: zoo.coco(split, n, network), _split, _network
+        )
+    ZOO_DATA[f"coco-{_split}-vww"] = partial(_persons, _split)
 
 
 def load_model(source: str, weights: str | None = None, options: Mapping[str, Any] | None = None) -> nn.Module:
@@ -57,7 +97,7 @@ def load_model(source: str, weights: str | None = None, options: Mapping[str, An
 
 
 def load_data(source: str, images: int | None = None, batch: int = 64) -> list[Any]:
-    """Batches of data; labelled ones are (images, labels).
+    """Batches of data; labelled ones are (images, labels), those of detectors (images, boxes).
 
     Args:
         source: `zoo:NAME` or `path/to/file.py:function` (called without arguments, returns batches).
@@ -74,12 +114,8 @@ def load_data(source: str, images: int | None = None, batch: int = 64) -> list[A
     if kind != "zoo":
         found = _function("data", source)()
         return list(found)
-    _named("data", name, dict.fromkeys(ZOO_DATA))
-    if name.startswith("cifar10"):
-        x, y = zoo.cifar10(name.removeprefix("cifar10-"), images)
-    else:
-        x, y = zoo.imagenet_compat(images, name.removeprefix("imagenet_compat").lstrip("-") or "mobilenet_v2")
-    return list(zip(x.split(batch), y.split(batch), strict=True))
+    x, y = _named("data", name, ZOO_DATA)(images)
+    return [(x[i : i + batch], y[i : i + batch]) for i in range(0, len(x), batch)]
 
 
 def fingerprint(value: nn.Module | list[Any]) -> str:
@@ -108,7 +144,7 @@ def fingerprint(value: nn.Module | list[Any]) -> str:
 
 def _named(argument: str, name: str, options: Mapping[str, Any]) -> Any:
     if name not in options:
-        shown = ", ".join(list(options)[:12])
+        shown = ", ".join(list(options)[:20])
         raise MixbitError(f"{argument}: no {name!r} among {shown}{did_you_mean(name, options)}")
     return options[name]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, check_choice
+from mixbit.evaluation.detection import Found, average_precision, check_truths, coco_map
 from mixbit.export import simulation
 from mixbit.network import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs
 from mixbit.quantizers import first_images
@@ -16,7 +17,8 @@ from mixbit.quantizers import first_images
 __all__ = ["METRICS", "evaluate"]
 
 #: Metrics by name; labels are the second element of an item.
-METRICS = ("top1", "top5")
+METRICS = ("top1", "top5", "coco_map", "ap50")
+_DETECTION: dict[str, Callable[..., float]] = {"coco_map": coco_map, "ap50": average_precision}
 
 
 def evaluate(
@@ -29,9 +31,12 @@ def evaluate(
 
     Args:
         model: Float or prepared, in eval mode.
-        loader: Re-iterable batches; for the named metrics items are (input, labels) with labels int64 [N].
-        metric: "top1" or "top5" (percent), or a callable `(output, item)` that returns a score per image (a Tensor [N])
-            or the mean score of the batch (a number); scores are averaged over images.
+        loader: Re-iterable batches; for the named metrics items are (input, labels) with labels int64 [N], for
+            detectors (input, boxes) with one Tensor [n, 5] (class, x1, y1, x2, y2 as shares) for each image.
+        metric: "top1" or "top5" (percent); "coco_map" (average precision over overlaps 0.50 ... 0.95, percent) or
+            "ap50" (at 0.5, all-point interpolation) of a model with `decode(outputs)`; or a callable
+            `(output, item)` that returns a score per image (a Tensor [N]) or the mean score of the batch (a number);
+            scores are averaged over images.
         integer: Simulate the integer network (batch normalization folded, prepared, calibrated with `example=`): bit
             for bit what `export.reference` computes.
 
@@ -46,8 +51,12 @@ def evaluate(
     check_eval_mode(model)
     if isinstance(metric, str):
         check_choice("metric", metric, METRICS)
+        if metric in _DETECTION and not callable(getattr(model, "decode", None)):
+            raise MixbitError(f"metric={metric!r} needs a model with decode(outputs); {type(model).__name__} has none")
     network: Callable[[Any], Any] | None = None
     total, count = 0.0, 0
+    found: list[Found] = []
+    truths: list[Tensor] = []
     with torch.no_grad():
         for item in loader:
             if integer and network is None:
@@ -58,10 +67,20 @@ def evaluate(
                 outputs = network(item)
                 output = outputs[0] if len(outputs) == 1 else outputs
             images = batch_size(item)
+            if metric in _DETECTION:
+                if not (isinstance(item, (tuple, list)) and len(item) > 1):
+                    raise MixbitError(f"{metric} needs items (input, boxes); got {_described(item)} without boxes")
+                truths += check_truths(item[1], images)
+                found += model.decode(output)  # type: ignore[operator]
+                count += images
+                continue
             total += _top(output, item, int(metric[3:])) if isinstance(metric, str) else _score(metric, output, item)
             count += images
     if count == 0:
         raise MixbitError("loader is empty; expected at least one batch of images")
+    if isinstance(metric, str) and metric in _DETECTION:
+        known = getattr(model, "coco_classes", None)
+        return _DETECTION[metric](found, truths, None if known is None else [c for c in known if c >= 0])
     return (100.0 if isinstance(metric, str) else 1.0) * total / count
 
 

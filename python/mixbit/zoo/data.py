@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from mixbit.zoo.weights import read_arrays
 CIFAR_MEAN = (0.485, 0.456, 0.406)
 CIFAR_STD = (0.229, 0.224, 0.225)
 _CIFAR_PACKS = ("cifar10_lossless_4k1k.npz", "cifar10_512_1000.npz")
+_COCO_PACKS = ("coco2017_177val_178train_480px.npz", "coco2017_48.npz")
 _IMAGENET_PACKS = ("nips17_imagenet_compat_911_256px.npz", "imagenet_compat_64.npz")
 
 
@@ -82,33 +84,122 @@ def cifar10(split: str = "test", count: int | None = None) -> tuple[Tensor, Tens
     return (images.float() / 255 - mean) / std, labels
 
 
-def imagenet_compat(count: int | None = None, network: str = "mobilenet_v2") -> tuple[Tensor, Tensor]:
+#: Size and preparation of the ImageNet networks' inputs.
+_IMAGENET_NETWORKS = {"mobilenet_v1": 224, "mobilenet_v2": 224, "squeezenet1_1": 227}
+#: Size, channel order and preparation of the COCO networks' inputs.
+_COCO_NETWORKS = {"ssd_mobilenet_v2": 300, "ssdlite_mobilenet_v2": 300, "fastestdet": 352, "yolov2": 416, "vww": 96}
+
+
+def _image(data: bytes, offsets: np.ndarray, i: int) -> Any:
+    """Image i of a pack, RGB.
+
+    Raises:
+        MixbitError: Its bytes are no image.
+    """
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]])).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MixbitError(f"image {i} of the pack is corrupt: {error}") from error
+
+
+def imagenet_compat(
+    count: int | None = None, network: str = "mobilenet_v2", size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """ImageNet-compatible images as a network of the zoo wants them.
 
     Args:
         count: The first so many; None is all there are.
-        network: "mobilenet_v2" (224, RGB, x / 127.5 - 1) or "squeezenet1_1" (227, BGR, means subtracted).
+        network: "mobilenet_v1" or "mobilenet_v2" (224, RGB, x / 127.5 - 1), or "squeezenet1_1" (227, BGR, means
+            subtracted).
+        size: Height and width, where the network was trained at another than its usual ones.
 
     Returns:
         images: float32 [N, 3, H, W]; labels: int64 [N].
+
+    Raises:
+        MixbitError: An unknown network, a label out of range, or a corrupt image.
     """
-    check_choice("network", network, ("mobilenet_v2", "squeezenet1_1"))
+    check_choice("network", network, _IMAGENET_NETWORKS)
     from PIL import Image
 
     pack = _pack(_IMAGENET_PACKS)
     data, offsets = pack["data"].tobytes(), pack["off"]
     labels = torch.from_numpy(pack["label"].astype(np.int64))[:count]
-    size = 224 if network == "mobilenet_v2" else 227
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < 1000):
+        raise MixbitError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to 999")
+    size = size or _IMAGENET_NETWORKS[network]
     images = []
     for i in range(len(labels)):
-        image = Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]])).convert("RGB")
+        image = _image(data, offsets, i)
         # The short side becomes size / 0.875 (for SqueezeNet 256, the size of the files), then the centre is cut out.
-        scaled = round(size / 0.875) if network == "mobilenet_v2" else 256
+        scaled = 256 if network == "squeezenet1_1" else round(size / 0.875)
         if scaled != image.width:
             image = image.resize((scaled, scaled), Image.Resampling.BILINEAR)
         left = (image.width - size) // 2
         images.append(np.asarray(image.crop((left, left, left + size, left + size))))
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
-    if network == "mobilenet_v2":
-        return (x / 127.5 - 1).contiguous(), labels
-    return (x.flip(1) - torch.tensor([104.0, 117.0, 123.0]).reshape(3, 1, 1)).contiguous(), labels
+    if network == "squeezenet1_1":
+        return (x.flip(1) - torch.tensor([104.0, 117.0, 123.0]).reshape(3, 1, 1)).contiguous(), labels
+    return (x / 127.5 - 1).contiguous(), labels
+
+
+def coco(
+    split: str = "val", count: int | None = None, network: str = "ssd_mobilenet_v2", size: int | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """COCO images, stretched, as a detector of the zoo wants them, with their boxes.
+
+    Args:
+        split: "val" (measured on) or "train" (for calibration).
+        count: The first so many; None is all there are.
+        network: "ssd_mobilenet_v2" or "ssdlite_mobilenet_v2" (300, x / 127.5 - 1), "fastestdet" (352, BGR, x / 255),
+            "yolov2" (416, x / 255), or "vww" (96, x / 255).
+        size: Height and width, if not the network's usual ones.
+
+    Returns:
+        images: float32 [N, 3, size, size]; for each image its boxes, float32 [n, 5]: class 0 ... 79, then x1, y1, x2,
+        y2 as shares of width and height. An image may have none.
+
+    Raises:
+        MixbitError: An unknown name, a class out of range, or a corrupt image.
+    """
+    check_choice("split", split, ("train", "val"))
+    check_choice("network", network, _COCO_NETWORKS)
+    from PIL import Image
+
+    pack = _pack(_COCO_PACKS)
+    data, offsets = pack["data"].tobytes(), pack["off"]
+    rows = torch.from_numpy(pack["boxes"].astype(np.float32))
+    if len(rows) and not (float(rows[:, 1].min()) >= 0 and float(rows[:, 1].max()) < 80):
+        raise MixbitError(f"classes run from {rows[:, 1].min():g} to {rows[:, 1].max():g}; expected 0 to 79")
+    chosen = np.flatnonzero(pack["split"] == (split == "val"))[:count]
+    size = size or _COCO_NETWORKS[network]
+    images, boxes = [], []
+    for i in chosen:
+        image = _image(data, offsets, int(i)).resize((size, size), Image.Resampling.BILINEAR)
+        images.append(np.asarray(image))
+        own = rows[rows[:, 0] == float(i), 1:]
+        boxes.append(torch.cat([own[:, :1], own[:, 1:].clamp(0.0, 1.0)], 1))
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    if network == "fastestdet":
+        x = x.flip(1)
+    x = x / 127.5 - 1 if network in ("ssd_mobilenet_v2", "ssdlite_mobilenet_v2") else x / 255
+    return x.contiguous(), boxes
+
+
+def person_labels(boxes: list[Tensor], share: float = 0.005) -> Tensor:
+    """Visual-wake-word labels: 1 where a person's box is larger than a share of the image.
+
+    Args:
+        boxes: As `coco` returns them.
+        share: Of the image's area.
+
+    Returns:
+        int64 [N].
+    """
+    found = []
+    for own in boxes:
+        area = (own[:, 3] - own[:, 1]) * (own[:, 4] - own[:, 2])
+        found.append(int(((own[:, 0] == 0) & (area > share)).any()))
+    return torch.tensor(found)

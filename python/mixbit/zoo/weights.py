@@ -40,7 +40,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: PathLike) -> nn
     own = model.state_dict()
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
-            state.setdefault(name, value)
+            state[name] = value  # a count of training steps: some packs have it, in some shape, others not
         if name not in state:
             raise MixbitError(f"{str(path)!r} is of another network: it has no {name!r}{did_you_mean(name, state)}")
         if state[name].shape != value.shape:
@@ -75,4 +75,42 @@ def integer_state(arrays: Arrays) -> dict[str, Tensor]:
         zero_point = arrays[f"{name}.zp"].astype(np.float32).reshape(shape)
         state[f"{name}.weight"] = torch.from_numpy((codes - zero_point) * scale)
         state[f"{name}.bias"] = torch.from_numpy(arrays[f"{name}.bias"].astype(np.float32))
+    return state
+
+
+#: Keras' names of a layer's arrays, PyTorch's, and the order of axes that PyTorch wants.
+_KERAS: dict[str, tuple[str, dict[int, tuple[int, ...]]]] = {
+    "kernel": ("weight", {4: (3, 2, 0, 1), 2: (1, 0)}),
+    "depthwise_kernel": ("weight", {4: (2, 3, 0, 1)}),
+    "bias": ("bias", {}),
+    "gamma": ("weight", {}),
+    "beta": ("bias", {}),
+    "moving_mean": ("running_mean", {}),
+    "moving_variance": ("running_var", {}),
+}
+
+
+def keras_state(arrays: Arrays, names: dict[str, str], path: PathLike) -> dict[str, Tensor]:
+    """A pack with Keras names and layouts (HWIO, HWC1, IO) as a state dict.
+
+    Args:
+        arrays: `LAYER/kernel`, `LAYER/depthwise_kernel`, `LAYER/bias`, `LAYER/gamma`, ...
+        names: Keras' layer for each module.
+        path: For messages.
+
+    Raises:
+        MixbitError: An array belongs to no module, or is of an unknown kind.
+    """
+    modules = {layer: module for module, layer in names.items()}
+    state = {}
+    for key, value in arrays.items():
+        layer, _, kind = key.rpartition("/")
+        if layer not in modules or kind not in _KERAS:
+            raise MixbitError(
+                f"{str(path)!r} is of another network: {key!r} has no place in it{did_you_mean(layer, modules)}"
+            )
+        own, orders = _KERAS[kind]
+        order = orders.get(value.ndim)
+        array = np.ascontiguousarray(value if order is None else value.transpose(order), np.float32)
+        state[f"{modules[layer]}.{own}"] = torch.from_numpy(array)
     return state

@@ -39,6 +39,112 @@ def test_imagenet_networks_on_the_shipped_images() -> None:
     assert 42 < top1(squeeze, images, labels) < 65
 
 
+SHAPES = [
+    # network, input, layers, weights, MACs: the published tables
+    (lambda: zoo.mobilenet_v1(0.25), 224, 28, 463_600, 41_030_272),
+    (lambda: zoo.mobilenet_v1(0.5), 224, 28, 1_319_648, 149_497_088),
+    (lambda: zoo.mobilenet_v1(0.75), 224, 28, 2_568_144, 325_400_448),
+    (lambda: zoo.mobilenet_v1(1.0), 224, 28, 4_209_088, 568_740_352),
+    (lambda: zoo.mobilenet_v2(), 224, 53, 3_469_760, 300_774_272),
+    (lambda: zoo.resnet8(), 32, 10, 77_360, 12_501_632),
+    (lambda: zoo.vww_mobilenet(), 96, 28, 208_112, 7_489_664),
+    (lambda: zoo.cifar_resnet(32), 32, 32, 461_872, None),
+    (lambda: zoo.vgg9(), 32, 9, 14_022_016, 616_966_144),
+    (lambda: zoo.vgg9("snn"), 32, 9, 5_938_880, 194_717_696),
+    (lambda: zoo.yolov2(), 416, 23, 50_634_592, 14_680_167_424),
+    (lambda: zoo.yolov2(80), 416, 23, 50_941_792, 14_732_084_224),
+    (lambda: zoo.ssdlite_mobilenet_v2(), 300, 86, 3_331_456, 660_828_976),
+    (lambda: zoo.ssdlite_mobilenet_v2(classes=81), 320, 86, 4_391_296, 847_543_104),
+    (lambda: zoo.ssdlite_mobilenet_v2(classes=91), 300, 86, 4_567_936, 808_722_736),
+    (lambda: zoo.ssdlite_mobilenet_v2("tensorflow"), 300, 88, 4_446_656, 749_503_856),
+    (lambda: zoo.ssd_mobilenet_v2(), 300, 72, 4_932_288, None),
+    (lambda: zoo.fastestdet(), 352, 70, 236_112, None),
+]
+
+
+@pytest.mark.parametrize(("build", "size", "count", "weights", "macs"), SHAPES, ids=range(len(SHAPES)))
+def test_shapes_are_those_of_the_tables(build, size: int, count: int, weights: int, macs: int | None) -> None:
+    model = build()
+    assert not model.training
+    found = mixbit.layers(model, torch.zeros(1, 3, size, size))
+    assert len(found) == count
+    assert sum(layer.weights for layer in found) == weights
+    if macs is not None:
+        assert sum(layer.macs for layer in found) == macs
+
+
+def test_single_layers_of_the_detectors() -> None:
+    lite = {la.name: la for la in mixbit.layers(zoo.ssdlite_mobilenet_v2(), torch.zeros(1, 3, 300, 300))}
+    assert lite["features.14.expand"].macs == 19_961_856
+    assert lite["features.14.dw"].weights == 5_184
+    assert lite["extras.0.expand"].macs == 32_768_000
+    assert lite["extras.3.project"].weights == 4_096
+    assert lite["cls.0.pw"].macs == 26_199_936
+    assert lite["reg.5.pw"].weights == 1_536
+    yolo = {la.name: la for la in mixbit.layers(zoo.yolov2(), torch.zeros(1, 3, 416, 416))}
+    assert yolo["conv22"].macs == 1_993_605_120
+    assert yolo["conv21"].weights == 32_768
+
+
+def test_networks_with_shipped_weights_are_as_accurate_as_documented() -> None:
+    images, labels = zoo.cifar10_pixels("test")
+    assert top1(zoo.resnet8(WEIGHTS / "mlperf_tiny_resnet8_cifar10_fp32.npz"), images.float(), labels) == pytest.approx(
+        88.1, abs=0.11
+    )
+    # 64 and 32 images: the documented figures of all are 43.5 and 87.0 percent.
+    images, labels = zoo.imagenet_compat(64, "mobilenet_v1", 128)
+    assert 30 < top1(zoo.mobilenet_v1(0.25, WEIGHTS / "mobilenet_v1_0.25_128_qat_uint8.npz"), images, labels) < 60
+    images, boxes = zoo.coco("val", network="vww")
+    model = zoo.vww_mobilenet(WEIGHTS / "mlperf_tiny_vww_mobilenetv1_0.25_96_fp32.npz")
+    assert top1(model, images, zoo.person_labels(boxes)) > 75
+
+
+def test_the_names_of_keras_must_fit() -> None:
+    with pytest.raises(MixbitError, match="is of another network"):
+        zoo.resnet8(WEIGHTS / "mlperf_tiny_vww_mobilenetv1_0.25_96_fp32.npz")
+    with pytest.raises(MixbitError, match="is of another network"):
+        zoo.vww_mobilenet(WEIGHTS / "mlperf_tiny_resnet8_cifar10_fp32.npz")
+    with pytest.raises(MixbitError, match="'conv1.weight' has shape"):
+        zoo.mobilenet_v1(1.0, WEIGHTS / "mobilenet_v1_0.25_128_qat_uint8.npz")
+    with pytest.raises(MixbitError, match="another network"):
+        zoo.ssd_mobilenet_v2(WEIGHTS / "fastestdet_coco_fp32.npz")
+    for bad in (lambda: zoo.mobilenet_v1(0), lambda: zoo.vgg9(width=-1), lambda: zoo.yolov2(0)):
+        with pytest.raises(MixbitError, match="expected"):
+            bad()
+    with pytest.raises(MixbitError, match="did you mean 'snn'"):
+        zoo.vgg9("sn")
+    with pytest.raises(MixbitError, match="did you mean 'tensorflow'"):
+        zoo.ssdlite_mobilenet_v2("tensorflw")
+
+
+DOCUMENTED = [
+    ("mobilenet_v1_1.0_224_qat_uint8", lambda w: zoo.mobilenet_v1(1.0, w), ("mobilenet_v1", None), 81.5),
+    ("mobilenet_v1_0.75_192_qat_uint8", lambda w: zoo.mobilenet_v1(0.75, w), ("mobilenet_v1", 192), 74.0),
+    ("mobilenet_v1_0.25_128_qat_uint8", lambda w: zoo.mobilenet_v1(0.25, w), ("mobilenet_v1", 128), 43.5),
+    ("mobilenet_v1_0.25_224_keras_fp32", lambda w: zoo.mobilenet_v1(0.25, w), ("mobilenet_v1", None), 49.1),
+    ("mobilenet_v2_1.0_224_ptq_int8pc", zoo.mobilenet_v2, ("mobilenet_v2", None), 74.1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "build", "data", "accuracy"), DOCUMENTED, ids=[d[0] for d in DOCUMENTED])
+def test_documented_accuracy_of_the_mobilenets(full_data: Path, name: str, build, data, accuracy: float) -> None:
+    images, labels = zoo.imagenet_compat(None, *data)
+    assert top1(build(full_data / f"weights/{name}.npz"), images, labels) == pytest.approx(accuracy, abs=0.06)
+
+
+@pytest.mark.slow
+def test_documented_precision_of_the_detectors(full_data: Path) -> None:
+    for name, build, file, precision in (
+        ("ssd_mobilenet_v2", zoo.ssd_mobilenet_v2, "ssd_mobilenet_v2_300_oidv4_fp16", 34.3),
+        ("fastestdet", zoo.fastestdet, "fastestdet_coco_fp32", 32.3),
+    ):
+        images, boxes = zoo.coco("val", network=name)
+        loader = [(images[i : i + 16], boxes[i : i + 16]) for i in range(0, len(images), 16)]
+        model = build(full_data / f"weights/{file}.npz")
+        assert mixbit.evaluate(model, loader, "ap50") == pytest.approx(precision, abs=0.06)
+
+
 @pytest.mark.slow
 def test_documented_accuracy_on_all_images(full_data: Path) -> None:
     images, labels = zoo.imagenet_compat()
@@ -83,3 +189,38 @@ def test_cifar_batches() -> None:
     assert labels.dtype == torch.int64
     with pytest.raises(MixbitError, match="did you mean 'test'"):
         zoo.cifar10("tests")
+
+
+def test_coco_images_and_boxes() -> None:
+    images, boxes = zoo.coco("val", 5, "fastestdet")
+    assert images.shape == (5, 3, 352, 352)
+    assert all(own.shape[1] == 5 for own in boxes)
+    every, all_boxes = zoo.coco("val", network="vww")
+    assert len(every) == 32
+    assert any(len(own) == 0 for own in all_boxes)
+    assert torch.cat(all_boxes)[:, 1:].max() <= 1
+    other, _ = zoo.coco("val", 1, "yolov2", size=352)
+    assert torch.allclose(other.flip(1), images[:1])  # BGR
+    assert len(zoo.coco("train", network="vww")[0]) == 16
+    assert set(zoo.person_labels(all_boxes).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda z: z["data"].__setitem__(slice(0, 400), 7), "image 0 of the pack is corrupt"),
+        (lambda z: z["boxes"].__setitem__((3, 1), 80), "classes run from 0 to 80; expected 0 to 79"),
+    ],
+)
+def test_a_damaged_pack_is_named(change, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with np.load(zoo.data_dir() / "images/coco2017_48.npz") as file:
+        arrays = {k: file[k].copy() for k in file.files}
+    change(arrays)
+    arrays["split"][:] = True
+    (tmp_path / "images").mkdir()
+    np.savez(tmp_path / "images/coco2017_48.npz", **arrays)
+    monkeypatch.setenv("MIXBIT_DATA", str(tmp_path))
+    with pytest.raises(MixbitError, match=complaint):
+        zoo.coco("val")
+    with pytest.raises(MixbitError, match="did you mean 'fastestdet'"):
+        zoo.coco("val", network="fastestdt")
