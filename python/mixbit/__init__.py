@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mixbit.errors import MixbitError
     from mixbit.evaluation import evaluate
     from mixbit.network import layers
-    from mixbit.quantizers import calibrate_, fold_batchnorm_, prepare_, restore_
+    from mixbit.quantizers import calibrate_, correct_bias_, equalize_, fold_batchnorm_, prepare_, restore_
     from mixbit.recipe import LayerPrecision, Recipe
     from mixbit.tables import CostTable, SensitivityTable
 
@@ -30,7 +30,9 @@ __all__ = [
     "analyze",
     "assign",
     "calibrate_",
+    "correct_bias_",
     "costs",
+    "equalize_",
     "evaluate",
     "export",
     "fold_batchnorm_",
@@ -57,6 +59,8 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "prepare_": ("mixbit.quantizers", "prepare_"),
     "restore_": ("mixbit.quantizers", "restore_"),
     "calibrate_": ("mixbit.quantizers", "calibrate_"),
+    "correct_bias_": ("mixbit.quantizers", "correct_bias_"),
+    "equalize_": ("mixbit.quantizers", "equalize_"),
     "fold_batchnorm_": ("mixbit.quantizers", "fold_batchnorm_"),
     "evaluate": ("mixbit.evaluation", "evaluate"),
     "costs": ("mixbit.costs", None),

@@ -1,6 +1,7 @@
 """Quantizers on models: prepare, calibrate, fold, restore."""
 
 from mixbit.quantizers.calibrate import calibrate_, first_images
+from mixbit.quantizers.corrections import correct_bias_, equalize_
 from mixbit.quantizers.fold import fold_batchnorm_
 from mixbit.quantizers.modules import (
     Add,
@@ -34,6 +35,8 @@ __all__ = [
     "apply_layer",
     "bypass",
     "calibrate_",
+    "correct_bias_",
+    "equalize_",
     "first_images",
     "fold_batchnorm_",
     "prepare_",

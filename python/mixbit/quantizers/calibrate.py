@@ -27,7 +27,14 @@ def first_images(item: Any, count: int = 2) -> Any:
     return item
 
 
-def calibrate_(model: nn.Module, batches: Iterable[Any], method: str = "mse", example: Any = None) -> nn.Module:
+def calibrate_(
+    model: nn.Module,
+    batches: Iterable[Any],
+    method: str = "mse",
+    example: Any = None,
+    *,
+    percentile: float = 99.99,
+) -> nn.Module:
     """Sets the scales of a prepared model, in place: weights from themselves, activations from float passes over data.
 
     One pass over `batches`; memory is bounded by the largest layer. Layers that read the same tensor are tied to one
@@ -37,9 +44,11 @@ def calibrate_(model: nn.Module, batches: Iterable[Any], method: str = "mse", ex
     Args:
         model: Prepared, in eval mode.
         batches: Re-iterable batches (see the data conventions).
-        method: "mse" (least squared error among 81 candidates), "maxabs", or "qformat" (best power of two).
+        method: "mse" (least squared error among 81 candidates), "maxabs", "qformat" (best power of two), or
+            "percentile" (the activations' largest value but for outliers; weights by least squared error).
         example: An item; if given, the tensors of the integer network that no layer reads (adds, concatenations, pools,
             outputs) are calibrated too, which integer evaluation and export need.
+        percentile: Share of the activations' magnitudes inside the range, in percent, for method "percentile".
 
     Returns:
         The model.
@@ -64,11 +73,11 @@ def calibrate_(model: nn.Module, batches: Iterable[Any], method: str = "mse", ex
     for name, module in modules.items():
         if module.weight_quantizer is not None:
             _calibrate_weight(name, module.weight_quantizer, module.weight, method)
-    _calibrate_acts(model, batches, method)
+    _calibrate_acts(model, batches, method, percentile)
     if example is not None:
         from mixbit.quantizers.tensors import record_tensors_
 
-        record_tensors_(model, batches, example, method)
+        record_tensors_(model, batches, example, "maxabs" if method == "percentile" else method)
     return model
 
 
@@ -87,7 +96,7 @@ def _calibrate_weight(name: str, quantizer: Quantizer, weight: Tensor, method: s
     quantizer.set_(scale)
 
 
-def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str) -> None:
+def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str, percentile: float) -> None:
     modules = {n: m for n, m in quantized_layers(model).items() if m.act_quantizer is not None}
     # One statistics object per quantizer: tied layers see the same tensors.
     names: dict[int, str] = {}
@@ -138,5 +147,5 @@ def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str) -> No
         if signed and bits == 1:
             scale = seen.scales([2], signed=True, narrow_range=True, method="maxabs")
         else:
-            scale = seen.scales([bits], signed=signed, narrow_range=False, method=method)
+            scale = seen.scales([bits], signed=signed, narrow_range=False, method=method, percentile=percentile)
         quantizer.set_(scale, signed=signed)

@@ -10,8 +10,9 @@ from torch import Tensor
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
 
-#: How a scale is chosen: least squared error, largest value, or the best power of two.
-METHODS = ("mse", "maxabs", "qformat")
+#: How a scale is chosen: least squared error, largest value, the best power of two, or the largest value but for a
+#: share of outliers (activations only; weights then take the least squared error).
+METHODS = ("mse", "maxabs", "qformat", "percentile")
 BINS = 8192
 
 
@@ -57,7 +58,39 @@ class TensorStatistics:
         """Whether any negative value was seen."""
         return bool(self.min < 0)
 
-    def scales(self, bit_widths: list[int], *, signed: bool, narrow_range: bool, method: str = "mse") -> Tensor:
+    def quantile(self, percentile: float, *, signed: bool) -> float:
+        """The value that `percentile` percent of |x| (signed) or x stay below, linear inside a bin of the histogram.
+
+        Raises:
+            MixbitError: percentile is not in (0, 100].
+        """
+        if not 0 < percentile <= 100:
+            raise MixbitError(f"percentile={percentile}: expected a number above 0, at most 100")
+        low, high = float(self.min), float(self.max)
+        largest = max(abs(low), abs(high)) if signed else high
+        if percentile == 100 or largest <= 0:
+            return largest
+        half = BINS // 2
+        positive = self.histogram[0, half:]
+        counts = positive + self.histogram[0, :half].flip(0) if signed else positive
+        below = 0.0 if signed else float(self.histogram[0, :half].sum())
+        cumulative = counts.cumsum(0) + below
+        wanted = percentile / 100 * float(cumulative[-1])
+        bin_ = int(torch.searchsorted(cumulative, torch.tensor(wanted, dtype=torch.float64)))
+        before = float(cumulative[bin_ - 1]) if bin_ else below
+        share = (wanted - before) / max(float(counts[bin_]), 1.0)
+        value = (bin_ + min(max(share, 0.0), 1.0)) * self._range() / half
+        return min(value, largest) if value > 0 else largest
+
+    def scales(
+        self,
+        bit_widths: list[int],
+        *,
+        signed: bool,
+        narrow_range: bool,
+        method: str = "mse",
+        percentile: float = 99.99,
+    ) -> Tensor:
         """One scale per bit-width, float32 [K]."""
         check_choice("method", method, METHODS)
         bits = torch.tensor(bit_widths, dtype=torch.float32)
@@ -66,9 +99,11 @@ class TensorStatistics:
                 self.histogram, self.min, self.max, bits, signed=signed, narrow_range=narrow_range
             )
         largest = float(max(abs(self.min), abs(self.max)) if signed else self.max)
+        if method == "percentile":
+            largest = self.quantile(percentile, signed=signed)
         if largest <= 0:
             return torch.ones(len(bit_widths))
-        if method == "maxabs":
+        if method in ("maxabs", "percentile"):
             return torch.tensor([largest / _hi(b, signed) for b in bit_widths], dtype=torch.float32)
 
         def noise(candidates: Tensor, bit_width: int) -> Tensor:
@@ -138,7 +173,7 @@ def weight_scales(
         raise MixbitError("weight holds NaN or infinity; expected finite numbers")
     axis = 0 if per_channel else None
     count = len(bit_widths)
-    if method == "mse":
+    if method in ("mse", "percentile"):
         bits = torch.tensor(bit_widths, dtype=torch.float32, device=weight.device)
         return ops.mse_scales(weight, bits, signed=True, narrow_range=narrow_range, axis=axis).reshape(count, -1)
     rows = weight.float().reshape(weight.shape[0], -1) if per_channel else weight.float().reshape(1, -1)
