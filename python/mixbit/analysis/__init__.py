@@ -1,6 +1,7 @@
-"""Sensitivity of every layer, without training and without labels."""
+"""Sensitivity of every layer: without training and labels (`analyze`), or from the loss (`fisher`)."""
 
+from mixbit.analysis.fisher import fisher
 from mixbit.analysis.network import network_sqnr
 from mixbit.analysis.sensitivity import POINTS, analyze
 
-__all__ = ["POINTS", "analyze", "network_sqnr"]
+__all__ = ["POINTS", "analyze", "fisher", "network_sqnr"]

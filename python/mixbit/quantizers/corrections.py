@@ -20,8 +20,8 @@ def equalize_(model: nn.Module, example: Any, *, rounds: int = 20) -> nn.Module:
     Between a layer and the only layer that reads it, through nothing or a ReLU, channel i may be divided by s and
     multiplied back behind: the network computes the same. s = sqrt(r1 r2) / r2 with r1, r2 the largest weights of the
     channel on both sides (r1 with the bias) makes the ranges equal (Nagel et al., arXiv 1906.04721, eq. 11). One scale
-    per tensor then fits all channels; with scales per channel the second layer gains. Pairs with anything else between them (ReLU6,
-    adds, pools) stay; zero padding of the picture is no obstacle.
+    per tensor then fits all channels; with scales per channel the second layer gains. Pairs with anything else between
+    them (ReLU6, adds, pools) stay; zero padding of the picture is no obstacle.
 
     Args:
         model: Float, in eval mode, batch normalization folded.
