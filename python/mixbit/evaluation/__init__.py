@@ -67,7 +67,7 @@ def evaluate(
                 outputs = network(item)
                 output = outputs[0] if len(outputs) == 1 else outputs
             images = batch_size(item)
-            if metric in _DETECTION:
+            if isinstance(metric, str) and metric in _DETECTION:
                 if not (isinstance(item, (tuple, list)) and len(item) > 1):
                     raise MixbitError(f"{metric} needs items (input, boxes); got {_described(item)} without boxes")
                 truths += check_truths(item[1], images)
