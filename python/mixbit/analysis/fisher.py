@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixbit import ops
+from mixbit.analysis.sensitivity import checked_widths
 from mixbit.errors import MixbitError, check_choice
 from mixbit.network import call_model, check_batches, check_eval_mode, flatten_outputs, layers
-from mixbit.quantizers import METHODS, TensorStatistics, first_images, fold_batchnorm_, weight_scales
+from mixbit.quantizers import METHODS, TensorStatistics, first_images, fold_batchnorm_, input_watcher, weight_scales
 from mixbit.recipe import GRANULARITIES
 from mixbit.tables import SensitivityTable
 
@@ -55,9 +56,7 @@ def fisher(
     """
     check_choice("ranges", ranges, METHODS)
     check_choice("granularity", granularity, GRANULARITIES)
-    widths = tuple(precisions)
-    if not widths or list(widths) != sorted(set(widths)) or not all(2 <= b <= 16 for b in widths):
-        raise MixbitError(f"precisions={list(widths)}: expected ascending whole numbers from 2 to 16")
+    widths = checked_widths("precisions", precisions)
     check_eval_mode(model)
     check_batches(batches)
     first = next(iter(batches), None)
@@ -140,16 +139,10 @@ def _ranges(
     """Scales [K] of each layer's input and the sign of its grid."""
     seen = {name: TensorStatistics() for name in modules}
 
-    def watch(name: str) -> Any:
-        def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
-            try:
-                seen[name].update(args[0])
-            except MixbitError as error:
-                raise MixbitError(f"layer {name!r}: its input {error}") from error
-
-        return observe
-
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_pre_hook(input_watcher(name, seen[name]), with_kwargs=True)
+        for name, module in modules.items()
+    ]
     try:
         with torch.no_grad():
             for item in batches:

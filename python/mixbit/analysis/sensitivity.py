@@ -102,8 +102,10 @@ def analyze(
     check_choice("point", point, POINTS)
     check_choice("ranges", ranges, METHODS)
     check_choice("granularity", granularity, GRANULARITIES)
-    acts = _widths("act_precisions" if act_precisions else "precisions", act_precisions or precisions)
-    weights = _widths("weight_precisions" if weight_precisions else "precisions", weight_precisions or precisions)
+    acts = checked_widths("act_precisions" if act_precisions else "precisions", act_precisions or precisions)
+    weights = checked_widths(
+        "weight_precisions" if weight_precisions else "precisions", weight_precisions or precisions
+    )
     if joint and acts != weights:
         raise MixbitError("joint=True needs the same act_precisions and weight_precisions")
     check_eval_mode(model)
@@ -131,7 +133,12 @@ def analyze(
     return table
 
 
-def _widths(argument: str, precisions: Iterable[int]) -> tuple[int, ...]:
+def checked_widths(argument: str, precisions: Iterable[int]) -> tuple[int, ...]:
+    """Ascending whole numbers from 2 to 16.
+
+    Raises:
+        MixbitError: They are something else; names the argument.
+    """
     found = tuple(precisions)
     good = all(isinstance(b, int) and not isinstance(b, bool) and 2 <= b <= 16 for b in found)
     if not found or not good or list(found) != sorted(set(found)):

@@ -14,7 +14,7 @@ from mixbit.quantizers.modules import (
 )
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
 from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPlus, Quantizer
-from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
+from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_watcher, weight_scales
 
 __all__ = [
     "KINDS",
@@ -39,6 +39,7 @@ __all__ = [
     "equalize_",
     "first_images",
     "fold_batchnorm_",
+    "input_watcher",
     "prepare_",
     "quantized_layers",
     "restore_",

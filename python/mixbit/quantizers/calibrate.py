@@ -12,7 +12,7 @@ from mixbit.errors import MixbitError, check_choice
 from mixbit.network import call_model, check_batches, check_eval_mode, input_of, layers
 from mixbit.quantizers.prepare import bypass, check_groups, quantized_layers, tie_groups_
 from mixbit.quantizers.quantizer import LSQPlus, Quantizer
-from mixbit.quantizers.statistics import METHODS, TensorStatistics, weight_scales
+from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_watcher, weight_scales
 
 
 def first_images(item: Any, count: int = 2) -> Any:
@@ -105,15 +105,6 @@ def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str, perce
     signs: dict[int, bool | None] = {}
     handles = []
 
-    def watch(name: str, key: int) -> Any:
-        def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            try:
-                statistics[key].update(args[0] if args else next(iter(kwargs.values())))
-            except MixbitError as error:
-                raise MixbitError(f"layer {name!r}: its input {error}") from error
-
-        return observe
-
     try:
         for name, module in modules.items():
             quantizer = module.act_quantizer
@@ -122,11 +113,11 @@ def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str, perce
             if key not in statistics:
                 statistics[key], quantizers[key], names[key] = TensorStatistics(), quantizer, name
                 signs[key] = module.precision.signed_act
-                handles.append(module.register_forward_pre_hook(watch(name, key), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(input_watcher(name, statistics[key]), with_kwargs=True))
             elif module.precision.signed_act is not None:
                 signs[key] = module.precision.signed_act
             if name != names[key]:
-                handles.append(module.register_forward_pre_hook(watch(name, key), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(input_watcher(name, statistics[key]), with_kwargs=True))
         with torch.no_grad(), bypass(model):
             for item in batches:
                 call_model(model, item)

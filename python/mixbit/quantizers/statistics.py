@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
@@ -157,6 +157,21 @@ class TensorStatistics:
         """Takes over what `state` returned."""
         self.count = int(state["count"])
         self.min, self.max, self.histogram = state["min"], state["max"], state["histogram"]
+
+
+def input_watcher(name: str, statistics: TensorStatistics) -> Any:
+    """A forward pre-hook (registered `with_kwargs=True`) that shows a layer's input to its statistics.
+
+    The hook raises MixbitError, with the layer's name, where the input is not finite.
+    """
+
+    def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            statistics.update(args[0] if args else next(iter(kwargs.values())))
+        except MixbitError as error:
+            raise MixbitError(f"layer {name!r}: its input {error}") from error
+
+    return observe
 
 
 def weight_scales(
