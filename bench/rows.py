@@ -6,6 +6,7 @@ A row: name, config (what was measured), config_hash, seed, commit, machine, ver
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -43,17 +44,24 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a number."""
+    """Versions of what decides a number, and of the other libraries where they are installed."""
+    from importlib import metadata
+
     import torch
 
     import mixbit
     from mixbit._build_info import CXX_COMPILER
 
+    peers = {}
+    for name in ("brevitas", "torchao", "nncf", "aimet-torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            peers[name] = metadata.version(name)
     return {
         "mixbit": mixbit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "compiler": CXX_COMPILER,
+        **peers,
     }
 
 

@@ -16,7 +16,9 @@ install(TARGETS ${_targets} EXPORT mixbitTargets
         LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT cpp)
 install(EXPORT mixbitTargets NAMESPACE mixbit:: DESTINATION "${_package_dir}" COMPONENT cpp)
 foreach(room common kernels assign ops)
-  install(DIRECTORY "${PROJECT_SOURCE_DIR}/csrc/${room}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT cpp)
+  # The CUDA launchers are inside libmixbit_ops: their header would declare what nobody can link.
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/csrc/${room}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT cpp
+          PATTERN "cuda.h" EXCLUDE)
 endforeach()
 
 configure_package_config_file("${CMAKE_CURRENT_LIST_DIR}/mixbitConfig.cmake.in" "${PROJECT_BINARY_DIR}/mixbitConfig.cmake"

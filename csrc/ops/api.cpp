@@ -93,4 +93,13 @@ at::Tensor mse_scales_from_histogram(const at::Tensor& histogram, const at::Tens
       .call(histogram, min, max, bit_widths, is_signed, narrow_range);
 }
 
+at::Tensor quantization_noise_from_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max,
+                                             const at::Tensor& scales, const at::Tensor& bit_widths, bool is_signed,
+                                             bool narrow_range) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               const at::Tensor&, bool, bool);
+  return typed_op<Signature>("mixbit::quantization_noise_from_histogram")
+      .call(histogram, min, max, scales, bit_widths, is_signed, narrow_range);
+}
+
 }  // namespace mixbit

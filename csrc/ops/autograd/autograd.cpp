@@ -34,6 +34,28 @@ std::optional<int64_t> kept_int(AutogradContext* ctx, const char* key) {
   return value.isNone() ? std::nullopt : std::optional<int64_t>(value.toInt());
 }
 
+// The options of a grid, which fake_quantize and its list form keep alike.
+struct GridOptions {
+  bool is_signed;
+  bool narrow_range;
+  std::optional<int64_t> axis;
+  int64_t rounding;
+  std::optional<int64_t> group_size;
+};
+
+void keep_options(AutogradContext* ctx, const GridOptions& options) {
+  ctx->saved_data["signed"] = options.is_signed;
+  ctx->saved_data["narrow_range"] = options.narrow_range;
+  keep_int(ctx, "axis", options.axis);
+  ctx->saved_data["rounding"] = options.rounding;
+  keep_int(ctx, "group_size", options.group_size);
+}
+
+GridOptions kept_options(AutogradContext* ctx) {
+  return {ctx->saved_data["signed"].toBool(), ctx->saved_data["narrow_range"].toBool(), kept_int(ctx, "axis"),
+          ctx->saved_data["rounding"].toInt(), kept_int(ctx, "group_size")};
+}
+
 // Whether a call has to be recorded. Without a gradient to record, a Function costs as much as a small kernel. Tangents
 // of forward mode keep the way through the Function, which refuses them; _fw_grad, though spelled like a private name,
 // is what generated code asks for them.
@@ -56,11 +78,7 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     Variable y =
         call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
     ctx->save_for_backward({x, scale, zero_point, bit_width});
-    ctx->saved_data["signed"] = is_signed;
-    ctx->saved_data["narrow_range"] = narrow_range;
-    keep_int(ctx, "axis", axis);
-    ctx->saved_data["rounding"] = rounding;
-    keep_int(ctx, "group_size", group_size);
+    keep_options(ctx, {is_signed, narrow_range, axis, rounding, group_size});
     return y;
   }
 
@@ -68,10 +86,10 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     const auto saved = ctx->get_saved_variables();
     const c10::List<bool> flags = ctx->saved_data["mask"].toBoolList();
     const std::array<bool, 3> mask = {flags[0], flags[1], flags[2]};
-    auto [dx, dscale, dzero_point] = call_fake_quantize_backward(
-        grads[0], saved[0], saved[1], saved[2], saved[3], ctx->saved_data["signed"].toBool(),
-        ctx->saved_data["narrow_range"].toBool(), kept_int(ctx, "axis"), ctx->saved_data["rounding"].toInt(),
-        kept_int(ctx, "group_size"), mask);
+    const GridOptions o = kept_options(ctx);
+    auto [dx, dscale, dzero_point] =
+        call_fake_quantize_backward(grads[0], saved[0], saved[1], saved[2], saved[3], o.is_signed, o.narrow_range,
+                                    o.axis, o.rounding, o.group_size, mask);
     return {
         if_needed(dx, mask[0]), if_needed(dscale, mask[1]), if_needed(dzero_point, mask[2]), {}, {}, {}, {}, {}, {}};
   }
@@ -136,11 +154,7 @@ class FakeQuantizeForeach : public torch::autograd::Function<FakeQuantizeForeach
       saved.insert(saved.end(), list.begin(), list.end());
     }
     ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["signed"] = is_signed;
-    ctx->saved_data["narrow_range"] = narrow_range;
-    keep_int(ctx, "axis", axis);
-    ctx->saved_data["rounding"] = rounding;
-    keep_int(ctx, "group_size", group_size);
+    keep_options(ctx, {is_signed, narrow_range, axis, rounding, group_size});
     return ys;
   }
 
@@ -155,10 +169,9 @@ class FakeQuantizeForeach : public torch::autograd::Function<FakeQuantizeForeach
     }
     const c10::List<bool> flags = ctx->saved_data["mask"].toBoolList();
     const std::array<bool, 3> mask = {flags[0], flags[1], flags[2]};
+    const GridOptions o = kept_options(ctx);
     auto [dx, dscale, dzero_point] = call_fake_quantize_backward_foreach(
-        grads, part(0), part(1), part(2), part(3), ctx->saved_data["signed"].toBool(),
-        ctx->saved_data["narrow_range"].toBool(), kept_int(ctx, "axis"), ctx->saved_data["rounding"].toInt(),
-        kept_int(ctx, "group_size"), mask);
+        grads, part(0), part(1), part(2), part(3), o.is_signed, o.narrow_range, o.axis, o.rounding, o.group_size, mask);
     variable_list gradients(4 * n + 5);
     for (size_t i = 0; i < n; ++i) {
       gradients[i] = if_needed(dx[i], mask[0]);

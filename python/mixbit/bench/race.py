@@ -83,7 +83,7 @@ def race(
         say: Is told what is skipped.
 
     Raises:
-        MixbitError: An unknown name, or bits outside 2 ... 16.
+        MixbitError: An unknown name, bits outside 2 ... 16, or another dtype than float32 for "weights".
     """
     chosen = CASES[check_choice("case", case, CASES)]
     shape, axis = TENSORS[check_choice("tensor", tensor, TENSORS)]
@@ -95,6 +95,8 @@ def race(
     names = list(CONTENDERS) if contenders is None else [check_choice("contender", c, CONTENDERS) for c in contenders]
     outcome = Outcome()
     if chosen.name == "weights":
+        if dtype != "float32":
+            raise MixbitError(f"dtype={dtype!r}: the case 'weights' is measured in float32 only")
         tensor, shape, axis = "ResNet-18", (64,), None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -49,9 +49,10 @@ def evaluate(
     """
     check_batches(loader, "loader")
     check_eval_mode(model)
+    decode: Any = getattr(model, "decode", None)
     if isinstance(metric, str):
         check_choice("metric", metric, METRICS)
-        if metric in _DETECTION and not callable(getattr(model, "decode", None)):
+        if metric in _DETECTION and not callable(decode):
             raise MixbitError(f"metric={metric!r} needs a model with decode(outputs); {type(model).__name__} has none")
     network: Callable[[Any], Any] | None = None
     total, count = 0.0, 0
@@ -71,7 +72,7 @@ def evaluate(
                 if not (isinstance(item, (tuple, list)) and len(item) > 1):
                     raise MixbitError(f"{metric} needs items (input, boxes); got {_described(item)} without boxes")
                 truths += check_truths(item[1], images)
-                found += model.decode(output)  # type: ignore[operator]
+                found += decode(output)
                 count += images
                 continue
             total += _top(output, item, int(metric[3:])) if isinstance(metric, str) else _score(metric, output, item)

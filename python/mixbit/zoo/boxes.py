@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 #: Boxes of one image: float32 [n, 4] (x1, y1, x2, y2 as shares of width and height), scores [n], classes int64 [n].
 Found = tuple[Tensor, Tensor, Tensor]
@@ -22,6 +21,8 @@ def suppress(boxes: Tensor, scores: Tensor, classes: Tensor, overlap: float, lim
         overlap: Largest intersection over union that stays.
         limit: At most so many boxes.
     """
+    from torchvision.ops import batched_nms
+
     keep = batched_nms(boxes, scores, classes, overlap)[:limit]
     return boxes[keep], scores[keep], classes[keep]
 

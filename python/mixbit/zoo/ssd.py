@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mixbit.errors import MixbitError, check_choice
 from mixbit.files import PathLike
 from mixbit.zoo.boxes import Found, decode_ssd, ssd_anchors
+from mixbit.zoo.imagenet import MobileNetV2
 from mixbit.zoo.layers import Convs
 from mixbit.zoo.weights import Arrays, float_state, load_state, read_arrays
 
@@ -22,8 +23,6 @@ from mixbit.zoo.weights import Arrays, float_state, load_state, read_arrays
 OPEN_IMAGES_TO_COCO = {
     1: 1, 3: 63, 4: 0, 5: 56, 6: 19, 8: 15, 9: 64, 10: 62, 12: 41, 15: 60, 16: 39, 20: 16, 21: 73, 23: 2
 }  # fmt: skip
-#: MobileNetV2: expansion, channels, blocks, stride.
-BACKBONE = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 #: The block whose expanded tensor is the first map of the heads.
 TAP = 14
 
@@ -129,7 +128,7 @@ class SSD(nn.Module):
         stem = Steps(batch_norm=batch_norm, same=same).then("conv", 3, 32, 3, 2)
         features.append(stem)
         width = 32
-        for expansion, out, count, stride in BACKBONE:
+        for expansion, out, count, stride in MobileNetV2.SETTINGS:
             for i in range(count):
                 features.append(
                     Inverted(
@@ -155,9 +154,10 @@ class SSD(nn.Module):
         found: list[Tensor] = []
         for i, module in enumerate(self.features):
             if i == TAP:
-                expanded = module.expand_only(x)  # type: ignore[operator]
+                assert isinstance(module, Inverted)
+                expanded = module.expand_only(x)
                 found.append(expanded)
-                x = module.finish(x, expanded)  # type: ignore[operator]
+                x = module.finish(x, expanded)
             else:
                 x = module(x)
         found.append(x)

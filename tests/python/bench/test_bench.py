@@ -139,3 +139,5 @@ def test_bad_input_is_named(arguments: list[str], complaint: str, capsys: pytest
 def test_bad_names_raise() -> None:
     with pytest.raises(MixbitError, match="case="):
         quick("nothing")
+    with pytest.raises(MixbitError, match="measured in float32 only"):
+        quick("weights", dtype="bfloat16")

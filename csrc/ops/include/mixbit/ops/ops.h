@@ -91,4 +91,11 @@ MIXBIT_OPS_API at::Tensor mse_scales_from_histogram(const at::Tensor& histogram,
                                                     const at::Tensor& max, const at::Tensor& bit_widths, bool is_signed,
                                                     bool narrow_range);
 
+// The noise of quantization_noise, estimated from a histogram of observe; scales and bit_widths [K] float32, result
+// float64 [K].
+MIXBIT_OPS_API at::Tensor quantization_noise_from_histogram(const at::Tensor& histogram, const at::Tensor& min,
+                                                            const at::Tensor& max, const at::Tensor& scales,
+                                                            const at::Tensor& bit_widths, bool is_signed,
+                                                            bool narrow_range);
+
 }  // namespace mixbit
