@@ -102,4 +102,12 @@ at::Tensor quantization_noise_from_histogram(const at::Tensor& histogram, const 
       .call(histogram, min, max, scales, bit_widths, is_signed, narrow_range);
 }
 
+at::Tensor optimize_rounding(const at::Tensor& weight, const at::Tensor& moments, const at::Tensor& scale,
+                             const at::Tensor& bit_width, bool narrow_range, double damping, int64_t sweeps) {
+  using Signature =
+      at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, double, int64_t);
+  return typed_op<Signature>("mixbit::optimize_rounding")
+      .call(weight, moments, scale, bit_width, narrow_range, damping, sweeps);
+}
+
 }  // namespace mixbit

@@ -102,4 +102,11 @@ TORCH_LIBRARY(mixbit, m) {
       "quantization_noise_from_histogram(Tensor histogram, Tensor min, Tensor max, Tensor scales, Tensor bit_widths, "
       "*, bool signed, bool narrow_range) -> Tensor",
       tags);
+  // Each weight becomes the one of its two neighbours on the grid with which the outputs change least. weight: float32
+  // [O, K]; moments: float32 [G, K, K], the second moments of the inputs of each of G groups of rows; scale, bit_width:
+  // float32 [1] or [O]. Returns levels of the grid, [O, K].
+  m.def(
+      "optimize_rounding(Tensor weight, Tensor moments, Tensor scale, Tensor bit_width, *, bool narrow_range=True, "
+      "float damping=0.01, int sweeps=20) -> Tensor",
+      tags);
 }

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from mixbit.errors import MixbitError
     from mixbit.evaluation import evaluate
     from mixbit.network import layers
-    from mixbit.quantizers import calibrate_, correct_bias_, equalize_, fold_batchnorm_, prepare_, restore_
+    from mixbit.quantizers import (
+        calibrate_,
+        correct_bias_,
+        equalize_,
+        fold_batchnorm_,
+        optimize_rounding_,
+        prepare_,
+        restore_,
+    )
     from mixbit.recipe import LayerPrecision, Recipe
     from mixbit.tables import CostTable, SensitivityTable
 
@@ -38,6 +46,7 @@ __all__ = [
     "fold_batchnorm_",
     "layers",
     "ops",
+    "optimize_rounding_",
     "prepare_",
     "quantizers",
     "report",
@@ -62,6 +71,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "correct_bias_": ("mixbit.quantizers", "correct_bias_"),
     "equalize_": ("mixbit.quantizers", "equalize_"),
     "fold_batchnorm_": ("mixbit.quantizers", "fold_batchnorm_"),
+    "optimize_rounding_": ("mixbit.quantizers", "optimize_rounding_"),
     "evaluate": ("mixbit.evaluation", "evaluate"),
     "costs": ("mixbit.costs", None),
     "export": ("mixbit.export", None),

@@ -42,7 +42,8 @@ def fisher(
         model: Float, in eval mode.
         batches: Re-iterable (input, labels).
         precisions: Widths of both operands.
-        loss: (output, item) -> scalar for one image; None is the cross entropy of logits and labels.
+        loss: (output, item) -> scalar for one image; None is a detector's own `loss(outputs, boxes)`, else the cross
+            entropy of logits and labels.
         ranges: How scales are chosen, as in `calibrate_`.
         granularity: "per_channel" or "per_tensor" weight scales.
         narrow_range: Symmetric weight grids.
@@ -63,6 +64,7 @@ def fisher(
     if first is None:
         raise MixbitError("batches is empty; expected at least one batch of images")
     model = fold_batchnorm_(copy.deepcopy(model), first_images(first)).requires_grad_(False)
+    loss = _default_loss(model) if loss is None else loss
     found = layers(model, first_images(first))
     modules: dict[str, Any] = {layer.name: model.get_submodule(layer.name) for layer in found}
     scales, signed = _ranges(model, batches, modules, widths, ranges)
@@ -91,7 +93,7 @@ def fisher(
         for item in batches:
             for image in _single(item):
                 output = call_model(model, image)
-                value = _cross_entropy(output, image) if loss is None else loss(output, image)
+                value = loss(output, image)
                 value.backward()  # not autograd.grad of the weights, which would leave out the network's input
                 for name, module in modules.items():
                     if module.weight.grad is not None:
@@ -168,6 +170,14 @@ def _single(item: Any) -> list[tuple[Tensor, Any]]:
     if len(labels) != len(x):
         raise MixbitError(f"a batch has {len(x)} images and {len(labels)} labels; expected as many")
     return [(x[i : i + 1], labels[i : i + 1]) for i in range(len(x))]
+
+
+def _default_loss(model: nn.Module) -> Callable[[Any, Any], Tensor]:
+    own = getattr(model, "loss", None)
+    if callable(getattr(model, "decode", None)) and callable(own) and not isinstance(own, nn.Module):
+        detector: Callable[[Any, Any], Tensor] = own
+        return lambda output, image: detector(output, image[1])
+    return _cross_entropy
 
 
 def _cross_entropy(output: Any, image: tuple[Tensor, Any]) -> Tensor:

@@ -19,7 +19,15 @@ from safetensors.numpy import save as save_arrays
 from torch import Tensor, nn
 
 from mixbit import ops
-from mixbit.analysis.network import OutputNoise, Outputs, output_tensors
+from mixbit.analysis.network import (
+    Importance,
+    OutputNoise,
+    Outputs,
+    checked_importance,
+    detector_outputs,
+    importance_tensors,
+    output_tensors,
+)
 from mixbit.analysis.power import monotone, sqnr_db
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.files import PathLike, write_bytes
@@ -61,6 +69,7 @@ def analyze(
     narrow_range: bool = True,
     names: Iterable[str] | None = None,
     outputs: Outputs | None = None,
+    importance: str | Importance | None = None,
     checkpoint: PathLike | None = None,
     progress: bool | Progress | None = None,
 ) -> SensitivityTable:
@@ -86,7 +95,12 @@ def analyze(
         granularity: "per_channel" or "per_tensor" weight scales.
         narrow_range: Symmetric weight grids.
         names: Layer names or globs to analyze; None is all.
-        outputs: Picks the tensors compared at the network's output; the least SQNR over them counts.
+        outputs: Picks the tensors compared at the network's output; the least SQNR over them counts. None takes all; of
+            a detector its `head_tensors`.
+        importance: What each squared element of the compared tensors counts, from the float output: a callable that
+            returns for each of them a tensor of its shape or one that broadcasts; or "confidence", a detector's decoded
+            scores, so that the many anchors of the background do not drown the objects. For the points "network_output"
+            and "cumulative".
         checkpoint: File for partial results; a run that was stopped goes on from it and ends with the same bytes. It is
             removed at the end.
         progress: True for a progress bar on a terminal, or a callable (done, total, text).
@@ -108,6 +122,10 @@ def analyze(
     )
     if joint and acts != weights:
         raise MixbitError("joint=True needs the same act_precisions and weight_precisions")
+    at_outputs = point in ("network_output", "cumulative")
+    if importance is not None and not at_outputs:
+        raise MixbitError(f'importance is for the points "network_output" and "cumulative"; got point={point!r}')
+    outputs, weigh = detector_outputs(model, outputs), checked_importance(model, importance)
     check_eval_mode(model)
     check_batches(batches)
     first = next(iter(batches), None)
@@ -125,10 +143,13 @@ def analyze(
         "act_precisions": list(acts),
         "weight_precisions": list(weights),
     }
-    run = _Run(model, batches, found, acts, weights, options, _Checkpoint(checkpoint, model, options, found), outputs)
+    if importance is not None:
+        options["importance"] = importance if isinstance(importance, str) else "callable"
+    kept = _Checkpoint(checkpoint, model, options, found)
+    run = _Run(model, batches, found, acts, weights, options, kept, outputs, weigh)
     with _reporter(progress) as report:
         run.report = report
-        table = run.ranges_and_layers() if point in ("layer_output", "tensor") else run.network()
+        table = run.network() if at_outputs else run.ranges_and_layers()
     run.checkpoint.remove()
     return table
 
@@ -231,6 +252,7 @@ class _Run:
         options: dict[str, Any],
         checkpoint: _Checkpoint,
         outputs: Outputs | None,
+        importance: Importance | None,
     ) -> None:
         self.model = model
         self.batches = batches
@@ -243,6 +265,7 @@ class _Run:
         self.narrow_range = bool(options["narrow_range"])
         self.checkpoint = checkpoint
         self.outputs = outputs
+        self.importance = importance
         self.report: Progress = lambda done, total, text: None
         self.total = len(batches) if isinstance(batches, Sized) else 0
 
@@ -396,7 +419,7 @@ class _Run:
     # ------------------------------------------------------------------------------------------------- network output
 
     def network(self) -> SensitivityTable:
-        """The points "network_output" and "cumulative": one pass over the data per entry."""
+        """The points "network_output" and "cumulative": every batch passes through once for each entry."""
         quantized = prepare_(
             copy.deepcopy(self.model),
             Recipe.uniform(
@@ -413,27 +436,38 @@ class _Run:
         order = [modules[name] for name in self.found.names]
         grids = [self._weight_scales(name) for name in self.found.names]
         pairs = [(j, k) for j in range(len(self.acts)) for k in range(len(self.weights)) if not self.joint or j == k]
-        values = np.full((len(order), len(self.acts), len(self.weights)), np.nan)
+        entries = [(i, j, k) for i in range(len(order)) for j, k in pairs]
+        totals = [OutputNoise() for _ in entries]
         done, arrays = self.checkpoint.load("network")
         if done > 0:
-            values = arrays["values"]
-        entries = [(i, j, k) for i in range(len(order)) for j, k in pairs]
-        with torch.no_grad():
-            for count, (i, j, k) in enumerate(entries):
-                if count < done:
-                    continue
-                for m, module in enumerate(order):
-                    on = m == i or (self.options["point"] == "cumulative" and m < i)
-                    _switch(module, on)
-                    if on:
-                        _set(module, self.acts[j], scales[m][j], signed[m], self.weights[k], grids[m][k])
-                total = OutputNoise()
-                for item in self.batches:
-                    reference = output_tensors(call_model(self.model, item), self.outputs)
-                    total.add(reference, output_tensors(call_model(quantized, item), self.outputs))
-                values[i, j, k] = total.db()
-                self.checkpoint.save("network", count + 1, {"values": values, **self._kept(scales, signed)})
-                self.report(count + 1, len(entries), "network")
+            paths = bytes(arrays["paths"]).decode().split("\n")
+            for total, state in zip(totals, arrays["totals"], strict=True):
+                total.load(paths, state)
+        for batch, item in enumerate(self._from(done)):
+            with torch.no_grad():
+                output = call_model(self.model, item)
+                reference = output_tensors(output, self.outputs)
+                weights = None if self.importance is None else importance_tensors(self.importance, output, reference)
+                for count, ((i, j, k), total) in enumerate(zip(entries, totals, strict=True)):
+                    for m, module in enumerate(order):
+                        on = m == i or (self.options["point"] == "cumulative" and m < i)
+                        _switch(module, on)
+                        if on:
+                            _set(module, self.acts[j], scales[m][j], signed[m], self.weights[k], grids[m][k])
+                    total.add(reference, output_tensors(call_model(quantized, item), self.outputs), weights)
+                    self.report((done + batch) * len(entries) + count + 1, self.total * len(entries), "network")
+            self.checkpoint.save(
+                "network",
+                done + batch + 1,
+                {
+                    "totals": np.array([total.state() for total in totals]),
+                    "paths": np.frombuffer("\n".join(totals[0].signal).encode(), np.uint8),
+                    **self._kept(scales, signed),
+                },
+            )
+        values = np.full((len(order), len(self.acts), len(self.weights)), np.nan)
+        for (i, j, k), total in zip(entries, totals, strict=True):
+            values[i, j, k] = total.db()
         if self.joint:
             values = np.stack([values[:, j, j] for j in range(len(self.acts))], axis=1)
         return self._table(values)

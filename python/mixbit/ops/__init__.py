@@ -28,6 +28,7 @@ __all__ = [
     "mse_scales_from_histogram",
     "noise_power",
     "observe",
+    "optimize_rounding",
     "quantization_noise",
     "quantization_noise_foreach",
     "quantization_noise_from_histogram",
@@ -441,4 +442,42 @@ def quantization_noise_from_histogram(
     """
     return _ops.quantization_noise_from_histogram.default(
         histogram, min, max, scales, bit_widths, signed=signed, narrow_range=narrow_range
+    )
+
+
+def optimize_rounding(
+    weight: Tensor,
+    moments: Tensor,
+    scale: Tensor,
+    bit_width: Tensor | float,
+    *,
+    narrow_range: bool = True,
+    damping: float = 0.01,
+    sweeps: int = 20,
+) -> Tensor:
+    """Rounds each weight up or down so that the outputs change least, instead of to the nearest level.
+
+    With e the rounding errors of a row and M the second moments of its inputs, e' M e is the mean squared error of the
+    output: AdaRound's objective (arXiv 2004.10568, eq. 13). It is descended from the nearest levels, one weight after
+    the other, until no move lowers it (as QuIP's greedy updates, arXiv 2307.13304); deterministic, rows independent.
+    Weights outside the grid go to its end.
+
+    Args:
+        weight: float32 [O, K], one row for each output.
+        moments: float32 [G, K, K], symmetric: mean of x x' over the inputs x of the rows of each of G equal groups.
+        scale: float32 [1] or [O].
+        bit_width: Of the signed grid; float32 [1] or [O], or a number.
+        narrow_range: Symmetric grid.
+        damping: Share of the mean diagonal of M that is added to its diagonal: how much plain distance counts beside
+            the data.
+        sweeps: Passes over each row at most.
+
+    Returns:
+        float32 [O, K], levels of the grid; on any device computed by the CPU.
+
+    Raises:
+        ValueError: Shapes, dtypes or values do not fit; weight or moments hold NaN or infinity.
+    """
+    return _ops.optimize_rounding.default(
+        weight, moments, scale, _parameter(bit_width, weight), narrow_range=narrow_range, damping=damping, sweeps=sweeps
     )

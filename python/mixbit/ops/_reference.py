@@ -148,3 +148,44 @@ def mse_scales(x: Tensor, bit_width: int, *, signed: bool, narrow_range: bool) -
         if error < best[1]:
             best = (scale, error)
     return best
+
+
+def optimize_rounding(
+    weight: Tensor,
+    moments: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    *,
+    narrow_range: bool = True,
+    damping: float = 0.01,
+    sweeps: int = 20,
+) -> Tensor:
+    """Twin of `mixbit.ops.optimize_rounding`: every move is judged by the objective itself."""
+    rows, inputs = weight.shape
+    result = torch.empty_like(weight)
+    for row in range(rows):
+        m = moments[row * moments.shape[0] // rows].double()
+        m = m + torch.eye(inputs, dtype=torch.float64) * damping * m.diagonal().mean()
+        s = scale[row if scale.numel() > 1 else 0].double()
+        b = bit_width[row if bit_width.numel() > 1 else 0].reshape(1)
+        low, high = (float(r) for r in quant_range(b, True, narrow_range))
+        w = weight[row].double()
+        v = (weight[row] / s.float()).double()
+        codes = v.round().clamp(low, high)
+
+        def loss(q: Tensor, w: Tensor = w, s: Tensor = s, m: Tensor = m) -> float:
+            e = q * s - w
+            return float(e @ m @ e)
+
+        for _ in range(sweeps):
+            before = codes.clone()
+            for i in range(inputs):
+                below, above = (float(t[i].clamp(low, high)) for t in (v.floor(), v.ceil()))
+                other = codes.clone()
+                other[i] = above if float(codes[i]) == below else below
+                if loss(other) < loss(codes) * (1 - 1e-12):
+                    codes = other
+            if torch.equal(codes, before):
+                break
+        result[row] = codes.float() * s.float()
+    return result

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixbit.files import PathLike
-from mixbit.zoo.boxes import Found, decode_fastestdet
+from mixbit.zoo.boxes import Detector, fastestdet_predictions
 from mixbit.zoo.weights import float_state, load_state, read_arrays
 
 
@@ -133,7 +133,7 @@ class DetectHead(nn.Module):
         return torch.cat([self.obj_layers(x).sigmoid(), self.reg_layers(x), self.cls_layers(x).softmax(1)], 1)
 
 
-class FastestDet(nn.Module):
+class FastestDet(Detector, nn.Module):
     """See the module's docstring; names are those of the published weights."""
 
     def __init__(self, classes: int = 80) -> None:
@@ -152,16 +152,20 @@ class FastestDet(nn.Module):
 
     #: All of COCO's.
     coco_classes = tuple(range(80))
+    least_score = 0.005
 
-    def decode(self, outputs: Tensor, score: float = 0.005, overlap: float = 0.45) -> list[Found]:
-        """Boxes of each image, best first.
+    def predictions(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """All boxes [N, cells, 4] and their scores [N, cells, classes]."""
+        return fastestdet_predictions(outputs)
 
-        Args:
-            outputs: What `forward` returns.
-            score: Smallest score that counts.
-            overlap: Of the suppression, class by class.
-        """
-        return decode_fastestdet(outputs, score=score, overlap=overlap)
+    def head_tensors(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Objectness, box values and class shares apart, [N, ., H, W] each."""
+        return outputs[:, :1], outputs[:, 1:5], outputs[:, 5:]
+
+    def confidence(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each tensor of `head_tensors` the best score of its cells, [N, 1, H, W]."""
+        best = self.predictions(outputs)[1].amax(-1).reshape(outputs[:, :1].shape)
+        return best, best, best
 
 
 def fastestdet(weights: PathLike | None = None) -> FastestDet:

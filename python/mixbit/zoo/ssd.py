@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, check_choice
 from mixbit.files import PathLike
-from mixbit.zoo.boxes import Found, decode_ssd, ssd_anchors
+from mixbit.zoo.boxes import Detector, ssd_anchors, ssd_predictions
 from mixbit.zoo.imagenet import MobileNetV2
 from mixbit.zoo.layers import Convs
 from mixbit.zoo.weights import Arrays, float_state, load_state, read_arrays
@@ -90,7 +90,7 @@ class Predictor(Convs):
         return self.run("pw", F.relu6(self.run("dw", x)) if self.depthwise else x)
 
 
-class SSD(nn.Module):
+class SSD(Detector, nn.Module):
     """A MobileNetV2, extra maps and two predictors on each of six maps.
 
     Args:
@@ -102,13 +102,11 @@ class SSD(nn.Module):
         batch_norm: Whether batch normalization stands behind convolutions; else it is folded.
         same: TensorFlow's padding.
         head_bias: Whether the depthwise convolutions of the heads have biases beside batch normalization.
-
-    Attributes:
-        coco_classes: COCO's class for each class after the background, -1 where it has none; None if the classes are
-            not COCO's.
     """
 
-    coco_classes: tuple[int, ...] | None = None
+    one_class = False
+    least_score = 0.02
+    largest_overlap = 0.5
 
     def __init__(
         self,
@@ -176,28 +174,27 @@ class SSD(nn.Module):
             logits.append(cls(level).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.classes))
         return torch.cat(boxes, 1), torch.cat(logits, 1)
 
-    def decode(self, outputs: Sequence[Tensor], score: float = 0.02, overlap: float = 0.5) -> list[Found]:
-        """Boxes of each image, best first; classes are COCO's where `coco_classes` is set, others are left out.
+    def predictions(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes [N, 1917, 4] and scores [N, 1917, classes - 1] of the definitions with TensorFlow's anchors.
 
-        Args:
-            outputs: What `forward` returns, of the definitions with 1917 anchors.
-            score: Smallest score that counts.
-            overlap: Of the suppression, class by class.
+        Raises:
+            MixbitError: The outputs have another number of anchors.
         """
-        codes, logits = outputs[0], outputs[1]
         anchors = ssd_anchors()
-        if codes.shape[1] != len(anchors):
-            raise MixbitError(f"outputs have {codes.shape[1]} anchors; decode knows the {len(anchors)} of TensorFlow's")
-        found = decode_ssd(codes, logits, anchors, score=score, overlap=overlap)
-        if self.coco_classes is None:
-            return found
-        names = torch.tensor(self.coco_classes)
-        mapped = []
-        for boxes, scores, classes in found:
-            coco = names[classes]
-            keep = coco >= 0
-            mapped.append((boxes[keep], scores[keep], coco[keep]))
-        return mapped
+        if outputs[0].shape[1] != len(anchors):
+            raise MixbitError(
+                f"outputs have {outputs[0].shape[1]} anchors; decoding knows the {len(anchors)} of TensorFlow's"
+            )
+        return ssd_predictions(outputs[0], outputs[1], anchors)
+
+    def head_tensors(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Box codes and class logits."""
+        return outputs[0], outputs[1]
+
+    def confidence(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """For box codes and logits the best score of each anchor, [N, anchors, 1]."""
+        best = outputs[1][..., 1:].sigmoid().amax(-1, keepdim=True)
+        return best, best
 
 
 def _plain_extras(same: bool, batch_norm: bool, *, depthwise: bool) -> tuple[list[nn.Module], list[int]]:

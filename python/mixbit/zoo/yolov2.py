@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike
-from mixbit.zoo.boxes import Found, decode_yolov2
+from mixbit.zoo.boxes import Detector, yolov2_predictions
 from mixbit.zoo.layers import Convs
 from mixbit.zoo.weights import float_state, load_state, read_arrays
 
@@ -16,7 +16,7 @@ from mixbit.zoo.weights import float_state, load_state, read_arrays
 VOC_ANCHORS = ((1.3221, 1.73145), (3.19275, 4.00944), (5.05587, 8.09892), (9.47112, 4.84053), (11.2364, 10.0071))
 
 
-class YoloV2(Convs):
+class YoloV2(Detector, Convs):
     """Darknet-19 with a passthrough: conv1 ... conv23, batch normalization and leaky ReLU behind all but the last.
 
     Args:
@@ -64,15 +64,19 @@ class YoloV2(Convs):
         x = self._layer("conv22", torch.cat([around, x], 1))
         return self.run("conv23", x)
 
-    def decode(self, outputs: Tensor, score: float = 0.01, overlap: float = 0.45) -> list[Found]:
-        """Boxes of each image, best first; classes are the network's own.
+    def predictions(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """All boxes [N, 5 H W, 4] and their scores [N, 5 H W, classes]."""
+        return yolov2_predictions(outputs, VOC_ANCHORS)
 
-        Args:
-            outputs: What `forward` returns.
-            score: Smallest score that counts.
-            overlap: Of the suppression, class by class.
-        """
-        return decode_yolov2(outputs, VOC_ANCHORS, score=score, overlap=overlap)
+    def head_tensors(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Box values, objectness and class logits apart, [N, 5, ., H, W] each."""
+        values = outputs.reshape(outputs.shape[0], len(VOC_ANCHORS), -1, *outputs.shape[2:])
+        return values[:, :, :4], values[:, :, 4:5], values[:, :, 5:]
+
+    def confidence(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For each tensor of `head_tensors` the best score of its anchors, [N, 5, 1, H, W]."""
+        best = self.predictions(outputs)[1].amax(-1).reshape(self.head_tensors(outputs)[1].shape)
+        return best, best, best
 
 
 def yolov2(classes: int = 20, weights: PathLike | None = None) -> YoloV2:

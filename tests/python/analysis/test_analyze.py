@@ -83,6 +83,51 @@ def test_network_points_are_measured_at_the_output() -> None:
         assert table.entry(layer, 4, 4) == pytest.approx(db(folded(x), quantized(x)), abs=1e-3)
 
 
+def test_importance_weighs_the_squared_elements_of_the_output() -> None:
+    model = seeded(Residual)
+    folded = mixbit.fold_batchnorm_(copy.deepcopy(model), data()[0])
+    x = torch.cat(data())
+    quantized = mixbit.prepare_(copy.deepcopy(folded), Recipe.uniform(["b"], weight=4, act=4))
+    mixbit.calibrate_(quantized, data())
+    with torch.no_grad():
+        reference, got = folded(x).double(), quantized(x).double()
+    weight = torch.tensor([4.0, 0.0, 1.0, 0.0, 0.5])
+    noise, signal = ((weight * t.square()).sum() for t in (got - reference, reference))
+    table = mixbit.analyze(model, data(), (4,), "network_output", joint=True, importance=lambda y: weight)
+    assert table.entry("b", 4, 4) == pytest.approx(10 * math.log10(float(signal / noise)), abs=1e-3)
+    assert table.options["importance"] == "callable"
+    recipe = Recipe.uniform(["b"], weight=4, act=4)
+    assert network_sqnr(model, recipe, data(), importance=lambda y: weight) == pytest.approx(
+        table.entry("b", 4, 4), abs=1e-3
+    )
+    ones = mixbit.analyze(model, data(), (4,), "network_output", joint=True, importance=torch.ones_like)
+    plain = mixbit.analyze(model, data(), (4,), "network_output", joint=True)
+    assert np.allclose(ones.sqnr_db, plain.sqnr_db)
+
+
+def test_a_detector_is_weighted_by_its_confidence() -> None:
+    model = zoo.fastestdet(zoo.data_dir() / "weights/fastestdet_coco_fp32.npz")
+    images, _ = zoo.coco("val", 2, "fastestdet")
+    names = ["detect_head.reg_layers.conv5x5.3", "detect_head.obj_layers.conv5x5.3"]
+    tables = [
+        mixbit.analyze(model, [images], (4,), "network_output", True, names=names, importance=importance)
+        for importance in (None, "confidence")
+    ]
+    assert tables[1].options["importance"] == "confidence"
+    assert np.isfinite(tables[1].sqnr_db).all()
+    assert not np.allclose(tables[0].sqnr_db, tables[1].sqnr_db, atol=0.05)
+    # By hand: the least over objectness, box values and class shares, each cell counting as much as its best score.
+    folded = mixbit.fold_batchnorm_(copy.deepcopy(model), images)
+    quantized = mixbit.prepare_(copy.deepcopy(folded), Recipe.uniform(names[1:], weight=4, act=4))
+    mixbit.calibrate_(quantized, [images])
+    with torch.no_grad():
+        reference, got = folded(images), quantized(images)
+    weight = (reference[:, :1] * reference[:, 5:]).amax(1, keepdim=True)
+    noise = (weight * (got - reference)[:, :1].square()).sum()
+    expected = 10 * torch.log10((weight * reference[:, :1].square()).sum() / noise)
+    assert tables[1].entry(names[1], 4, 4) == pytest.approx(float(expected), abs=1e-2)
+
+
 def test_tensor_adds_the_noise_ratios_of_both_operands() -> None:
     table = mixbit.analyze(seeded(Residual), data(), precisions=(3, 6), point="tensor")
     expected = -10 * np.log10(
@@ -169,6 +214,12 @@ def test_ranges_and_selected_layers() -> None:
         ({"names": ["stm"]}, "did you mean 'stem'"),
         ({"model": seeded(Residual).train()}, "training mode"),
         ({"joint": True, "act_precisions": (4,)}, "needs the same act_precisions"),
+        ({"importance": torch.ones_like}, "importance is for the points"),
+        ({"point": "network_output", "importance": "confidence"}, "Residual has none"),
+        ({"point": "network_output", "importance": "score"}, "importance='score'"),
+        ({"point": "network_output", "importance": lambda y: []}, "gave 0 tensors for 1"),
+        ({"point": "network_output", "importance": lambda y: y[:, :2].abs()}, r"has shape \(4, 2\); expected"),
+        ({"point": "network_output", "importance": lambda y: -y.abs()}, "holds negative or not finite values"),
     ],
 )
 def test_bad_input_is_named(change: dict, complaint: str) -> None:
@@ -194,7 +245,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, poin
         pass
 
     checkpoint = tmp_path / "partial"
-    for limit in (1, 2, 3, 2, 5):
+    for limit in (1, 2, 3, 2, 5) if point == "layer_output" else (1, 7, 30, 50, 20):
         steps = 0
 
         def stop(done: int, total: int, text: str, limit: int = limit) -> None:

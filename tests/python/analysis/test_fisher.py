@@ -78,6 +78,15 @@ def test_a_real_network_is_ranked_like_its_loss_rises() -> None:
     assert costs.total(recipe) <= 0.5 * costs.uniform(8, 8)
 
 
+def test_a_detector_brings_its_loss() -> None:
+    model = zoo.fastestdet(zoo.data_dir() / "weights/fastestdet_coco_fp32.npz")
+    images, boxes = zoo.coco("val", 4, "fastestdet")
+    table = fisher(model, [(images[:2], boxes[:2]), (images[2:], boxes[2:])], (4, 8))
+    assert np.isfinite(table.sqnr_db).all()
+    assert (table.sqnr_db[:, 1, 1] > table.sqnr_db[:, 0, 0]).all()
+    assert table.options["images"] == 4
+
+
 def test_a_loss_of_ones_own() -> None:
     model = nn.Sequential(nn.Linear(6, 3)).eval()
     items = [(x, list(range(len(x)))) for x, _ in data()]

@@ -98,4 +98,11 @@ MIXBIT_OPS_API at::Tensor quantization_noise_from_histogram(const at::Tensor& hi
                                                             const at::Tensor& bit_widths, bool is_signed,
                                                             bool narrow_range);
 
+// Weights rounded up or down so that the outputs change least (AdaRound's objective); levels of the signed grid [O, K].
+MIXBIT_OPS_API at::Tensor optimize_rounding(const at::Tensor& weight,     // [O, K], float32
+                                            const at::Tensor& moments,    // [G, K, K], float32: of the inputs
+                                            const at::Tensor& scale,      // [1] or [O], float32
+                                            const at::Tensor& bit_width,  // [1] or [O], float32
+                                            bool narrow_range = true, double damping = 0.01, int64_t sweeps = 20);
+
 }  // namespace mixbit
