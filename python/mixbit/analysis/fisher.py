@@ -15,7 +15,7 @@ from mixbit import ops
 from mixbit.analysis.sensitivity import checked_widths
 from mixbit.errors import MixbitError, check_choice
 from mixbit.network import call_model, check_batches, check_eval_mode, flatten_outputs, layers
-from mixbit.quantizers import METHODS, TensorStatistics, first_images, fold_batchnorm_, input_watcher, weight_scales
+from mixbit.quantizers import METHODS, first_images, fold_batchnorm_, input_statistics, weight_scales
 from mixbit.recipe import GRANULARITIES
 from mixbit.tables import SensitivityTable
 
@@ -139,22 +139,11 @@ def _ranges(
     model: nn.Module, batches: Iterable[Any], modules: dict[str, Any], widths: tuple[int, ...], method: str
 ) -> tuple[dict[str, Tensor], dict[str, bool]]:
     """Scales [K] of each layer's input and the sign of its grid."""
-    seen = {name: TensorStatistics() for name in modules}
-
-    handles = [
-        module.register_forward_pre_hook(input_watcher(name, seen[name]), with_kwargs=True)
-        for name, module in modules.items()
-    ]
-    try:
-        with torch.no_grad():
-            for item in batches:
-                call_model(model, item)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, statistics in seen.items():
-        if statistics.count == 0:
+    seen = input_statistics(model, batches)
+    for name in modules:
+        if name not in seen:
             raise MixbitError(f"layer {name!r} was never reached by the data")
+    seen = {name: seen[name] for name in modules}
     signed = {name: s.signed for name, s in seen.items()}
     scales = {
         name: s.scales(list(widths), signed=s.signed, narrow_range=False, method=method) for name, s in seen.items()

@@ -15,7 +15,7 @@ from mixbit.quantizers.modules import (
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
 from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPlus, Quantizer
 from mixbit.quantizers.rounding import optimize_rounding_
-from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_watcher, weight_scales
+from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_statistics, weight_scales
 
 __all__ = [
     "KINDS",
@@ -40,7 +40,7 @@ __all__ = [
     "equalize_",
     "first_images",
     "fold_batchnorm_",
-    "input_watcher",
+    "input_statistics",
     "optimize_rounding_",
     "prepare_",
     "quantized_layers",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, check_choice
 from mixbit.network import call_model, check_batches, check_eval_mode, input_of, layers
 from mixbit.quantizers.prepare import bypass, check_groups, quantized_layers, tie_groups_
 from mixbit.quantizers.quantizer import LSQPlus, Quantizer
-from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_watcher, weight_scales
+from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_statistics, weight_scales
 
 
 def first_images(item: Any, count: int = 2) -> Any:
@@ -34,6 +33,7 @@ def calibrate_(
     example: Any = None,
     *,
     percentile: float = 99.99,
+    statistics: Mapping[str, TensorStatistics] | None = None,
 ) -> nn.Module:
     """Sets the scales of a prepared model, in place: weights from themselves, activations from float passes over data.
 
@@ -49,6 +49,8 @@ def calibrate_(
         example: An item; if given, the tensors of the integer network that no layer reads (adds, concatenations, pools,
             outputs) are calibrated too, which integer evaluation and export need.
         percentile: Share of the activations' magnitudes inside the range, in percent, for method "percentile".
+        statistics: What `mixbit.quantizers.input_statistics` found for this network on this data: saves the pass where
+            many recipes are tried.
 
     Returns:
         The model.
@@ -73,7 +75,7 @@ def calibrate_(
     for name, module in modules.items():
         if module.weight_quantizer is not None:
             _calibrate_weight(name, module.weight_quantizer, module.weight, method)
-    _calibrate_acts(model, batches, method, percentile)
+    _calibrate_acts(model, input_statistics(model, batches) if statistics is None else statistics, method, percentile)
     if example is not None:
         from mixbit.quantizers.tensors import record_tensors_
 
@@ -96,40 +98,25 @@ def _calibrate_weight(name: str, quantizer: Quantizer, weight: Tensor, method: s
     quantizer.set_(scale)
 
 
-def _calibrate_acts(model: nn.Module, batches: Iterable[Any], method: str, percentile: float) -> None:
+def _calibrate_acts(
+    model: nn.Module, statistics: Mapping[str, TensorStatistics], method: str, percentile: float
+) -> None:
+    # Layers that share a quantizer are calibrated on what all of them see.
+    names: dict[int, list[str]] = {}
     modules = {n: m for n, m in quantized_layers(model).items() if m.act_quantizer is not None}
-    # One statistics object per quantizer: tied layers see the same tensors.
-    names: dict[int, str] = {}
-    statistics: dict[int, TensorStatistics] = {}
-    quantizers: dict[int, Quantizer] = {}
-    signs: dict[int, bool | None] = {}
-    handles = []
-
-    try:
-        for name, module in modules.items():
-            quantizer = module.act_quantizer
-            assert quantizer is not None
-            key = id(quantizer)
-            if key not in statistics:
-                statistics[key], quantizers[key], names[key] = TensorStatistics(), quantizer, name
-                signs[key] = module.precision.signed_act
-                handles.append(module.register_forward_pre_hook(input_watcher(name, statistics[key]), with_kwargs=True))
-            elif module.precision.signed_act is not None:
-                signs[key] = module.precision.signed_act
-            if name != names[key]:
-                handles.append(module.register_forward_pre_hook(input_watcher(name, statistics[key]), with_kwargs=True))
-        with torch.no_grad(), bypass(model):
-            for item in batches:
-                call_model(model, item)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for key, seen in statistics.items():
+    for name, module in modules.items():
+        names.setdefault(id(module.act_quantizer), []).append(name)
+    for sharing in names.values():
+        quantizer = modules[sharing[0]].act_quantizer
+        assert quantizer is not None
+        seen = TensorStatistics()
+        for name in sharing:
+            if name in statistics:
+                seen.merge(statistics[name])
         if seen.count == 0:
-            raise MixbitError(f"layer {names[key]!r} was never reached by the data; leave it float in the recipe")
-        wanted = signs[key]
-        signed = seen.signed if wanted is None else wanted
-        quantizer = quantizers[key]
+            raise MixbitError(f"layer {sharing[0]!r} was never reached by the data; leave it float in the recipe")
+        asked = [sign for n in sharing if (sign := modules[n].precision.signed_act) is not None]
+        signed = asked[-1] if asked else seen.signed
         bits = quantizer.check_bit_width()
         if isinstance(quantizer, LSQPlus):
             scale, zero_point = seen.offset_grid(bits, method=method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
+from mixbit.network import call_model, check_batches, check_eval_mode
+from mixbit.quantizers.prepare import bypass
 
 #: How a scale is chosen: least squared error, largest value, the best power of two, or the largest value but for a
 #: share of outliers (activations only; weights then take the least squared error).
@@ -40,9 +43,17 @@ class TensorStatistics:
             return
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise MixbitError("holds NaN or infinity; expected finite numbers")
+        self._add(x.numel(), low, high, histogram)
+
+    def merge(self, other: TensorStatistics) -> None:
+        """Adds everything that was shown to another one."""
+        if other.count:
+            self._add(other.count, other.min, other.max, other.histogram)
+
+    def _add(self, count: int, low: Tensor, high: Tensor, histogram: Tensor) -> None:
         before = self._range()
         had_data = self.count > 0
-        self.count += x.numel()
+        self.count += count
         incoming = float(max(abs(low), abs(high)))
         self.min = torch.minimum(self.min, low)
         self.max = torch.maximum(self.max, high)
@@ -159,19 +170,45 @@ class TensorStatistics:
         self.min, self.max, self.histogram = state["min"], state["max"], state["histogram"]
 
 
-def input_watcher(name: str, statistics: TensorStatistics) -> Any:
-    """A forward pre-hook (registered `with_kwargs=True`) that shows a layer's input to its statistics.
+def input_statistics(model: nn.Module, batches: Iterable[Any]) -> dict[str, TensorStatistics]:
+    """What every layer's input looks like, from one float pass over the data.
 
-    The hook raises MixbitError, with the layer's name, where the input is not finite.
+    Given to `calibrate_(..., statistics=...)` as often as wanted, the pass is made once for many recipes.
+
+    Args:
+        model: Float or prepared, in eval mode; batch normalization folded or not as it will be calibrated.
+        batches: Re-iterable batches (see the data conventions).
+
+    Returns:
+        Statistics of each convolution and linear layer that was reached, by module path.
+
+    Raises:
+        MixbitError: The data is one-shot, or an input is not finite (the layer is named).
     """
+    check_batches(batches)
+    check_eval_mode(model)
+    found: dict[str, TensorStatistics] = {}
 
-    def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        try:
-            statistics.update(args[0] if args else next(iter(kwargs.values())))
-        except MixbitError as error:
-            raise MixbitError(f"layer {name!r}: its input {error}") from error
+    def watch(name: str) -> Any:
+        def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
+            try:
+                found.setdefault(name, TensorStatistics()).update(x)
+            except MixbitError as error:
+                raise MixbitError(f"layer {name!r}: its input {error}") from error
 
-    return observe
+        return observe
+
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    handles = [m.register_forward_pre_hook(watch(n), with_kwargs=True) for n, m in layers.items()]
+    try:
+        with torch.no_grad(), bypass(model):
+            for item in batches:
+                call_model(model, item)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def weight_scales(
