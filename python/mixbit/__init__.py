@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mixbit.network import layers
     from mixbit.quantizers import calibrate_, correct_bias_, equalize_, fold_batchnorm_, prepare_, restore_
     from mixbit.recipe import LayerPrecision, Recipe
+    from mixbit.sweeps import sweep
     from mixbit.tables import CostTable, SensitivityTable
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "quantizers",
     "report",
     "restore_",
+    "sweep",
     "zoo",
 ]
 
@@ -56,6 +58,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "layers": ("mixbit.network", "layers"),
     "analyze": ("mixbit.analysis", "analyze"),
     "assign": ("mixbit.assignment", "assign"),
+    "sweep": ("mixbit.sweeps", "sweep"),
     "prepare_": ("mixbit.quantizers", "prepare_"),
     "restore_": ("mixbit.quantizers", "restore_"),
     "calibrate_": ("mixbit.quantizers", "calibrate_"),
