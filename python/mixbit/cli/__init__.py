@@ -266,7 +266,7 @@ def _summary(folder: Path) -> None:
 
     from mixbit.recipe import Recipe
 
-    recipe_file, evaluation_file = folder / "recipe.json", folder / "evaluation.json"
+    recipe_file, evaluation_file, sweep_file = (folder / f"{n}.json" for n in ("recipe", "evaluation", "sweep"))
     console = Console()
     if recipe_file.exists():
         recipe = Recipe.load(recipe_file)
@@ -286,6 +286,18 @@ def _summary(folder: Path) -> None:
         predicted, measured = (evaluation[k] for k in ("predicted_sqnr_db", "measured_sqnr_db"))
         shown = [v if isinstance(v, str) or v is None else f"{v:.1f} dB" for v in (predicted, measured)]
         console.print(f"SQNR predicted (an estimate): {shown[0]}, measured: {shown[1]}")
+    if sweep_file.exists():
+        sweep = json.loads(sweep_file.read_text())
+        for cost in sweep["costs"]:
+            # Where something was measured that front counts; an estimate has to do where nothing was.
+            figure, head = (
+                ("measured", str(sweep["metric"])) if sweep["metric"] else ("predicted_sqnr_db", "estimate, dB")
+            )
+            table = Table("recipe", f"{cost} / uniform 8/8", head, title=f"Pareto front over {cost}")
+            for point in sorted(sweep["points"], key=lambda p: -p["shares"][cost]):
+                if point["on_front"][cost][figure]:
+                    table.add_row(point["name"], f"{point['shares'][cost]:.3f}", f"{float(point[figure]):.2f}")
+            console.print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

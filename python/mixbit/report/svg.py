@@ -112,7 +112,8 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | 
     ys = _ticks(min(values) - 0.02 * spread, max(values) + 0.02 * spread)
     left, top, width, height = 46, 26, 430, 270
     key = top + height + 44
-    rows = math.ceil(len(series) / 3)
+    columns = 2
+    rows = math.ceil(len(series) / columns)
 
     def place(x: float, y: float) -> tuple[str, str]:
         across = left + width * (x - xs[0]) / (xs[-1] - xs[0])
@@ -150,7 +151,8 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | 
         steps = "".join(f"H{across}V{down}" for across, down in others)
         parts.append(f'<path d="M{" ".join(first)}{steps}H{left + width}" class="front"/>')
     for dot in dots:
-        parts.append(mark(series.index(dot.series), *place(dot.x, dot.y), dot.name, dot.hollow))
+        said = f"{dot.name}: {dot.x:.3f}, {dot.y:.2f}"
+        parts.append(mark(series.index(dot.series), *place(dot.x, dot.y), said, dot.hollow))
     for dot in dots:
         if dot.label:
             across, down = (float(v) for v in place(dot.x, dot.y))
@@ -158,7 +160,7 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | 
             where = f'x="{across + shift:.1f}" y="{down + 12:.1f}" text-anchor="{anchor}"'
             parts.append(f'<text class="small" {where}>{escape(dot.label)}</text>')
     for i, name in enumerate(series):
-        across, down = left + 150 * (i % 3), key + 18 * (i // 3)
+        across, down = left + width // columns * (i % columns), key + 18 * (i // columns)
         parts.append(mark(i, str(across), str(down), name, False))
         parts.append(f'<text x="{across + 10}" y="{down + 4}">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
