@@ -112,7 +112,7 @@ def _sweep_of(sweep: Mapping[str, Any], cost: str) -> dict[str, Any]:
         if dots:
             pictures.append(jinja2.filters.Markup(scatter(dots, f"{cost}, share of uniform 8/8", label, reference)))
     rows: dict[Any, dict[str, Any]] = {}
-    for point in sorted(sweep["points"], key=lambda p: (-p["shares"][cost], p["name"])):
+    for point in sorted(sweep["points"], key=lambda p: -p["shares"][cost]):
         if any(point["on_front"][cost].values()):
             # Several wishes may end in one recipe; a row for each would say the same.
             same = (point["costs"][cost], point["predicted_sqnr_db"], point["measured"])

@@ -156,8 +156,8 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | 
     for dot in dots:
         if dot.label:
             across, down = (float(v) for v in place(dot.x, dot.y))
-            anchor, shift = ("end", -8) if across > left + width - 50 else ("start", 8)
-            where = f'x="{across + shift:.1f}" y="{down + 12:.1f}" text-anchor="{anchor}"'
+            anchor, right, below = ("end", -8, -7) if across > left + width - 50 else ("start", 8, 12)
+            where = f'x="{across + right:.1f}" y="{down + below:.1f}" text-anchor="{anchor}"'
             parts.append(f'<text class="small" {where}>{escape(dot.label)}</text>')
     for i, name in enumerate(series):
         across, down = left + width // columns * (i % columns), key + 18 * (i // columns)
