@@ -150,7 +150,7 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | 
         first, *others = (place(*corner) for corner in front)
         steps = "".join(f"H{across}V{down}" for across, down in others)
         parts.append(f'<path d="M{" ".join(first)}{steps}H{left + width}" class="front"/>')
-    for dot in dots:
+    for dot in reversed(dots):  # what comes first lies on top
         said = f"{dot.name}: {dot.x:.3f}, {dot.y:.2f}"
         parts.append(mark(series.index(dot.series), *place(dot.x, dot.y), said, dot.hollow))
     for dot in dots:

@@ -31,7 +31,7 @@ def test_every_dot_has_its_mark_and_every_series_its_own() -> None:
     assert len(marks) == len(DOTS) + len(series)
     looks = {(m.get("d"), m.get("stroke")) for m in marks}
     assert len(looks) == len({d for d, _ in looks}) == len({color for _, color in looks}) == len(series)
-    assert [m.get("fill") == "none" for m in marks[: len(DOTS)]] == [False] * 4 + [True]
+    assert [m.get("fill") == "none" for m in marks[: len(DOTS)]] == [True] + [False] * 4
     texts = [t.text for t in elements(svg, "text")]
     for text in (*series, "4 bit", "8 bit", "bops", "top1 & more", "float 91.50"):
         assert text in texts
