@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         restore_,
     )
     from mixbit.recipe import LayerPrecision, Recipe
+    from mixbit.sweeps import sweep
     from mixbit.tables import CostTable, SensitivityTable
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "quantizers",
     "report",
     "restore_",
+    "sweep",
     "zoo",
 ]
 
@@ -65,6 +67,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "layers": ("mixbit.network", "layers"),
     "analyze": ("mixbit.analysis", "analyze"),
     "assign": ("mixbit.assignment", "assign"),
+    "sweep": ("mixbit.sweeps", "sweep"),
     "prepare_": ("mixbit.quantizers", "prepare_"),
     "restore_": ("mixbit.quantizers", "restore_"),
     "calibrate_": ("mixbit.quantizers", "calibrate_"),

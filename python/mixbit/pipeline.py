@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -21,12 +22,15 @@ from mixbit import report as reports
 from mixbit.analysis import network_sqnr
 from mixbit.assignment import METHODS, MODES
 from mixbit.errors import MixbitError, check_choice, did_you_mean
-from mixbit.export import IntegerSimulation, simulation
+from mixbit.evaluation import DETECTION_METRICS, METRICS
+from mixbit.export import simulation
 from mixbit.files import PathLike, remove_temporaries, write_text
 from mixbit.network import batch_size
+from mixbit.progress import Progress, reporter
 from mixbit.quantizers import first_images
 from mixbit.recipe import Recipe
 from mixbit.sources import fingerprint, load_data, load_model
+from mixbit.sweeps import SHARES, points_as_csv
 from mixbit.tables import CostTable, SensitivityTable
 
 COSTS: dict[str, Callable[..., CostTable]] = {
@@ -53,6 +57,19 @@ STAGES: dict[str, dict[str, Any]] = {
         "budget": None,
         "budget_share": None,
         "max_drop": None,
+        "metric": "top1",
+        "first_last_min": None,
+        "depthwise_min": None,
+    },
+    "sweep": {
+        "methods": list(METHODS),
+        "modes": list(MODES),
+        "costs": ["bops"],
+        "shares": list(SHARES),
+        "measure": True,
+        "metric": "top1",
+        "ranges": "mse",
+        "integer": False,
         "first_last_min": None,
         "depthwise_min": None,
     },
@@ -61,6 +78,9 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 Say = Callable[[str], None]
+
+#: Folder of a sweep's recipes, below the output folder.
+RECIPES = "recipes"
 
 
 def _known(where: str, values: Any, allowed: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +210,8 @@ class Pipeline:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise MixbitError(f"output={str(self.folder)!r} cannot be made: {error.strerror or error}") from error
-        remove_temporaries(self.folder)
+        for folder in (self.folder, self.folder / RECIPES):
+            remove_temporaries(folder)
 
     def run(self) -> list[Path]:
         """Runs all stages; returns the files written or kept."""
@@ -297,21 +318,15 @@ class Pipeline:
                 f"assign: {' and '.join(asked) or 'nothing'} given; expected one of target_sqnr_db, budget, "
                 "budget_share (of uniform 8/8) or max_drop (of the metric on the test data)"
             )
-        found = mixbit.layers(self.model, self.example)
-        arguments: dict[str, Any] = {
-            "method": options["method"],
-            "mode": options["mode"],
-            "first_last_min": options["first_last_min"],
-            "depthwise_min": options["depthwise_min"],
-            "depthwise": [layer.name for layer in found if layer.depthwise],
-        }
+        arguments: dict[str, Any] = {"method": options["method"], "mode": options["mode"], **self._minima(options)}
         if options["target_sqnr_db"] is not None:
             arguments["target_sqnr_db"] = float(options["target_sqnr_db"])
         elif options["max_drop"] is not None:
             test = self._test("max_drop")
+            metric = check_choice("metric", options["metric"], METRICS)
             arguments |= {
-                "metric": lambda recipe: mixbit.evaluate(self._quantized(recipe, "mse", False), test),
-                "reference": mixbit.evaluate(self.model, test),
+                "metric": lambda recipe: mixbit.evaluate(self._quantized(recipe, "mse", False), test, metric),
+                "reference": mixbit.evaluate(self.model, test, metric),
                 "max_drop": float(options["max_drop"]),
             }
         elif options["budget"] is not None:
@@ -319,6 +334,15 @@ class Pipeline:
         else:
             arguments["budget"] = float(options["budget_share"]) * costs.uniform(8, 8)
         return mixbit.assign(table, costs, **arguments)
+
+    def _minima(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What `assign` and `sweep` take of least widths."""
+        found = mixbit.layers(self.model, self.example)
+        return {
+            "first_last_min": options["first_last_min"],
+            "depthwise_min": options["depthwise_min"],
+            "depthwise": [layer.name for layer in found if layer.depthwise],
+        }
 
     def _test(self, what: str) -> list[Any]:
         if not self.test:
@@ -334,42 +358,103 @@ class Pipeline:
         """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR."""
         test = self._test("evaluate")
         recipe = Recipe.load(self._read("recipe.json", "assign"))
+        metric = check_choice("metric", options["metric"], METRICS)
         partial = self.folder / ".evaluate.partial"
-        key = _digest(options, recipe.to_dict(), self.content)
-        state = self._manifest_of(partial, key)
-        networks: dict[str, nn.Module | None] = {"float": None, "quantized": None}
+        scores = self._scores(partial, _digest(options, recipe.to_dict(), self.content))
+        quantized = functools.cache(lambda: self._quantized(recipe, options["method"], bool(options["integer"])))
+        networks: dict[str, Callable[[], nn.Module]] = {"float": lambda: self.model, "quantized": quantized}
         if options["integer"]:
-            networks["integer"] = None
-        quantized: nn.Module | None = None
-        for name in networks:
-            done = state["done"].get(name, 0)
-            if done == len(test):
-                continue
-            model = self.model
-            if name != "float":
-                if quantized is None:
-                    quantized = self._quantized(recipe, options["method"], bool(options["integer"]))
-                model = quantized if name == "quantized" else _IntegerNetwork(simulation(quantized, self.example))
-            for index in range(done, len(test)):
-                images = batch_size(test[index])
-                score = mixbit.evaluate(model, [test[index]], options["metric"])
-                state["score"][name] = state["score"].get(name, 0.0) + score * images
-                state["done"][name] = index + 1
-                write_text(partial, json.dumps(state))
-                if callable(self.progress):
-                    self.progress(index + 1, len(test), f"evaluate {name}")
-        images = sum(batch_size(item) for item in test)
+            networks["integer"] = lambda: _IntegerNetwork(quantized(), self.example)
+        with reporter(self.progress, "evaluate") as report:
+            values = {name: self._score(scores, name, network, metric, report) for name, network in networks.items()}
         measured = network_sqnr(self.model, recipe, self.calibration, method=options["method"])
         document = {
-            "metric": options["metric"],
-            "images": images,
-            **{name: round(state["score"][name] / images, 6) for name in networks},
+            "metric": metric,
+            "images": sum(batch_size(item) for item in test),
+            **values,
             "predicted_sqnr_db": recipe.sqnr_db,
             "measured_sqnr_db": _plain(measured),
         }
         write_text(self.folder / "evaluation.json", json.dumps(document, indent=2) + "\n")
         partial.unlink(missing_ok=True)
         return ["evaluation.json"]
+
+    def sweep(self, options: dict[str, Any]) -> list[str]:
+        """sweep.json, sweep.csv and a recipe file for each point."""
+        table = SensitivityTable.load(self._read("sensitivity.json", "analyze"))
+        metric = check_choice("metric", options["metric"], METRICS)
+        integer = bool(options["integer"])
+        document: dict[str, Any] = {"costs": options["costs"], "metric": None}
+        measure: Callable[[Recipe], float] | None = None
+        if options["measure"]:
+            test = self._test("sweep with measure")
+            # The figures stay: a recipe of an earlier sweep, finished or not, is not measured again.
+            key = _digest(metric, integer, options["ranges"], self.config.seed, self.content, versions())
+            scores = self._scores(self.folder / ".sweep.measured", key)
+
+            def measure(recipe: Recipe) -> float:
+                def network() -> nn.Module:
+                    quantized = self._quantized(recipe, options["ranges"], integer)
+                    return _IntegerNetwork(quantized, self.example) if integer else quantized
+
+                return self._score(scores, _digest(recipe.to_dict()["layers"]), network, metric)
+
+            document |= {
+                "metric": metric,
+                "network": "integer" if integer else "quantized",
+                "images": sum(batch_size(item) for item in test),
+                "float": self._score(scores, "float", lambda: self.model, metric),
+            }
+        costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
+        points = mixbit.sweep(
+            table,
+            costs,
+            over=options["costs"],
+            shares=options["shares"],
+            methods=options["methods"],
+            modes=options["modes"],
+            metric=measure,
+            progress=self.progress,
+            **self._minima(options),
+        )
+        names = {point.name: f"{RECIPES}/{point.name}.json" for point in points}
+        (self.folder / RECIPES).mkdir(exist_ok=True)
+        for point in points:
+            point.recipe.save(self.folder / names[point.name])
+        earlier = self._manifest(self.folder / "sweep.manifest.json") or {"outputs": []}
+        for name in earlier["outputs"]:
+            if Path(name).parent == Path(RECIPES) and name not in names.values():
+                (self.folder / name).unlink(missing_ok=True)
+        document["uniform_8_8"] = {name: cost.uniform(8, 8) for name, cost in costs.items()}
+        document["points"] = [{**point.to_dict(), "recipe": names[point.name]} for point in points]
+        write_text(self.folder / "sweep.json", json.dumps(_plain(document), indent=2) + "\n")
+        write_text(self.folder / "sweep.csv", points_as_csv(points))
+        return ["sweep.json", "sweep.csv", *names.values()]
+
+    def _scores(self, path: Path, key: str) -> _Scores:
+        return _Scores(path, self._manifest_of(path, key))
+
+    def _score(
+        self,
+        scores: _Scores,
+        name: str,
+        network: Callable[[], nn.Module],
+        metric: str,
+        report: Progress = lambda done, total, text: None,
+    ) -> float:
+        """A metric on the test data, batch by batch as far as it is not in `scores`; the network is made if needed."""
+        test = self._test(name)
+        spans = [test] if metric in DETECTION_METRICS else [[item] for item in test]
+        done, score = scores.state["done"], scores.state["score"]
+        model: nn.Module | None = None
+        for index in range(done.get(name, 0), len(spans)):
+            model = network() if model is None else model
+            images = sum(batch_size(item) for item in spans[index])
+            score[name] = score.get(name, 0.0) + mixbit.evaluate(model, spans[index], metric) * images
+            done[name] = index + 1
+            write_text(scores.path, json.dumps(scores.state))
+            report(index + 1, len(spans), name)
+        return float(round(score[name] / sum(batch_size(item) for item in test), 6))
 
     @staticmethod
     def _manifest_of(path: Path, key: str) -> dict[str, Any]:
@@ -386,6 +471,7 @@ class Pipeline:
         recipe = Recipe.load(self._read("recipe.json", "assign"))
         evaluation = self.folder / "evaluation.json"
         found = mixbit.layers(self.model, self.example)
+        sweep = self.folder / "sweep.json"
         html = reports.render(
             title=options["title"] or self.config.model["source"],
             layers=[dataclasses.asdict(layer) for layer in found],
@@ -394,6 +480,7 @@ class Pipeline:
             costs={name: make(self.model, self.example) for name, make in COSTS.items()},
             recipe=recipe,
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
+            sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
         )
@@ -401,17 +488,29 @@ class Pipeline:
         return ["report.html"]
 
 
-class _IntegerNetwork(nn.Module):
-    """The integer simulation as a module, for `evaluate`."""
+@dataclasses.dataclass
+class _Scores:
+    """Sums of scores over images by network, and where they are kept after every batch."""
 
-    def __init__(self, network: IntegerSimulation) -> None:
+    path: Path
+    state: dict[str, Any]
+
+
+class _IntegerNetwork(nn.Module):
+    """The integer simulation of a quantized model as a module, for `evaluate`."""
+
+    def __init__(self, quantized: nn.Module, example: Any) -> None:
         super().__init__()
-        self.network = network
+        self.network = simulation(quantized, example)
+        for name in ("decode", "coco_classes"):
+            if hasattr(quantized, name):
+                setattr(self, name, getattr(quantized, name))
         self.eval()
 
     def forward(self, x: Any) -> Any:
-        """The network's first output."""
-        return self.network(x)[0]
+        """The network's outputs, a single one by itself."""
+        outputs = self.network(x)
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _plain(value: Any) -> Any:

@@ -436,7 +436,11 @@ class CostTable:
         return math.fsum(per_layer.tolist())
 
     def uniform(self, act: int | None, weight: int | None, first_last: int | None = None) -> float:
-        """Total at one precision everywhere, except that layers reading the network input use at least 8 act bits.
+        """Total at one precision everywhere; see `uniform_recipe`."""
+        return self.total(self.uniform_recipe(act, weight, first_last))
+
+    def uniform_recipe(self, act: int | None, weight: int | None, first_last: int | None = None) -> Recipe:
+        """One precision everywhere, except that layers reading the network input use at least 8 act bits.
 
         Args:
             act: Bits of every input; None is float.
@@ -454,7 +458,7 @@ class CostTable:
             chosen[name] = LayerPrecision(
                 weight=None if w == FLOAT_BITS else w, act=None if a == FLOAT_BITS else a, narrow_range=w != 1
             )
-        return self.total(Recipe(layers=chosen))
+        return Recipe(layers=chosen)
 
     def to_csv(self, path: PathLike) -> None:
         """Writes one row per entry: layer, act_bits, weight_bits, cost, unit."""

@@ -55,7 +55,8 @@ def attempt(config: Config, stage: str, delay: float | None) -> bool:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file but the wall-clock figures."""
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "timings.json"}
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "timings.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import mixbit
 from mixbit.pipeline import Config, Pipeline
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("analyze", "assign", "evaluate", "report")
+STAGES = ("analyze", "assign", "evaluate", "sweep", "report")
 
 
 def config(output: Path) -> dict:
@@ -30,6 +31,7 @@ def config(output: Path) -> dict:
             {"analyze": {"precisions": [2, 4, 8]}},
             {"assign": {"method": "ilp", "budget_share": 0.5}},
             "evaluate",
+            {"sweep": {"methods": ["greedy", "threshold"], "modes": ["ops"], "shares": [0.5, 0.01]}},
             "report",
         ],
     }
@@ -57,6 +59,10 @@ def test_the_journey_and_what_makes_a_stage_run_again(tmp_path: Path) -> None:
         "costs.json",
         "assignment.json",
         "evaluation.json",
+        "sweep.json",
+        "sweep.csv",
+        *(f"uniform-{bits}.json" for bits in (8, 4, 2)),
+        *(f"bops-{method}-{share}.json" for method in ("greedy", "threshold-ops") for share in (0.5, 0.01)),
         "report.html",
     ]
     assert [line.split(":")[0] for line in said] == list(STAGES)
@@ -81,7 +87,7 @@ def test_the_journey_and_what_makes_a_stage_run_again(tmp_path: Path) -> None:
     changed = config(tmp_path)
     changed["stages"][1]["assign"]["budget_share"] = 0.6
     # The report names the recipe and the options, so every stage after the changed one is made again.
-    assert again(changed) == ["assign", "evaluate", "report"]
+    assert again(changed) == ["assign", "evaluate", "sweep", "report"]
     (tmp_path / "report.html").unlink()
     assert again(changed) == ["report"]
     (tmp_path / "recipe.json").write_text("{}")
@@ -94,18 +100,23 @@ def test_the_journey_and_what_makes_a_stage_run_again(tmp_path: Path) -> None:
 def test_the_report_is_one_static_file_with_everything_in_it(tmp_path: Path) -> None:
     document = config(tmp_path)
     document["model"] = {"source": document["model"]}
-    document["stages"][3] = {"report": {"title": "a <small> network"}}
+    document["stages"][4] = {"report": {"title": "a <small> network"}}
     Pipeline(Config.from_dict(document)).run()
     html = (tmp_path / "report.html").read_text()
     assert "a &lt;small&gt; network" in html
     for name in ("stem", "a", "b", "side", "head"):
         assert f">{name}<" in html
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 4
     assert "<script" not in html
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "https://" not in html
-    for word in ("budget_share", "predicted", "measured", "versions", "bops", "weight_memory"):
+    for word in ("budget_share", "predicted", "measured", "versions", "bops", "weight_memory", "an estimate", "4 bit"):
         assert word in html, word
+    # Every recipe that the page names is a file beside it.
+    links = re.findall(r'href="([^"]+)"', html)
+    assert links
+    for link in links:
+        assert mixbit.Recipe.load(tmp_path / link).cost["bops"] > 0
     first = html
     (tmp_path / "report.manifest.json").unlink()
     Pipeline(Config.from_dict(document)).run()

@@ -7,7 +7,6 @@ import fnmatch
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from mixbit.analysis.power import monotone, sqnr_db
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.files import PathLike, write_bytes
 from mixbit.network import LayerList, call_model, check_batches, check_eval_mode, layers
+from mixbit.progress import Progress, reporter
 from mixbit.quantizers import (
     METHODS,
     QuantizedConv2d,
@@ -51,8 +51,6 @@ from mixbit.tables import SensitivityTable
 POINTS = ("layer_output", "tensor", "network_output", "cumulative")
 
 log = logging.getLogger("mixbit.analysis")
-
-Progress = Callable[[int, int, str], None]
 
 
 def analyze(
@@ -147,7 +145,7 @@ def analyze(
         options["importance"] = importance if isinstance(importance, str) else "callable"
     kept = _Checkpoint(checkpoint, model, options, found)
     run = _Run(model, batches, found, acts, weights, options, kept, outputs, weigh)
-    with _reporter(progress) as report:
+    with reporter(progress, "analyze") as report:
         run.report = report
         table = run.network() if at_outputs else run.ranges_and_layers()
     run.checkpoint.remove()
@@ -545,34 +543,3 @@ class _watching:
     def __exit__(self, *_: Any) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-class _reporter:
-    """A progress callable: the user's, a bar on a terminal, or nothing."""
-
-    def __init__(self, progress: bool | Progress | None) -> None:
-        self.progress = progress
-        self.bar: Any = None
-
-    def __enter__(self) -> Progress:
-        if callable(self.progress):
-            return self.progress
-        if self.progress is True and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress as Bar
-
-            self.bar = Bar(console=Console(stderr=True), transient=True)
-            self.bar.start()
-            tasks: dict[str, Any] = {}
-
-            def show(done: int, total: int, text: str) -> None:
-                if text not in tasks:
-                    tasks[text] = self.bar.add_task(f"analyze: {text}", total=total or None)
-                self.bar.update(tasks[text], completed=done)
-
-            return show
-        return lambda done, total, text: None
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.stop()

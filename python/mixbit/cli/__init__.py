@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,15 +40,25 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _bits(text: str) -> list[int]:
-    try:
-        return [int(b) for b in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas, e.g. 2,4,8") from error
+def _listed(convert: Callable[[str], Any], expected: str) -> Callable[[str], list[Any]]:
+    """Reads values with commas between them."""
+
+    def read(text: str) -> list[Any]:
+        try:
+            return [convert(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}") from error
+
+    return read
+
+
+_bits = _listed(int, "whole numbers with commas, e.g. 2,4,8")
+_numbers = _listed(float, "numbers with commas, e.g. 1,0.5,0.25")
+_names = _listed(str, "names with commas")
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="mixbit", description="Bits per layer: analyze, assign, evaluate, report, bench.")
+    parser = _Parser(prog="mixbit", description="Bits per layer: analyze, assign, sweep, evaluate, report, bench.")
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 
@@ -80,8 +90,24 @@ def _parser() -> _Parser:
     sub.add_argument("--target-sqnr-db", type=float)
     sub.add_argument("--budget", type=float)
     sub.add_argument("--budget-share", type=float, help="budget as a share of uniform 8/8")
-    sub.add_argument("--max-drop", type=float, help="largest loss of top-1 on --test, in percentage points")
+    sub.add_argument("--max-drop", type=float, help="largest loss of the metric on --test, in percentage points")
+    sub.add_argument("--metric", default="top1", help="metric for --max-drop")
     sub.add_argument("--test", help="labelled data for --max-drop")
+    sub.add_argument("--test-images", type=int)
+    sub.add_argument("--first-last-min", type=int)
+    sub.add_argument("--depthwise-min", type=int)
+
+    sub = verb("sweep", "recipes of several methods at many budgets, and which of them nothing beats")
+    sub.add_argument("--methods", type=_names, metavar="NAME,NAME,...", help="methods of assign (default: all)")
+    sub.add_argument("--modes", type=_names, metavar="NAME,NAME,...", help="modes of the threshold rule (default: all)")
+    sub.add_argument("--costs", type=_names, default=["bops"], metavar="NAME,NAME,...", help="costs that get budgets")
+    sub.add_argument("--shares", type=_numbers, metavar="S,S,...", help="budgets as shares of uniform 8/8")
+    sub.add_argument("--test", help="labelled data to measure on")
+    sub.add_argument("--test-images", type=int)
+    sub.add_argument("--metric", default="top1")
+    sub.add_argument("--ranges", default="mse", help="how the measured networks are calibrated")
+    sub.add_argument("--integer", action="store_true", help="measure the integer networks")
+    sub.add_argument("--no-measure", dest="measure", action="store_false", help="predicted SQNR alone")
     sub.add_argument("--first-last-min", type=int)
     sub.add_argument("--depthwise-min", type=int)
 
@@ -103,7 +129,7 @@ def _parser() -> _Parser:
     sub.add_argument("--bits", type=int, default=4)
     sub.add_argument("--threads", type=int, default=1)
     sub.add_argument("--repeats", type=int, default=20)
-    sub.add_argument("--contenders", type=lambda text: text.split(","), metavar="NAME,NAME,...", help="default: all")
+    sub.add_argument("--contenders", type=_names, metavar="NAME,NAME,...", help="default: all")
     sub.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     sub.add_argument("--refcheck", action="store_true", help="compare every result with the reference")
     sub.add_argument("--json", metavar="FILE", help="write the rows as JSON")
@@ -119,6 +145,7 @@ def _parser() -> _Parser:
 _RESULTS = {
     "analyze": "sensitivity.json",
     "assign": "recipe.json",
+    "sweep": "sweep.json",
     "evaluate": "evaluation.json",
     "report": "report.html",
 }
@@ -239,7 +266,7 @@ def _summary(folder: Path) -> None:
 
     from mixbit.recipe import Recipe
 
-    recipe_file, evaluation_file = folder / "recipe.json", folder / "evaluation.json"
+    recipe_file, evaluation_file, sweep_file = (folder / f"{n}.json" for n in ("recipe", "evaluation", "sweep"))
     console = Console()
     if recipe_file.exists():
         recipe = Recipe.load(recipe_file)
@@ -259,6 +286,18 @@ def _summary(folder: Path) -> None:
         predicted, measured = (evaluation[k] for k in ("predicted_sqnr_db", "measured_sqnr_db"))
         shown = [v if isinstance(v, str) or v is None else f"{v:.1f} dB" for v in (predicted, measured)]
         console.print(f"SQNR predicted (an estimate): {shown[0]}, measured: {shown[1]}")
+    if sweep_file.exists():
+        sweep = json.loads(sweep_file.read_text())
+        for cost in sweep["costs"]:
+            # Where something was measured that front counts; an estimate has to do where nothing was.
+            figure, head = (
+                ("measured", str(sweep["metric"])) if sweep["metric"] else ("predicted_sqnr_db", "estimate, dB")
+            )
+            table = Table("recipe", f"{cost} / uniform 8/8", head, title=f"Pareto front over {cost}")
+            for point in sorted(sweep["points"], key=lambda p: -p["shares"][cost]):
+                if point["on_front"][cost][figure]:
+                    table.add_row(point["name"], f"{point['shares'][cost]:.3f}", f"{float(point[figure]):.2f}")
+            console.print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,11 +14,12 @@ from mixbit.export import simulation
 from mixbit.network import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs
 from mixbit.quantizers import first_images
 
-__all__ = ["METRICS", "evaluate"]
+__all__ = ["DETECTION_METRICS", "METRICS", "evaluate"]
 
+#: Metrics of all detections at once: those of a data set are not the mean of those of its batches.
+DETECTION_METRICS: dict[str, Callable[..., float]] = {"coco_map": coco_map, "ap50": average_precision}
 #: Metrics by name; labels are the second element of an item.
-METRICS = ("top1", "top5", "coco_map", "ap50")
-_DETECTION: dict[str, Callable[..., float]] = {"coco_map": coco_map, "ap50": average_precision}
+METRICS = ("top1", "top5", *DETECTION_METRICS)
 
 
 def evaluate(
@@ -52,7 +53,7 @@ def evaluate(
     decode: Any = getattr(model, "decode", None)
     if isinstance(metric, str):
         check_choice("metric", metric, METRICS)
-        if metric in _DETECTION and not callable(decode):
+        if metric in DETECTION_METRICS and not callable(decode):
             raise MixbitError(f"metric={metric!r} needs a model with decode(outputs); {type(model).__name__} has none")
     network: Callable[[Any], Any] | None = None
     total, count = 0.0, 0
@@ -68,7 +69,7 @@ def evaluate(
                 outputs = network(item)
                 output = outputs[0] if len(outputs) == 1 else outputs
             images = batch_size(item)
-            if isinstance(metric, str) and metric in _DETECTION:
+            if isinstance(metric, str) and metric in DETECTION_METRICS:
                 if not (isinstance(item, (tuple, list)) and len(item) > 1):
                     raise MixbitError(f"{metric} needs items (input, boxes); got {_described(item)} without boxes")
                 truths += check_truths(item[1], images)
@@ -79,9 +80,9 @@ def evaluate(
             count += images
     if count == 0:
         raise MixbitError("loader is empty; expected at least one batch of images")
-    if isinstance(metric, str) and metric in _DETECTION:
+    if isinstance(metric, str) and metric in DETECTION_METRICS:
         known = getattr(model, "coco_classes", None)
-        return _DETECTION[metric](found, truths, None if known is None else [c for c in known if c >= 0])
+        return DETECTION_METRICS[metric](found, truths, None if known is None else [c for c in known if c >= 0])
     return (100.0 if isinstance(metric, str) else 1.0) * total / count
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, check_choice
-from mixbit.network import call_model, check_batches, check_eval_mode, input_of, layers
+from mixbit.network import check_batches, check_eval_mode, input_of, layers
 from mixbit.quantizers.prepare import bypass, check_groups, quantized_layers, tie_groups_
 from mixbit.quantizers.quantizer import LSQPlus, Quantizer
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_statistics, weight_scales

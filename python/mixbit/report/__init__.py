@@ -10,12 +10,14 @@ from typing import Any
 import jinja2
 
 from mixbit.recipe import Recipe
-from mixbit.report.svg import bits_chart, heat_map
+from mixbit.report.svg import Dot, bits_chart, heat_map, scatter
 from mixbit.tables import CostTable, SensitivityTable
 
 __all__ = ["bits_figure", "render"]
 
 BASELINES = (32, 16, 8)
+#: Metrics that are percent.
+PERCENT = ("top1", "top5", "coco_map", "ap50")
 
 
 def render(
@@ -29,6 +31,7 @@ def render(
     evaluation: Mapping[str, Any] | None,
     assignment: Mapping[str, Any],
     options: Mapping[str, Any],
+    sweep: Mapping[str, Any] | None = None,
 ) -> str:
     """Builds the report.
 
@@ -42,6 +45,7 @@ def render(
         evaluation: Metrics of float, quantized and integer network, predicted and measured SQNR; None if not run.
         assignment: The report of `assign`.
         options: Options of every stage, and versions.
+        sweep: The document of a sweep (`sweep.json`); None if not run.
 
     Returns:
         HTML.
@@ -78,7 +82,47 @@ def render(
         bars=jinja2.filters.Markup(bits_chart([(str(r["name"]), r["act"], r["weight"]) for r in rows])),
         options=options,
         table=table,
+        sweeps=[] if sweep is None else [_sweep_of(sweep, cost) for cost in sweep["costs"]],
+        sweep=sweep,
     )
+
+
+def _sweep_of(sweep: Mapping[str, Any], cost: str) -> dict[str, Any]:
+    """Pictures and rows of one cost's Pareto fronts."""
+    metric = sweep["metric"]
+    figures = [("predicted_sqnr_db", "predicted SQNR, an estimate [dB]", None)]
+    if metric is not None:
+        unit = " [%]" if metric in PERCENT else ""
+        figures.insert(0, ("measured", f"{metric} measured, {sweep['network']} networks{unit}", sweep["float"]))
+    pictures = []
+    for figure, label, reference in figures:
+        dots = [
+            Dot(
+                x=point["shares"][cost],
+                y=float(point[figure]),
+                series=_series(point),
+                name=point["name"],
+                label="" if point["bits"] is None else f"{point['bits']} bit",
+                on_front=point["on_front"][cost][figure],
+                hollow=not point["feasible"],
+            )
+            for point in sweep["points"]
+            if point[figure] is not None and math.isfinite(float(point[figure]))
+        ]
+        if dots:
+            pictures.append(jinja2.filters.Markup(scatter(dots, f"{cost}, share of uniform 8/8", label, reference)))
+    rows: dict[Any, dict[str, Any]] = {}
+    for point in sorted(sweep["points"], key=lambda p: -p["shares"][cost]):
+        if any(point["on_front"][cost].values()):
+            # Several wishes may end in one recipe; a row for each would say the same.
+            same = (point["costs"][cost], point["predicted_sqnr_db"], point["measured"])
+            row = rows.setdefault(same, {**point, "series": [], "front": point["on_front"][cost]})
+            row["series"] += [name for name in [_series(point)] if name not in row["series"]]
+    return {"cost": cost, "pictures": pictures, "rows": list(rows.values())}
+
+
+def _series(point: Mapping[str, Any]) -> str:
+    return str(point["method"]) if point["mode"] is None else f"{point['method']} ({point['mode']})"
 
 
 def _noise(table: SensitivityTable, name: str, recipe: Recipe) -> float:

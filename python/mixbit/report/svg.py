@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from html import escape
@@ -55,4 +56,111 @@ def bits_chart(rows: Sequence[tuple[str, int | None, int | None]]) -> str:
             parts.append(f'<rect class="{kind}" x="{left}" y="{at}" width="{length}" height="{height - 1}"/>')
             label = "float" if bits is None else str(bits)
             parts.append(f'<text class="small" x="{left + length + 4}" y="{at + 8}">{label}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """A point of a scatter: where it is, what it belongs to, what is said of it."""
+
+    x: float
+    y: float
+    series: str
+    name: str
+    label: str = ""
+    on_front: bool = False
+    hollow: bool = False
+
+
+#: Okabe and Ito's colours, which people with any colour vision tell apart, and a mark for each, so that print does too.
+_COLORS = ("#666666", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a5a2b")
+#: Outlines of marks around (0, 0), about 9 across.
+_MARKS = (
+    "M-4-4H4V4H-4Z",
+    "M-4.5 0A4.5 4.5 0 1 0 4.5 0A4.5 4.5 0 1 0-4.5 0Z",
+    "M0-5L5 4H-5Z",
+    "M0-5.5L5.5 0L0 5.5L-5.5 0Z",
+    "M0 5L5-4H-5Z",
+    "M-1.5-5H1.5V-1.5H5V1.5H1.5V5H-1.5V1.5H-5V-1.5H-1.5Z",
+    "M-5-5L0-1.8L5-5L1.8 0L5 5L0 1.8L-5 5L-1.8 0Z",
+    "M-2-5H2L5-2V2L2 5H-2L-5 2V-2Z",
+)
+
+
+def _ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers from below `low` to above `high`, at most about `most`."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [step * i for i in range(first, last + 1)]
+
+
+def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | None = None) -> str:
+    """Points by series, the dots on a front joined by a staircase, a horizontal line for the float network.
+
+    Args:
+        dots: At least one; x is 0 or more. Series take their marks in the order in which they first appear.
+        x_label: Under the picture.
+        y_label: Above the picture.
+        reference: Where the float network's line lies, if there is one.
+    """
+    series = list(dict.fromkeys(dot.series for dot in dots))
+    values = [dot.y for dot in dots] + ([] if reference is None else [reference])
+    spread = max(values) - min(values) or max(abs(values[0]), 1.0)
+    xs = _ticks(0.0, max(*(dot.x for dot in dots), 1e-9))
+    ys = _ticks(min(values) - 0.02 * spread, max(values) + 0.02 * spread)
+    left, top, width, height = 46, 26, 430, 270
+    key = top + height + 44
+    columns = 2
+    rows = math.ceil(len(series) / columns)
+
+    def place(x: float, y: float) -> tuple[str, str]:
+        across = left + width * (x - xs[0]) / (xs[-1] - xs[0])
+        down = top + height * (ys[-1] - y) / (ys[-1] - ys[0])
+        return f"{across:.1f}", f"{down:.1f}"
+
+    def mark(index: int, x: str, y: str, name: str, hollow: bool) -> str:
+        color, outline = _COLORS[index % len(_COLORS)], _MARKS[index % len(_MARKS)]
+        fill = "none" if hollow else color
+        shape = f'<path d="{outline}" transform="translate({x} {y})" fill="{fill}" stroke="{color}" stroke-width="1.2"'
+        return f'{shape} fill-opacity="0.8"><title>{escape(name)}</title></path>'
+
+    total = (left + width + 14, key + 18 * rows)
+    parts = [f'<svg viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}" height="{total[1]}" role="img">']
+    parts.append(f"<title>{escape(y_label)} against {escape(x_label)}</title>")
+    parts.append(f'<text x="6" y="14">{escape(y_label)}</text>')
+    for y in ys:
+        at = place(xs[0], y)[1]
+        parts.append(f'<path d="M{left} {at}H{left + width}" class="grid"/>')
+        parts.append(f'<text x="{left - 6}" y="{float(at) + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in xs:
+        at = place(x, ys[0])[0]
+        parts.append(f'<path d="M{at} {top}V{top + height}" class="grid"/>')
+        parts.append(f'<text x="{at}" y="{top + height + 15}" text-anchor="middle">{x:g}</text>')
+    middle = left + width // 2
+    parts.append(f'<text x="{middle}" y="{top + height + 31}" text-anchor="middle">{escape(x_label)}</text>')
+    if reference is not None:
+        at = place(xs[0], reference)[1]
+        parts.append(f'<path d="M{left} {at}H{left + width}" class="float"/>')
+        parts.append(f'<text x="{left + 4}" y="{float(at) - 4:.1f}">float {reference:.2f}</text>')
+    front = sorted({(dot.x, dot.y) for dot in dots if dot.on_front})
+    if front:
+        # A staircase: what a budget buys stays the same up to the next point of the front.
+        first, *others = (place(*corner) for corner in front)
+        steps = "".join(f"H{across}V{down}" for across, down in others)
+        parts.append(f'<path d="M{" ".join(first)}{steps}H{left + width}" class="front"/>')
+    for dot in reversed(dots):  # what comes first lies on top
+        said = f"{dot.name}: {dot.x:.3f}, {dot.y:.2f}"
+        parts.append(mark(series.index(dot.series), *place(dot.x, dot.y), said, dot.hollow))
+    for dot in dots:
+        if dot.label:
+            across, down = (float(v) for v in place(dot.x, dot.y))
+            anchor, right, below = ("end", -8, -7) if across > left + width - 50 else ("start", 8, 12)
+            where = f'x="{across + right:.1f}" y="{down + below:.1f}" text-anchor="{anchor}"'
+            parts.append(f'<text class="small" {where}>{escape(dot.label)}</text>')
+    for i, name in enumerate(series):
+        across, down = left + width // columns * (i % columns), key + 18 * (i // columns)
+        parts.append(mark(i, str(across), str(down), name, False))
+        parts.append(f'<text x="{across + 10}" y="{down + 4}">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])

@@ -34,9 +34,14 @@ def test_verb_by_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     assert "32 images" in shown
     assert "an estimate" in shown
+    options = ["--methods", "greedy,ilp", "--shares", "1,0.5", "--costs", "weight_memory"]
+    assert main(["sweep", MODEL, *DATA, *TEST, *output, *options]) == 0
+    shown = capsys.readouterr().out
+    assert "Pareto front over weight_memory" in shown
+    assert str(tmp_path / "recipes" / "weight_memory-ilp-0.5.json") in shown
     assert main(["report", MODEL, *DATA, *output, "--title", "mine"]) == 0
     assert "mine" in (tmp_path / "report.html").read_text()
-    for verb in ("analyze", "assign", "evaluate", "report"):
+    for verb in ("analyze", "assign", "evaluate", "sweep", "report"):
         manifest = json.loads((tmp_path / f"{verb}.manifest.json").read_text())
         assert {"options", "seed", "versions", "inputs", "outputs"} <= set(manifest)
     # A verb does not replace results unasked.
@@ -96,6 +101,8 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("ranges", [*ANALYZE, "--ranges", "mes"], ["mes", "mse"]),
     ("number", ["assign", MODEL, *DATA, "--output", "OUT", "--budget", "much"], ["--budget", "much"]),
     ("no table yet", ["assign", MODEL, *DATA, "--output", "OUT", "--budget", "1"], ["sensitivity.json", "analyze"]),
+    ("shares text", ["sweep", MODEL, *DATA, "--output", "OUT", "--shares", "1;0.5"], ["1;0.5", "1,0.5,0.25"]),
+    ("no sensitivity yet", ["sweep", MODEL, *DATA, "--output", "OUT"], ["sensitivity.json", "analyze"]),
     ("no recipe yet", ["evaluate", MODEL, *DATA, *TEST, "--output", "OUT"], ["recipe.json", "assign"]),
     (
         "recipe file",
@@ -161,6 +168,19 @@ CONFIGS: list[tuple[str, dict, list[str]]] = [
         ["ipl", "ilp"],
     ),
     ("cost", document(stages=["analyze", {"assign": {"cost": "bop", "budget_share": 0.5}}]), ["bop", "bops"]),
+    (
+        "metric of a drop",
+        document(stages=["analyze", {"assign": {"max_drop": 1, "metric": "top2"}}]),
+        ["top2", "top5"],
+    ),
+    ("metric", document(stages=["analyze", {"sweep": {"metric": "ap5"}}]), ["ap5", "ap50"]),
+    ("swept cost", document(stages=["analyze", {"sweep": {"costs": ["bop"]}}]), ["bop", "bops"]),
+    ("shares", document(stages=["analyze", {"sweep": {"shares": [-1]}}]), ["shares", "-1", "above 0"]),
+    (
+        "nothing to measure on",
+        document(data={"calibration": DATA[1]}, stages=["analyze", "sweep"]),
+        ["sweep", "measure", "test"],
+    ),
     (
         "no test data",
         document(data={"calibration": DATA[1]}, stages=["analyze", {"assign": {"max_drop": 1}}]),

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import mixbit
+from mixbit.pipeline import Config
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "python"
 
@@ -43,3 +46,8 @@ def test_the_program_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
 
 def test_every_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"analyze_and_assign.py"}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_what_the_command_takes(path: Path) -> None:
+    assert [verb for verb, _ in Config.load(path).stages][-1] == "report"
