@@ -1,101 +1,151 @@
-"""Recipes at no more than 1 %p top-1 loss on CIFAR-10 ResNets, for each mode and method: cost and time.
+"""Recipes at no more than 1 %p loss for every network with real weights, mode and method: cost, metric and time.
 
 The recipe is the cheapest that bisection on the predicted SQNR finds (about seven evaluations of the fake-quantized
-network on the 1000 lossless test images). Reductions name their baseline: uniform 32, 16 and 8 bits of weights and
-activations, first and last layers counted.
+network on the test images, biases corrected). Reductions name their baseline: uniform 32, 16 and 8 bits of weights and
+activations, first and last layers counted. "uniform" is the narrowest width of all layers that keeps the metric;
+"fisher" takes the squared-gradient table in place of SQNR, "network" and "confidence" the SQNR at a detector's outputs,
+plain and weighted by its decoded confidence (16 images, widths 3, 4, 6, 8).
 
-Usage: python bench/bench_assign.py [--depth 20] [--again]
+With MIXBIT_DATA the full packs are used, else the shipped ones (which lack some of the networks).
+
+Usage: python bench/bench_assign.py [--network NAME] [--method METHOD] [--again]
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import time
 from typing import Any
 
 os.environ.pop("OPENBLAS_CORETYPE", None)
 
+import torch
+from networks import NETWORKS, Setting, pack
 from rows import measure
 
 import mixbit
+from mixbit.analysis import fisher, network_sqnr
 
-# method, mode, the cost that is saved.
+# table, method, mode, the cost that is saved.
 RUNS = (
-    ("threshold", "sqnr", "bops"),
-    ("threshold", "ops", "bops"),
-    ("threshold", "weight_memory", "weight_memory"),
-    ("greedy", "sqnr", "bops"),
-    ("greedy", "sqnr", "weight_memory"),
-    ("ilp", "sqnr", "bops"),
-    ("ilp", "sqnr", "weight_memory"),
-    ("aimet", "sqnr", "bops"),
+    ("sqnr", "uniform", "", "bops"),
+    ("sqnr", "threshold", "sqnr", "bops"),
+    ("sqnr", "threshold", "ops", "bops"),
+    ("sqnr", "threshold", "weight_memory", "weight_memory"),
+    ("sqnr", "greedy", "sqnr", "bops"),
+    ("sqnr", "ilp", "sqnr", "bops"),
+    ("sqnr", "ilp", "sqnr", "weight_memory"),
+    ("sqnr", "aimet", "sqnr", "bops"),
+    ("fisher", "ilp", "sqnr", "bops"),
 )
+DETECTOR_RUNS = (("network", "ilp", "sqnr", "bops"), ("confidence", "ilp", "sqnr", "bops"))
+COSTS = ("bops", "ops", "weight_memory")
+MAX_DROP = 1.0
 
 
-class Setting:
-    """A network with its table and data, made when first asked for."""
+class Run:
+    """A network with its tables and scores, made when first asked for."""
 
-    def __init__(self, depth: int) -> None:
-        weights = mixbit.zoo.data_dir() / "weights" / f"cifar10_resnet{depth}_fp32.npz"
-        self.model = mixbit.zoo.cifar_resnet(depth, weights=weights).eval()
-        images, _ = mixbit.zoo.cifar10("train", 256)
-        self.batches = list(images.split(64))
-        self.example = images[:2]
-        test_images, test_labels = mixbit.zoo.cifar10("test")
-        self.test = list(zip(test_images.split(100), test_labels.split(100), strict=True))
-        self.table = mixbit.analyze(self.model, self.batches)
-        self.float_top1 = mixbit.evaluate(self.model, self.test)
-        self.costs = {n: getattr(mixbit.costs, n)(self.model, self.example) for n in ("bops", "ops", "weight_memory")}
+    def __init__(self, name: str) -> None:
+        self.setting = Setting(name)
+        self.cost_tables = {c: self.setting.costs(c) for c in COSTS}
+        self.tables: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self.scores: dict[str, float] = {}
+        self.reference = self.setting.score(self.setting.folded)
 
-    def quantized(self, recipe: mixbit.Recipe) -> Any:
-        model = mixbit.fold_batchnorm_(copy.deepcopy(self.model), self.example)
-        mixbit.prepare_(model, recipe, self.example)
-        return mixbit.calibrate_(model, self.batches, example=self.example)
+    def table(self, kind: str) -> Any:
+        if kind not in self.tables:
+            start = time.perf_counter()
+            setting = self.setting
+            if kind == "sqnr":
+                self.tables[kind] = mixbit.analyze(setting.folded, setting.batches)
+            elif kind == "fisher":
+                self.tables[kind] = fisher(setting.folded, setting.labelled[: max(1, 64 // setting.network.batch)])
+            else:
+                self.tables[kind] = mixbit.analyze(
+                    setting.folded,
+                    setting.batches[: max(1, 16 // setting.network.batch)],
+                    (3, 4, 6, 8),
+                    "network_output",
+                    joint=True,
+                    importance="confidence" if kind == "confidence" else None,
+                )
+            self.seconds[kind] = time.perf_counter() - start
+        return self.tables[kind]
 
-    def top1(self, recipe: mixbit.Recipe) -> float:
-        return mixbit.evaluate(self.quantized(recipe), self.test)
+    def score(self, recipe: mixbit.Recipe) -> float:
+        key = repr(recipe.layers)
+        if key not in self.scores:
+            self.scores[key] = self.setting.score(self.setting.quantized(recipe))
+        return self.scores[key]
 
-    def figures(self, method: str, mode: str, cost: str) -> dict[str, Any]:
-        # The threshold rule takes its shares from the cost it is given: operations for the mode "ops".
-        costs = self.costs["ops" if mode == "ops" else cost]
+    def uniform(self) -> mixbit.Recipe:
+        """The narrowest uniform widths that keep the metric."""
+        best = self.cost_tables["bops"].uniform_recipe(8, 8)
+        for bits in (7, 6, 5, 4, 3, 2):
+            recipe = self.cost_tables["bops"].uniform_recipe(bits, bits)
+            if self.score(recipe) < self.reference - MAX_DROP:
+                break
+            best = recipe
+        return best
+
+    def figures(self, kind: str, method: str, mode: str, cost: str) -> dict[str, Any]:
+        table = self.table(kind)
         start = time.perf_counter()
-        recipe = mixbit.assign(
-            self.table, costs, metric=self.top1, max_drop=1.0, reference=self.float_top1, method=method, mode=mode
-        )
+        if method == "uniform":
+            recipe = self.uniform()
+        else:
+            # The threshold rule takes its shares from the cost it is given: operations for the mode "ops".
+            recipe = mixbit.assign(
+                table,
+                self.cost_tables["ops" if mode == "ops" else cost],
+                metric=self.score,
+                max_drop=MAX_DROP,
+                reference=self.reference,
+                method=method,
+                mode=mode,
+            )
         seconds = time.perf_counter() - start
+        score = self.score(recipe)
         found: dict[str, Any] = {
-            "float": round(self.float_top1, 2),
-            "fake-quantized": round(recipe.report["metric"], 2),
-            "integer": round(mixbit.evaluate(self.quantized(recipe), self.test, integer=True), 2),
-            "feasible": recipe.report["feasible"],
-            "predicted dB": round(self.table.predicted_sqnr_db(recipe), 2),
-            "measured dB": round(mixbit.analysis.network_sqnr(self.model, recipe, self.batches), 2),
+            "test images": self.setting.test_images,
+            "float": round(self.reference, 2),
+            "fake-quantized": round(score, 2),
+            "feasible": score >= self.reference - MAX_DROP,
+            "measured dB": round(network_sqnr(self.setting.folded, recipe, self.setting.batches[:1]), 2),
         }
-        for name, table in self.costs.items():
-            total = table.total(recipe)
-            saved = [round(100 * (1 - total / table.uniform(b, b)), 2) for b in (32, 16, 8)]
+        for name, costs in self.cost_tables.items():
+            total = costs.total(recipe)
+            saved = [round(100 * (1 - total / costs.uniform(b, b)), 2) for b in (32, 16, 8)]
             found[f"{name}: % less than 32/16/8 bit"] = saved
-        return found | {"evaluations": recipe.report["evaluations"], "seconds": round(seconds, 1)}
+        return found | {"table s": round(self.seconds[kind], 1), "search s": round(seconds, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=20, choices=(20, 56))
+    known = [name for name, network in NETWORKS.items() if network.weights is not None]
+    parser.add_argument("--network", choices=known, action="append", help="only these")
+    parser.add_argument("--table", choices=("sqnr", "fisher", "network", "confidence"), help="only runs on this table")
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
     options = parser.parse_args()
-    setting: list[Setting] = []
-    for method, mode, cost in RUNS:
+    torch.set_num_threads(1)
+    for name in options.network or known:
+        run: list[Run] = []
+        detector = NETWORKS[name].metric == "ap50"
+        for kind, method, mode, cost in RUNS + (DETECTOR_RUNS if detector else ()):
+            if options.table not in (None, kind):
+                continue
 
-        def run(method: str = method, mode: str = mode, cost: str = cost) -> dict[str, Any]:
-            if not setting:
-                setting.append(Setting(options.depth))
-            return setting[0].figures(method, mode, cost)
+            def figures(arguments: Any = (kind, method, mode, cost), name: str = name, run: list[Run] = run) -> Any:
+                if not run:
+                    run.append(Run(name))
+                return run[0].figures(*arguments)
 
-        config = {"network": f"ResNet-{options.depth}", "method": method, "mode": mode, "saves": cost}
-        row = measure("assign", config, run, again=options.again)
-        print(config, row["figures"], flush=True)
+            config = {"network": name, "images": pack(), "table": kind, "method": method, "mode": mode, "saves": cost}
+            row = measure("assign", config, figures, again=options.again)
+            print(config, row["figures"], flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from mixbit.export import simulation
 from mixbit.files import PathLike, remove_temporaries, write_text
 from mixbit.network import batch_size
 from mixbit.progress import Progress, reporter
-from mixbit.quantizers import first_images
+from mixbit.quantizers import TensorStatistics, first_images, input_statistics
 from mixbit.recipe import Recipe
 from mixbit.sources import fingerprint, load_data, load_model
 from mixbit.sweeps import SHARES, points_as_csv
@@ -77,10 +77,24 @@ STAGES: dict[str, dict[str, Any]] = {
     "report": {"title": None},
 }
 
+#: What may be done to a network without training, in this order: "equalize" before it is analyzed, the others after it
+#: is calibrated at a recipe.
+CORRECTIONS = ("equalize", "rounding", "bias")
+
 Say = Callable[[str], None]
 
 #: Folder of a sweep's recipes, below the output folder.
 RECIPES = "recipes"
+
+
+_CONFIG: dict[str, Any] = {
+    "model": None,
+    "data": None,
+    "output": None,
+    "seed": 0,
+    "corrections": [],
+    "stages": None,
+}
 
 
 def _known(where: str, values: Any, allowed: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,13 +113,14 @@ def _known(where: str, values: Any, allowed: Mapping[str, Any]) -> dict[str, Any
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A pipeline: model, data, folder, seed, and the stages in order with their options."""
+    """A pipeline: model, data, folder, seed, corrections, and the stages in order with their options."""
 
     model: dict[str, Any]
     calibration: dict[str, Any]
     test: dict[str, Any] | None
     output: Path
     seed: int
+    corrections: tuple[str, ...]
     stages: tuple[tuple[str, dict[str, Any]], ...]
 
     @classmethod
@@ -115,7 +130,7 @@ class Config:
         Raises:
             MixbitError: A key is unknown or missing, or a stage does not exist.
         """
-        top = _known("config", document, {"model": None, "data": None, "output": None, "seed": 0, "stages": None})
+        top = _known("config", document, _CONFIG)
         for key in ("model", "data", "output", "stages"):
             if top[key] is None:
                 raise MixbitError(f"config: {key!r} is missing")
@@ -134,6 +149,10 @@ class Config:
 
         if not isinstance(top["seed"], int) or isinstance(top["seed"], bool):
             raise MixbitError(f"config: seed={top['seed']!r}; expected a whole number")
+        if not isinstance(top["corrections"], list):
+            raise MixbitError(f"config: corrections={top['corrections']!r}; expected a list, some of {CORRECTIONS}")
+        for name in top["corrections"]:
+            check_choice("corrections", name, CORRECTIONS)
         if not isinstance(top["stages"], list) or not top["stages"]:
             raise MixbitError("config: stages: expected a list of verbs")
         stages: list[tuple[str, dict[str, Any]]] = []
@@ -149,7 +168,15 @@ class Config:
             stages.append((verb, _known(f"config: stages: {verb}", options, STAGES[verb])))
         calibration = data_source("calibration")
         assert calibration is not None
-        return cls(model, calibration, data_source("test"), Path(top["output"]), top["seed"], tuple(stages))
+        return cls(
+            model,
+            calibration,
+            data_source("test"),
+            Path(top["output"]),
+            top["seed"],
+            tuple(c for c in CORRECTIONS if c in top["corrections"]),
+            tuple(stages),
+        )
 
     @classmethod
     def load(cls, path: PathLike) -> Config:
@@ -205,7 +232,10 @@ class Pipeline:
             fingerprint(self.model),
             fingerprint(self.calibration),
             None if self.test is None else fingerprint(self.test),
+            config.corrections,
         )
+        if "equalize" in config.corrections:
+            mixbit.equalize_(mixbit.fold_batchnorm_(self.model, self.example), self.example)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -350,9 +380,21 @@ class Pipeline:
         return self.test
 
     def _quantized(self, recipe: Recipe, method: str, integer: bool) -> nn.Module:
-        model = mixbit.fold_batchnorm_(copy.deepcopy(self.model), self.example)
-        mixbit.prepare_(model, recipe, self.example)
-        return mixbit.calibrate_(model, self.calibration, method, example=self.example if integer else None)
+        """The network at a recipe: calibrated from one pass of statistics for all recipes, and corrected."""
+        folded, statistics = self._folded
+        model = mixbit.prepare_(copy.deepcopy(folded), recipe, self.example)
+        example = self.example if integer else None
+        mixbit.calibrate_(model, self.calibration, method, example=example, statistics=statistics)
+        if "rounding" in self.config.corrections:
+            mixbit.optimize_rounding_(model, self.calibration)
+        if "bias" in self.config.corrections:
+            mixbit.correct_bias_(model, self.calibration)
+        return model
+
+    @functools.cached_property
+    def _folded(self) -> tuple[nn.Module, dict[str, TensorStatistics]]:
+        folded = mixbit.fold_batchnorm_(copy.deepcopy(self.model), self.example)
+        return folded, input_statistics(folded, self.calibration)
 
     def evaluate(self, options: dict[str, Any]) -> list[str]:
         """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR."""
@@ -367,7 +409,7 @@ class Pipeline:
             networks["integer"] = lambda: _IntegerNetwork(quantized(), self.example)
         with reporter(self.progress, "evaluate") as report:
             values = {name: self._score(scores, name, network, metric, report) for name, network in networks.items()}
-        measured = network_sqnr(self.model, recipe, self.calibration, method=options["method"])
+        measured = network_sqnr(self.model, recipe, self.calibration, quantized=quantized())
         document = {
             "metric": metric,
             "images": sum(batch_size(item) for item in test),

@@ -135,6 +135,7 @@ def network_sqnr(
     outputs: Outputs | None = None,
     calibration: Iterable[Any] | None = None,
     importance: str | Importance | None = None,
+    quantized: nn.Module | None = None,
 ) -> float:
     """Measured SQNR of the whole recipe at the network's output, in dB (the least over output tensors).
 
@@ -146,13 +147,15 @@ def network_sqnr(
         outputs: Picks the tensors to compare from the model's output; None takes all, of a detector `head_tensors`.
         calibration: Data to calibrate on; None takes `batches`.
         importance: As in `analyze`.
+        quantized: The network at this recipe, if there is one already, calibrated and corrected; None makes one.
     """
     check_eval_mode(model)
     check_batches(batches)
     first = next(iter(batches))
     folded = fold_batchnorm_(copy.deepcopy(model), first_images(first))
-    quantized = prepare_(copy.deepcopy(folded), recipe)
-    calibrate_(quantized, batches if calibration is None else calibration, method)
+    if quantized is None:
+        quantized = prepare_(copy.deepcopy(folded), recipe)
+        calibrate_(quantized, batches if calibration is None else calibration, method)
     outputs, weigh = detector_outputs(model, outputs), checked_importance(model, importance)
     total = OutputNoise()
     with torch.no_grad():

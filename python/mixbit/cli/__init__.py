@@ -71,6 +71,13 @@ def _parser() -> _Parser:
             sub.add_argument("--data", required=True, help="calibration data: zoo:NAME or path/to/file.py:function")
             sub.add_argument("--images", type=int, help="at most so many calibration images")
             sub.add_argument("--batch", type=int, default=64, help="images per batch")
+            sub.add_argument(
+                "--corrections",
+                type=lambda text: text.split(","),
+                default=[],
+                metavar="NAME,NAME,...",
+                help="training-free: equalize (the same for every verb), rounding, bias",
+            )
             sub.add_argument("--output", required=True, help="folder for the results")
             sub.add_argument("--seed", type=int, default=0)
             sub.add_argument("--force", action="store_true", help="replace results that exist")
@@ -173,6 +180,7 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "output": arguments.output,
         "seed": arguments.seed,
+        "corrections": arguments.corrections,
         "stages": [{verb: options}],
     }
 

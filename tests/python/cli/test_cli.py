@@ -149,6 +149,8 @@ CONFIGS: list[tuple[str, dict, list[str]]] = [
     ("unknown key", document(sed=1), ["sed", "seed"]),
     ("missing", {"model": MODEL}, ["data", "missing"]),
     ("seed", document(seed="one"), ["seed", "one"]),
+    ("corrections", document(corrections=["biass"]), ["corrections", "biass", "bias"]),
+    ("corrections list", document(corrections="bias"), ["corrections", "list"]),
     ("stage", document(stages=["analyse"]), ["analyse", "analyze"]),
     ("twice", document(stages=["analyze", "analyze"]), ["twice"]),
     ("two verbs", document(stages=[{"analyze": {}, "assign": {}}]), ["one verb"]),

@@ -16,13 +16,14 @@ JOURNEY = Path(__file__).resolve().parents[2] / "integration" / "journey_model.p
 ANALYZE = {"analyze": {"precisions": [2, 4, 8]}}
 
 
-def config(output: Path, *stages: object, source: Path = JOURNEY) -> Config:
+def config(output: Path, *stages: object, source: Path = JOURNEY, corrections: tuple[str, ...] = ()) -> Config:
     """Stages on a small network."""
     return Config.from_dict(
         {
             "model": f"{source}:network",
             "data": {"calibration": f"{source}:calibration", "test": f"{source}:test"},
             "output": str(output),
+            "corrections": list(corrections),
             "stages": list(stages),
         }
     )
@@ -73,6 +74,31 @@ def test_a_sweep_measures_each_distinct_recipe_once(tmp_path: Path, monkeypatch:
     assert "recipes/bops-greedy-0.5.json" not in again
     kept = {f"recipes/{path.name}" for path in (tmp_path / "recipes").iterdir()}
     assert kept == {name for name in again if name.startswith("recipes/")} | {"recipes/mine.json"}
+
+
+def test_corrections_are_made_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    for name in ("equalize_", "optimize_rounding_", "correct_bias_"):
+        original = getattr(mixbit, name)
+
+        def counted(*arguments, name: str = name, original=original, **keywords):
+            made.append(name)
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(mixbit, name, counted)
+    stages = ({"analyze": {"precisions": [2, 3]}}, {"assign": {"budget_share": 0.1}}, {"evaluate": {"integer": False}})
+    measured = {}
+    for corrections in ((), ("bias", "equalize", "rounding")):
+        made.clear()
+        folder = tmp_path / "-".join(("run", *corrections))
+        Pipeline(config(folder, *stages, corrections=corrections)).run()
+        # Whatever the order in the config: equalized before the analysis, rounded and then corrected behind it.
+        assert made == (["equalize_", "optimize_rounding_", "correct_bias_"] if corrections else [])
+        measured[corrections] = json.loads((folder / "evaluation.json").read_text())["measured_sqnr_db"]
+        manifest = json.loads((folder / "analyze.manifest.json").read_text())
+        measured[corrections, "key"] = manifest["key"]
+    assert measured["bias", "equalize", "rounding"] > measured[()]
+    assert measured[(), "key"] != measured[("bias", "equalize", "rounding"), "key"]
 
 
 def test_a_sweep_of_integer_networks_and_one_without_measuring(tmp_path: Path) -> None:
