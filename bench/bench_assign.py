@@ -4,7 +4,7 @@ The recipe is the cheapest that bisection on the predicted SQNR finds (about sev
 network on the test images, biases corrected). Reductions name their baseline: uniform 32, 16 and 8 bits of weights and
 activations, first and last layers counted. "uniform" is the narrowest width of all layers that keeps the metric;
 "fisher" takes the squared-gradient table in place of SQNR, "network" and "confidence" the SQNR at a detector's outputs,
-plain and weighted by its decoded confidence (16 images, widths 3, 4, 6, 8).
+plain and weighted by its decoded confidence (16 images, widths 3, 4, 6, 8). Analyses read 32 images (ResNets 128).
 
 With MIXBIT_DATA the full packs are used, else the shipped ones (which lack some of the networks).
 
@@ -60,7 +60,7 @@ class Run:
             start = time.perf_counter()
             setting = self.setting
             if kind == "sqnr":
-                self.tables[kind] = mixbit.analyze(setting.folded, setting.batches)
+                self.tables[kind] = mixbit.analyze(setting.folded, setting.analyzed)
             elif kind == "fisher":
                 self.tables[kind] = fisher(setting.folded, setting.labelled[: max(1, 64 // setting.network.batch)])
             else:

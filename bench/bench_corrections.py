@@ -1,7 +1,7 @@
 """Training-free corrections at low precision: the metric with and without each, on the same test images.
 
-Corrections: none; equalize (before preparing; without effect on networks with ReLU6); bias (after calibrating); rounding
-(weights of four bits and less, after calibrating); all, in the order equalize, rounding, bias.
+Corrections: none; equalize (before preparing; without effect on networks with ReLU6); bias (after calibrating);
+rounding (weights of four bits and less, after calibrating); all, in the order equalize, rounding, bias.
 
 Usage: python bench/bench_corrections.py [--again] [--network NAME]
 """

@@ -29,6 +29,7 @@ class Network:
         test: Test data; None takes the part of `data` behind the split.
         metric: Of the test.
         images: Calibration images.
+        analyzed: How many of them the analysis of all pairs of widths reads.
         batch: Images of a batch.
         channels_last: The memory format in which it runs faster here.
     """
@@ -40,21 +41,22 @@ class Network:
     metric: str = "top1"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     images: int = 128
+    analyzed: int = 32
     batch: int = 16
     channels_last: bool = True
 
 
 NETWORKS: dict[str, Network] = {
     "ResNet-20": Network(
-        "cifar_resnet", "cifar10_resnet20_fp32", "cifar10-train", "cifar10-test", images=256, batch=64,
+        "cifar_resnet", "cifar10_resnet20_fp32", "cifar10-train", "cifar10-test", images=256, analyzed=128, batch=64,
         options={"depth": 20}, channels_last=False,
     ),
     "ResNet-56": Network(
-        "cifar_resnet", "cifar10_resnet56_fp32", "cifar10-train", "cifar10-test", images=256, batch=64,
+        "cifar_resnet", "cifar10_resnet56_fp32", "cifar10-train", "cifar10-test", images=256, analyzed=128, batch=64,
         options={"depth": 56}, channels_last=False,
     ),
     "ResNet-8": Network(
-        "resnet8", "mlperf_tiny_resnet8_cifar10_fp32", "cifar10-train-raw", "cifar10-test-raw", images=256, batch=64
+        "resnet8", "mlperf_tiny_resnet8_cifar10_fp32", "cifar10-train-raw", "cifar10-test-raw", images=256, analyzed=128, batch=64
     ),
     "MobileNetV1 0.25": Network(
         "mobilenet_v1", "mobilenet_v1_0.25_128_qat_uint8", "imagenet_compat-mobilenet_v1-128", options={"width": 0.25}
@@ -109,6 +111,7 @@ class Setting:
                 items[:] = [(x.to(memory_format=torch.channels_last), y) for x, y in items]
         self.labelled = labelled[:count]
         self.batches = [x for x, _ in self.labelled]
+        self.analyzed = self.batches[: max(1, n.analyzed // n.batch)]
         self.example = self.batches[0][:2]
         self.folded = mixbit.fold_batchnorm_(copy.deepcopy(self.model), self.example)
         self.found = mixbit.layers(self.folded, self.example)
