@@ -1,10 +1,15 @@
-"""Time of the SQNR analysis against the accuracy-based flow, one after the other on the same machine.
+"""The SQNR analysis against the accuracy-based flow, on one machine in one run: time, and how alike they rank layers.
 
 The accuracy-based flow: one prepared model; for every width and every layer that layer alone is quantized, bits
-switched in place, and the whole test set is evaluated (layers x widths evaluations). The analysis reads its 256
-calibration images. The ratio on equal images divides both by what they read.
+switched in place, and the whole test set is evaluated (layers x widths evaluations). It is run for one width and its
+time multiplied by the number of widths. The analysis reads its calibration images at all widths. The ratio on equal
+images divides both by what they read.
 
-Usage: python bench/bench_analysis.py [--depth 20] [--threads N] [--again]
+The rank correlation (Spearman) is between each layer's SQNR at that width and the loss of the metric when the layer
+alone has it; detectors also at the network's output, plain and weighted by the decoded confidence.
+
+Usage: python bench/bench_analysis.py [--network NAME] [--bits B] [--threads N] [--again]
+       python bench/bench_analysis.py --scaling: time and memory over images and layers, on seeded networks
 """
 
 from __future__ import annotations
@@ -13,12 +18,15 @@ import argparse
 import copy
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ.pop("OPENBLAS_CORETYPE", None)
 
 import torch
+from networks import NETWORKS, Setting, pack
 from rows import measure
+from scipy.stats import spearmanr
 
 import mixbit
 from mixbit.quantizers import quantized_layers
@@ -26,68 +34,117 @@ from mixbit.quantizers import quantized_layers
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 
-def flow_of_accuracies(model: Any, batches: Any, test: Any, example: Any) -> float:
-    """Seconds of layers x widths evaluations; what they find is not needed here."""
-    names = mixbit.layers(model, example).names
-    work = mixbit.fold_batchnorm_(copy.deepcopy(model), example)
+def single_layers(setting: Setting, bits: int) -> tuple[list[float], float]:
+    """The metric with each layer alone at a width, and the seconds of these evaluations."""
+    recipe = mixbit.Recipe.uniform(setting.names, act=bits, weight=bits)
+    model = setting.quantized(recipe, bias=False)
+    modules = quantized_layers(model)
+    scores = []
     start = time.perf_counter()
-    for bits in reversed(WIDTHS):
-        mixbit.prepare_(work, mixbit.Recipe.uniform(names, act=bits, weight=bits), example)
-        if bits == WIDTHS[-1]:
-            mixbit.calibrate_(work, batches)
-        modules = quantized_layers(work)
-        for name in names:
-            for other, module in modules.items():
-                module.bypassed = other != name
-            mixbit.evaluate(work, test, metric="top1")
-        for module in modules.values():
-            module.bypassed = False
-    return time.perf_counter() - start
+    for name in setting.names:
+        for other, module in modules.items():
+            module.bypassed = other != name
+        scores.append(setting.score(model))
+    return scores, time.perf_counter() - start
 
 
-def figures(depth: int, threads: int) -> dict[str, Any]:
+def figures(name: str, bits: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    weights = mixbit.zoo.data_dir() / "weights" / f"cifar10_resnet{depth}_fp32.npz"
-    model = mixbit.zoo.cifar_resnet(depth, weights=weights).eval()
-    images, _ = mixbit.zoo.cifar10("train", 256)
-    batches = list(images.split(64))
-    test_images, test_labels = mixbit.zoo.cifar10("test")
-    test = list(zip(test_images.split(100), test_labels.split(100), strict=True))
-    example = images[:2]
-    seconds = {}
-    for joint in (True, False):
-        mixbit.analyze(model, batches[:1], precisions=(8,), joint=True)  # warm
-        start = time.perf_counter()
-        mixbit.analyze(model, batches, precisions=WIDTHS, joint=joint)
-        seconds["joint" if joint else "separate"] = time.perf_counter() - start
-    flow = flow_of_accuracies(model, batches, test, example)
-    per_image = (len(test_images) / len(images)) * seconds["joint"] / flow
-    return {
-        "layers x widths": len(mixbit.layers(model, example)) * len(WIDTHS),
-        "accuracy flow s": round(flow, 2),
-        "analyze joint s": round(seconds["joint"], 2),
-        "analyze all pairs s": round(seconds["separate"], 2),
-        "less time % (joint)": round(100 * (1 - seconds["joint"] / flow), 2),
-        "less time % (all pairs)": round(100 * (1 - seconds["separate"] / flow), 2),
-        "less time % on equal images (joint)": round(100 * (1 - per_image), 2),
+    setting = Setting(name)
+    images = sum(len(x) for x in setting.batches)
+    mixbit.analyze(setting.folded, setting.batches[:1], precisions=(8,), joint=True)  # warm
+    start = time.perf_counter()
+    table = mixbit.analyze(setting.folded, setting.batches, precisions=WIDTHS, joint=True)
+    seconds = time.perf_counter() - start
+    reference = setting.score(setting.folded)
+    scores, flow = single_layers(setting, bits)
+    flow *= len(WIDTHS)
+    drops = [reference - score for score in scores]
+    per_image = (setting.test_images / images) * seconds / flow
+    column = WIDTHS.index(bits)
+    found = {
+        "test images": setting.test_images,
+        "calibration images": images,
+        "layers x widths": len(setting.names) * len(WIDTHS),
+        "accuracy flow s": round(flow, 1),
+        "analyze s": round(seconds, 1),
+        "less time %": round(100 * (1 - seconds / flow), 2),
+        "less time % on equal images": round(100 * (1 - per_image), 2),
+        "largest drop": round(max(drops), 2),
+        "rank correlation": round(float(spearmanr(-table.sqnr_db[:, column], drops).statistic), 3),
     }
+    if setting.network.metric == "ap50":
+        for importance, label in ((None, "at the output"), ("confidence", "at the output, by confidence")):
+            few = setting.batches[: max(1, 16 // setting.network.batch)]
+            other = mixbit.analyze(setting.folded, few, (bits,), "network_output", True, importance=importance)
+            found[f"rank correlation {label}"] = round(float(spearmanr(-other.sqnr_db[:, 0], drops).statistic), 3)
+    return found
+
+
+class Chain(torch.nn.Module):
+    """Convolutions one after the other, 16 channels on 32 x 32."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(16 if i else 3, 16, 3, padding=1) for i in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, 3, 32, 32] -> [N, 16, 32, 32]."""
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+def peak_mib() -> float:
+    """Peak resident set of this process since it was last reset, in MiB."""
+    line = next(t for t in Path("/proc/self/status").read_text().splitlines() if t.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def scaling(images: int, layers: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    model = Chain(layers).eval()
+    generator = torch.Generator().manual_seed(1)
+    # Made anew at each pass, as a loader does: the data itself does not count.
+
+    class Images:
+        def __iter__(self) -> Any:
+            state = copy.deepcopy(generator.get_state())
+            own = torch.Generator()
+            own.set_state(state)
+            return (torch.randn(8, 3, 32, 32, generator=own) for _ in range(images // 8))
+
+        def __len__(self) -> int:
+            return images // 8
+
+    mixbit.analyze(model, Images(), (8,), joint=True) if images == 8 else None
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = peak_mib()
+    start = time.perf_counter()
+    mixbit.analyze(model, Images(), WIDTHS, joint=True)
+    return {"seconds": round(time.perf_counter() - start, 2), "peak MiB above the start": round(peak_mib() - before, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=20, choices=(20, 56))
+    known = [name for name, network in NETWORKS.items() if network.weights is not None]
+    parser.add_argument("--network", choices=known, action="append", help="only these")
+    parser.add_argument("--bits", type=int, default=3, choices=WIDTHS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--again", action="store_true", help="measure a row that exists anew")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
     options = parser.parse_args()
-    config = {
-        "network": f"ResNet-{options.depth}",
-        "widths": "2..8",
-        "calibration images": 256,
-        "test images": 1000,
-        "threads": options.threads,
-    }
-    row = measure("analysis", config, lambda: figures(options.depth, options.threads), again=options.again)
-    print(config, row["figures"])
+    if options.scaling:
+        for images, layers in ((8, 20), (32, 20), (128, 20), (512, 20), (64, 20), (64, 50), (64, 100), (64, 200)):
+            config = {"layers": layers, "images": images, "widths": "2..8"}
+            row = measure("scaling", config, lambda i=images, n=layers: scaling(i, n), again=options.again)
+            print(config, row["figures"], flush=True)
+        return
+    for name in options.network or known:
+        config = {"network": name, "images": pack(), "widths": "2..8", "bits": options.bits, "threads": options.threads}
+        row = measure("analysis", config, lambda n=name: figures(n, options.bits, options.threads), again=options.again)
+        print(config, row["figures"], flush=True)
 
 
 if __name__ == "__main__":

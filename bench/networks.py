@@ -56,7 +56,8 @@ NETWORKS: dict[str, Network] = {
         options={"depth": 56}, channels_last=False,
     ),
     "ResNet-8": Network(
-        "resnet8", "mlperf_tiny_resnet8_cifar10_fp32", "cifar10-train-raw", "cifar10-test-raw", images=256, analyzed=128, batch=64
+        "resnet8", "mlperf_tiny_resnet8_cifar10_fp32", "cifar10-train-raw", "cifar10-test-raw",
+        images=256, analyzed=128, batch=64,
     ),
     "MobileNetV1 0.25": Network(
         "mobilenet_v1", "mobilenet_v1_0.25_128_qat_uint8", "imagenet_compat-mobilenet_v1-128", options={"width": 0.25}
@@ -81,9 +82,12 @@ NETWORKS: dict[str, Network] = {
         "coco-val-ssd_mobilenet_v2", metric="ap50",
     ),
     "SSDlite-MobileNetV2 (seeded weights)": Network(
-        "ssdlite_mobilenet_v2", None, "coco-train-ssdlite_mobilenet_v2", metric="", images=32
+        "ssdlite_mobilenet_v2", None, "coco-train-ssdlite_mobilenet_v2", "coco-val-ssdlite_mobilenet_v2",
+        metric="", images=16, analyzed=16,
     ),
-    "YOLOv2 (seeded weights)": Network("yolov2", None, "coco-train-yolov2", metric="", images=16, batch=4),
+    "YOLOv2 (seeded weights)": Network(
+        "yolov2", None, "coco-train-yolov2", "coco-val-yolov2", metric="", images=8, analyzed=8, batch=4
+    ),
 }  # fmt: skip
 
 
