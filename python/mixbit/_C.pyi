@@ -27,3 +27,15 @@ def threshold(
     gamma: npt.NDArray[Any], shares: Sequence[float], groups: Sequence[int], target_db: float
 ) -> list[int]: ...
 def aimet_order(gamma: npt.NDArray[Any]) -> list[tuple[int, int]]: ...
+
+class hw:  # a submodule
+    @staticmethod
+    def evaluate(
+        arch: dict[str, Any],
+        problem: dict[str, Any],
+        mapping: list[dict[str, Any]],
+        bits: dict[str, int] | None = None,
+        semantics: str = "v3",
+        reuse: str = "sampled",
+        scale_mac: bool = False,
+    ) -> dict[str, Any]: ...
