@@ -14,6 +14,7 @@ def greedy_target(
     cost: npt.NDArray[Any],
     maximum: bool,
     limit: float,
+    reader: Sequence[int] = (),
 ) -> Result: ...
 def greedy_budget(
     nsr: npt.NDArray[Any],
@@ -22,6 +23,7 @@ def greedy_budget(
     costs: Sequence[npt.NDArray[Any]],
     maximum: Sequence[bool],
     budgets: Sequence[float],
+    readers: Sequence[Sequence[int]] = (),
 ) -> Result: ...
 def threshold(
     gamma: npt.NDArray[Any], shares: Sequence[float], groups: Sequence[int], target_db: float
