@@ -1,16 +1,20 @@
 // The accelerator model: dicts and lists in and out (docs/mapper.md has the notation), no tensors, so no torch op.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include <mixbit/hw/arch.h>
 #include <mixbit/hw/mapping.h>
+#include <mixbit/hw/mapspace.h>
 #include <mixbit/hw/model.h>
+#include <mixbit/hw/search.h>
 #include <mixbit/hw/workload.h>
 
 namespace py = pybind11;
@@ -346,6 +350,140 @@ py::dict to_python(const Evaluation& e, const Arch& arch) {
                   py::arg("levels") = levels);
 }
 
+py::list to_python(const Mapping& mapping, const Arch& arch, const Layer& layer) {
+  const auto loops = [&](const std::vector<hw::Loop>& from) {
+    py::list list;
+    for (const hw::Loop& loop : from) {
+      py::list pair;
+      pair.append(layer.dims[loop.dim]);
+      pair.append(loop.factor);
+      list.append(pair);
+    }
+    return list;
+  };
+  py::list levels;
+  for (size_t l = 0; l < mapping.size(); ++l) {
+    py::list keep;
+    for (const Tensor t : kAllTensors) {
+      if (mapping[l].keep[t]) keep.append(kTensorNames[t]);
+    }
+    levels.append(py::dict(py::arg("level") = arch.levels[l].name, py::arg("keep") = keep,
+                           py::arg("temporal_inner_to_outer") = loops(mapping[l].temporal),
+                           py::arg("spatial_x") = loops(mapping[l].spatial_x),
+                           py::arg("spatial_y") = loops(mapping[l].spatial_y)));
+  }
+  return levels;
+}
+
+// Counts beyond 2^63 are Python integers too.
+py::object whole(double count) { return py::reinterpret_steal<py::object>(PyLong_FromDouble(count)); }
+
+py::dict to_python(const hw::MappingCounts& counts) {
+  return py::dict(py::arg("total") = whole(counts.total), py::arg("fanout_invalid") = whole(counts.fanout_invalid),
+                  py::arg("capacity_invalid") = whole(counts.capacity_invalid), py::arg("valid") = whole(counts.valid));
+}
+
+py::dict to_python(const hw::Certificate& c) {
+  py::dict result(py::arg("total") = whole(c.total), py::arg("fanout_invalid") = whole(c.fanout_invalid),
+                  py::arg("capacity_invalid") = whole(c.capacity_invalid),
+                  py::arg("bound_pruned") = whole(c.bound_pruned),
+                  py::arg("dominance_pruned") = whole(c.dominance_pruned), py::arg("evaluated") = whole(c.evaluated),
+                  py::arg("nodes") = c.nodes);
+  result["least_open_bound"] = c.bound_pruned > 0.0 ? py::object(py::float_(c.least_open_bound)) : py::none();
+  return result;
+}
+
+py::dict to_python(const hw::Found& found, const Arch& arch, const Layer& layer) {
+  py::dict result = to_python(found.evaluation, arch);
+  result["mapping"] = to_python(found.mapping, arch, layer);
+  return result;
+}
+
+hw::Objective read_objective(const std::string& name) {
+  if (name == "energy") return hw::Objective::kEnergy;
+  if (name == "delay") return hw::Objective::kDelay;
+  if (name == "edp") return hw::Objective::kEdp;
+  if (name == "last_level_accesses") return hw::Objective::kLastLevelAccesses;
+  fail("objective: " + name + ", expected energy, delay, edp or last_level_accesses");
+}
+
+hw::SearchOptions read_search(const std::string& objective, int threads, const std::string& method,
+                              const std::string& semantics, bool scale_mac) {
+  hw::SearchOptions options;
+  options.objective = read_objective(objective);
+  if (threads < 1) fail("threads: " + std::to_string(threads) + ", expected at least 1");
+  options.threads = threads;
+  if (method == "exhaustive") {
+    options.method = hw::Method::kExhaustive;
+  } else if (method == "every_order") {
+    options.method = hw::Method::kEveryOrder;
+  } else if (method != "bounded") {
+    fail("method: " + method + ", expected bounded, exhaustive or every_order");
+  }
+  options.model = read_options(semantics, "sampled", scale_mac);
+  return options;
+}
+
+// One list of bits for all tensors, or lists under act, weight, out (and a partial width).
+hw::WidthLists read_width_lists(const py::object& given) {
+  hw::WidthLists lists;
+  const auto list = [](const py::handle& value, const char* name) {
+    if (!py::isinstance<py::sequence>(value) || py::isinstance<py::str>(value)) {
+      fail(std::string("widths.") + name + ": " + shown(value) + ", expected a list of bits");
+    }
+    std::vector<int> bits;
+    for (const auto& item : value) {
+      const Reader one(py::dict(py::arg("bits") = item), std::string("widths.") + name);
+      bits.push_back(width(one, "bits"));
+    }
+    return bits;
+  };
+  if (!py::isinstance<py::dict>(given)) {
+    for (auto& bits : lists.bits) bits = list(given, "all");
+    return lists;
+  }
+  const Reader from(given, "widths");
+  from.only({"act", "weight", "out", "partial"});
+  lists.bits[hw::kInputs] = list(from.get<py::object>("act"), "act");
+  lists.bits[hw::kWeights] = list(from.get<py::object>("weight"), "weight");
+  lists.bits[hw::kOutputs] = list(from.get<py::object>("out"), "out");
+  lists.partial_bits = width(from, "partial");
+  return lists;
+}
+
+py::dict to_python(const hw::SweepResult& sweep, const hw::WidthLists& widths, const Arch& arch, const Layer& layer) {
+  const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(widths.bits[hw::kInputs].size()),
+                                          static_cast<py::ssize_t>(widths.bits[hw::kWeights].size()),
+                                          static_cast<py::ssize_t>(widths.bits[kOutputs].size())};
+  // Floats, for a triple that nothing fits is NaN.
+  const auto table = [&](const auto& value) {
+    py::array_t<double> array(shape);
+    double* to = array.mutable_data();
+    for (const int64_t i : sweep.index) {
+      *to++ = i < 0 ? std::numeric_limits<double>::quiet_NaN()
+                    : static_cast<double>(value(sweep.found[static_cast<size_t>(i)].evaluation));
+    }
+    return array;
+  };
+  py::array_t<int64_t> index(shape);
+  std::copy(sweep.index.begin(), sweep.index.end(), index.mutable_data());
+  py::list mappings;
+  for (const hw::Found& found : sweep.found) mappings.append(to_python(found.mapping, arch, layer));
+  return py::dict(py::arg("energy_pj") = table([](const Evaluation& e) { return e.energy_pj; }),
+                  py::arg("cycles") = table([](const Evaluation& e) { return e.cycles; }),
+                  py::arg("edp") = table([](const Evaluation& e) { return e.edp; }),
+                  py::arg("last_level_accesses") = table([](const Evaluation& e) { return e.last_level_accesses; }),
+                  py::arg("mapping") = index, py::arg("mappings") = mappings, py::arg("classes") = sweep.classes,
+                  py::arg("certificate") = to_python(sweep.certificate), py::arg("relaxed") = sweep.relaxed);
+}
+
+// Runs f without the GIL.
+template <typename F>
+auto released(const F& f) {
+  py::gil_scoped_release release;
+  return f();
+}
+
 }  // namespace
 
 void bind_hw(py::module_& parent) {
@@ -362,4 +500,82 @@ void bind_hw(py::module_& parent) {
       },
       py::arg("arch"), py::arg("problem"), py::arg("mapping"), py::arg("bits") = py::none(),
       py::arg("semantics") = "v3", py::arg("reuse") = "sampled", py::arg("scale_mac") = false);
+  m.def(
+      "count_mappings",
+      [](const py::dict& arch, const py::dict& problem, const std::optional<py::dict>& bits, int threads) {
+        const Arch a = read_arch(arch);
+        const Layer layer = read_layer(problem);
+        const Widths widths = read_widths(bits, problem);
+        py::dict result = to_python(released([&] { return hw::count_mappings(a, layer, widths, threads); }));
+        result["relaxed"] = hw::MapSpace(a, layer).relaxed();
+        return result;
+      },
+      py::arg("arch"), py::arg("problem"), py::arg("bits") = py::none(), py::arg("threads") = 1);
+  m.def(
+      "search",
+      [](const py::dict& arch, const py::dict& problem, const std::optional<py::dict>& bits,
+         const std::string& objective, int threads, const std::string& method, const std::string& semantics,
+         bool scale_mac) {
+        const Arch a = read_arch(arch);
+        const Layer layer = read_layer(problem);
+        const Widths widths = read_widths(bits, problem);
+        const hw::SearchOptions options = read_search(objective, threads, method, semantics, scale_mac);
+        const hw::SearchResult found = released([&] { return hw::search(a, layer, widths, options); });
+        py::dict result = to_python(found.best, a, layer);
+        result["certificate"] = to_python(found.certificate);
+        result["relaxed"] = found.relaxed;
+        return result;
+      },
+      py::arg("arch"), py::arg("problem"), py::arg("bits") = py::none(), py::arg("objective") = "edp",
+      py::arg("threads") = 1, py::arg("method") = "bounded", py::arg("semantics") = "v3", py::arg("scale_mac") = false);
+  m.def(
+      "sweep",
+      [](const py::dict& arch, const py::dict& problem, const py::object& widths, const std::string& objective,
+         int threads, const std::string& method, const std::string& semantics, bool scale_mac) {
+        const Arch a = read_arch(arch);
+        const Layer layer = read_layer(problem);
+        const hw::WidthLists lists = read_width_lists(widths);
+        const hw::SearchOptions options = read_search(objective, threads, method, semantics, scale_mac);
+        return to_python(released([&] { return hw::sweep(a, layer, lists, options); }), lists, a, layer);
+      },
+      py::arg("arch"), py::arg("problem"), py::arg("widths"), py::arg("objective") = "edp", py::arg("threads") = 1,
+      py::arg("method") = "bounded", py::arg("semantics") = "v3", py::arg("scale_mac") = false);
+  m.def(
+      "pareto",
+      [](const py::dict& arch, const py::dict& problem, const std::optional<py::dict>& bits, const Names& objectives,
+         int threads, const std::string& method, const std::string& semantics, bool scale_mac) {
+        const Arch a = read_arch(arch);
+        const Layer layer = read_layer(problem);
+        const Widths widths = read_widths(bits, problem);
+        const hw::SearchOptions options = read_search("edp", threads, method, semantics, scale_mac);
+        std::vector<hw::Objective> wanted;
+        for (const std::string& name : objectives) wanted.push_back(read_objective(name));
+        const hw::ParetoResult front = released([&] { return hw::pareto(a, layer, widths, wanted, options); });
+        py::list points;
+        for (const hw::Found& point : front.points) points.append(to_python(point, a, layer));
+        return py::dict(py::arg("points") = points, py::arg("certificate") = to_python(front.certificate),
+                        py::arg("relaxed") = front.relaxed);
+      },
+      py::arg("arch"), py::arg("problem"), py::arg("bits") = py::none(),
+      py::arg("objectives") = Names{"energy", "delay", "last_level_accesses"}, py::arg("threads") = 1,
+      py::arg("method") = "bounded", py::arg("semantics") = "v3", py::arg("scale_mac") = false);
+  m.def(
+      "random_search",
+      [](const py::dict& arch, const py::dict& problem, const std::optional<py::dict>& bits,
+         const std::string& objective, uint64_t seed, int64_t victory, int64_t timeout, int64_t orders,
+         const std::string& semantics, bool scale_mac) {
+        const Arch a = read_arch(arch);
+        const Layer layer = read_layer(problem);
+        const Widths widths = read_widths(bits, problem);
+        const hw::SearchOptions options = read_search(objective, 1, "bounded", semantics, scale_mac);
+        const hw::RandomResult found =
+            released([&] { return hw::random_search(a, layer, widths, options, {seed, victory, timeout, orders}); });
+        py::dict result = to_python(found.best, a, layer);
+        result["counts"] = to_python(found.counts);
+        result["relaxed"] = found.relaxed;
+        return result;
+      },
+      py::arg("arch"), py::arg("problem"), py::arg("bits") = py::none(), py::arg("objective") = "edp",
+      py::arg("seed") = 0, py::arg("victory") = 500, py::arg("timeout") = 15000, py::arg("orders") = 16,
+      py::arg("semantics") = "v3", py::arg("scale_mac") = false);
 }

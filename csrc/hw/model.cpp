@@ -44,14 +44,14 @@ double mac_energy(const Arch& arch, const Widths& widths, const ModelOptions& op
   return scaling.multiplier_pj * act * weight + scaling.adder_pj * std::max(act, weight);
 }
 
-int64_t throttled_cycles(const Level& level, int64_t cycles, const std::array<int64_t, kTensors>& read_words,
-                         const std::array<int64_t, kTensors>& written_words) {
+int64_t throttled_cycles(const Level& level, int64_t cycles, const std::array<double, kTensors>& read_words,
+                         const std::array<double, kTensors>& written_words) {
   // Doubles in this order, not an integer ceil: the published counts come from it and differ by one at times.
   const auto steps = static_cast<double>(cycles);
   double reads = 0.0, writes = 0.0;
   for (const Tensor t : kAllTensors) {
-    reads += static_cast<double>(read_words[t]) / steps;
-    writes += static_cast<double>(written_words[t]) / steps;
+    reads += read_words[t] / steps;
+    writes += written_words[t] / steps;
   }
   double speed = 1.0;
   const auto limit = [&](const std::optional<double>& bandwidth, double demand) {
@@ -63,9 +63,10 @@ int64_t throttled_cycles(const Level& level, int64_t cycles, const std::array<in
   return static_cast<int64_t>(std::ceil(steps / speed));
 }
 
-double access_sharing(const Level& level, int64_t used_instances) {
-  const double used = static_cast<double>(used_instances);
-  return used / std::min(used, static_cast<double>(level.instances()) / static_cast<double>(level.cluster));
+double paid_instances(const Level& level, int64_t used_instances) {
+  const auto used = static_cast<double>(used_instances);
+  const double clusters = static_cast<double>(level.instances()) / static_cast<double>(level.cluster);
+  return std::min(used, clusters);
 }
 
 namespace {
@@ -210,8 +211,9 @@ class Nest {
         double product = 1.0;
         for (const Loop& loop : loops) product *= static_cast<double>(loop.factor);
         if (product > static_cast<double>(fanout)) {
-          fail("mapping: level ", arch_.levels[l].name, " spreads over ", product, " instances in ", axis,
-               ", but has a fan-out of ", fanout);
+          throw DoesNotFit(DoesNotFit::Limit::kFanout,
+                           text("mapping: level ", arch_.levels[l].name, " spreads over ", product, " instances in ",
+                                axis, ", but has a fan-out of ", fanout));
         }
       };
       one(mapping_[l].spatial_x, arch_.fanout_x(l), "X");
@@ -267,7 +269,8 @@ void check_capacity(const Level& level, const LevelCounts& counts) {
     parts += text(parts.empty() ? "" : " and ", counts.tensors[t].tile_words, " for ", kTensorNames[t]);
   }
   if (needed > *level.size) {
-    fail("mapping: level ", level.name, " needs ", needed, " words (", parts, "), but has ", *level.size);
+    throw DoesNotFit(DoesNotFit::Limit::kCapacity, text("mapping: level ", level.name, " needs ", needed, " words (",
+                                                        parts, "), but has ", *level.size));
   }
 }
 
@@ -308,9 +311,9 @@ Evaluation evaluate(const Arch& arch, const Layer& layer, const Mapping& mapping
       counts.reads = packed(t == kOutputs ? std::max<int64_t>(0, content - parts[l]) : content);
       counts.updates = packed(t == kOutputs ? content : 0);
       counts.fills = packed(fills);
-      counts.energy_pj =
-          access_energy(arch.levels[l], counts.reads, counts.updates, counts.fills,
-                        static_cast<double>(counts.instances), access_sharing(arch.levels[l], counts.instances));
+      const auto accesses = [&](int64_t n) { return static_cast<double>(words(n, arch.levels[l].block)); };
+      counts.energy_pj = access_energy(arch.levels[l], accesses(counts.reads), accesses(counts.updates),
+                                       accesses(counts.fills), paid_instances(arch.levels[l], counts.instances));
       below = l;
       fan_out = 1;
     }
@@ -318,10 +321,10 @@ Evaluation evaluate(const Arch& arch, const Layer& layer, const Mapping& mapping
   for (int l = 0; l < levels; ++l) {
     LevelCounts& counts = result.levels[l];
     check_capacity(arch.levels[l], counts);
-    std::array<int64_t, kTensors> reads{}, writes{};
+    std::array<double, kTensors> reads{}, writes{};
     for (const Tensor t : kAllTensors) {
-      reads[t] = counts.tensors[t].reads;
-      writes[t] = counts.tensors[t].updates + counts.tensors[t].fills;
+      reads[t] = static_cast<double>(counts.tensors[t].reads);
+      writes[t] = static_cast<double>(counts.tensors[t].updates + counts.tensors[t].fills);
       result.energy_pj += counts.tensors[t].energy_pj;
     }
     counts.cycles = throttled_cycles(arch.levels[l], steps, reads, writes);

@@ -22,12 +22,12 @@ inline constexpr std::array<const char*, kLoopKinds> kLoopKindNames = {"spatial_
 inline constexpr int64_t kWholeDim = 0;
 
 struct LoopConstraint {
-  std::optional<std::vector<std::string>> dims;  // the only dimensions with factors above 1; absent: all of them
-  std::map<std::string, int64_t> factors;        // fixed factors; kWholeDim: the whole bound
-  std::map<std::string, int64_t> max_factors;    // largest factor
+  std::optional<std::vector<std::string>> dims = {};  // the only dimensions with factors above 1; absent: all of them
+  std::map<std::string, int64_t> factors = {};        // fixed factors; kWholeDim: the whole bound
+  std::map<std::string, int64_t> max_factors = {};    // largest factor
   // Order inner to outer, kAnyOrder where the dimensions not named stand, in any order; without it they stand outside.
   // Absent: any order. Of meaning to temporal loops only: the order of spatial loops changes nothing.
-  std::optional<std::vector<std::string>> order;
+  std::optional<std::vector<std::string>> order = {};
 };
 inline constexpr const char* kAnyOrder = "*";
 
@@ -38,17 +38,17 @@ struct LevelConstraints {
 
 struct Level {
   std::string name;
-  std::optional<int64_t> size;      // words of one instance; absent: unlimited
-  int64_t word_bits = 16;           //
-  int64_t block = 1;                // words of one access
-  int64_t cluster = 1;              // instances that share one access
-  int64_t mesh_x = 1, mesh_y = 1;   // instances = mesh_x * mesh_y
-  std::optional<double> read_bw;    // words a cycle and instance; absent: unlimited
-  std::optional<double> write_bw;   //
-  std::optional<double> shared_bw;  // reads and writes together
-  double read_pj = 0.0;             // of one access
-  double write_pj = 0.0;            // of one access, fills and updates alike
-  LevelConstraints constraints;
+  std::optional<int64_t> size = {};      // words of one instance; absent: unlimited
+  int64_t word_bits = 16;                //
+  int64_t block = 1;                     // words of one access
+  int64_t cluster = 1;                   // instances that share one access
+  int64_t mesh_x = 1, mesh_y = 1;        // instances = mesh_x * mesh_y
+  std::optional<double> read_bw = {};    // words a cycle and instance; absent: unlimited
+  std::optional<double> write_bw = {};   //
+  std::optional<double> shared_bw = {};  // reads and writes together
+  double read_pj = 0.0;                  // of one access
+  double write_pj = 0.0;                 // of one access, fills and updates alike
+  LevelConstraints constraints = {};
 
   int64_t instances() const { return mesh_x * mesh_y; }
 };

@@ -5,6 +5,8 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <mixbit/hw/arch.h>
@@ -76,20 +78,25 @@ struct Evaluation {
   std::vector<LevelCounts> levels;
 };
 
-// Energy of `reads`, `updates` and `fills` words of one instance, times `instances` that share `sharing` to one.
-inline double access_energy(const Level& level, int64_t reads, int64_t updates, int64_t fills, double instances,
-                            double sharing) {
-  const auto accesses = [&](int64_t n) { return static_cast<double>(words(n, level.block)); };
-  return instances * (accesses(reads) * level.read_pj + (accesses(updates) + accesses(fills)) * level.write_pj) /
-         sharing;
+// Cycles of a level that moves these words (of one instance) while `cycles` steps are computed.
+int64_t throttled_cycles(const Level& level, int64_t cycles, const std::array<double, kTensors>& read_words,
+                         const std::array<double, kTensors>& written_words);
+
+// Accesses that are paid for where `used_instances` of a level work: clusters share theirs.
+double paid_instances(const Level& level, int64_t used_instances);
+
+// Energy of the accesses (not words) of one instance, times what paid_instances gives.
+inline double access_energy(const Level& level, double reads, double updates, double fills, double instances) {
+  return instances * (reads * level.read_pj + (updates + fills) * level.write_pj);
 }
 
-// Cycles of a level that moves these words (of one instance) while `cycles` steps are computed.
-int64_t throttled_cycles(const Level& level, int64_t cycles, const std::array<int64_t, kTensors>& read_words,
-                         const std::array<int64_t, kTensors>& written_words);
-
-// Instances of a level that share one access, as a factor: used / min(used, instances / cluster).
-double access_sharing(const Level& level, int64_t used_instances);
+// A mapping of the layer that exceeds a fan-out or the size of a level.
+class DoesNotFit : public std::invalid_argument {
+ public:
+  enum class Limit { kFanout, kCapacity };
+  DoesNotFit(Limit what, const std::string& message) : std::invalid_argument(message), limit(what) {}
+  Limit limit;
+};
 
 // Throws std::invalid_argument where the mapping is not one of this architecture and layer: factors that do not
 // multiply to a bound, loops over the fan-out, tiles over the size (level, tensors and words named), a tensor kept
