@@ -101,8 +101,8 @@ def cosearch(
         offspring: New genomes of a generation instead of the engine's.
         initial: Genomes (bits) for generation 0 beside the uniform ones.
         seed: Of every random draw.
-        state: File that keeps what was evaluated: a search that was stopped goes on from it and ends with the same
-            bytes as one that was not.
+        state: File that keeps the accuracies found: a search that was stopped goes on from it and ends with the same
+            bytes as one that was not; a search with other settings, or for another accelerator, starts with them.
         progress: Called with (evaluations so far, most that there can be, what happens).
 
     Returns:
@@ -110,7 +110,7 @@ def cosearch(
 
     Raises:
         MixbitError: An argument or a table does not fit, a genome has the wrong length, the state file belongs to
-            another search, or no accuracy could be had at all.
+            another network or accuracy, or no accuracy could be had at all.
 
     Example:
         >>> front = mixbit.hw.cosearch(arch, net, accuracy=table)  # table = mixbit.analyze(model, batches)
@@ -138,7 +138,7 @@ def cosearch(
         "objective": objective,
         "architecture": None if arch is None else arch.name,
     }
-    key = _digest(made_by, start, index.cost, index.consumer, index.leader, index.noise_ratio, accuracy)
+    key = _digest(list(index.layers), index.leader, index.noise_ratio, accuracy)
     most = max(len(start), settings.parents) + generations * settings.offspring
     archive = _Archive(None if state is None else Path(state), key, most, progress)
     # pymoo takes a while to import, and reading fronts does not need it.
@@ -158,7 +158,7 @@ def _settings(engine: str, parents: int | None, offspring: int | None, generatio
 
 
 def _digest(*parts: Any) -> str:
-    """Names what a search depends on; of a callable only that it is one."""
+    """Names what accuracies depend on; of a callable only that it is one."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -186,8 +186,8 @@ class _Archive:
             document = read_document(path, *_STATE)
             if document.get("key") != key:
                 raise MixbitError(
-                    f"state={str(path)!r} belongs to a search with other tables or options; use another file, or "
-                    "delete it"
+                    f"state={str(path)!r} belongs to another network or another kind of accuracy; use another file, "
+                    "or delete it"
                 )
             for entry in document["evaluations"]:
                 found = entry["failure"] if entry["accuracy"] is None else float(entry["accuracy"])
