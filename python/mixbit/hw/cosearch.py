@@ -301,7 +301,10 @@ class _Evaluator:
             except Exception as error:
                 # What the callable raises comes back as text: this is the executor's own failure.
                 self.archive.save()
-                raise MixbitError(f"executor: an evaluation was lost ({type(error).__name__}: {error})") from error
+                hint = "; scripts that start processes need if __name__ == '__main__'" if self.own is not None else ""
+                raise MixbitError(
+                    f"executor: an evaluation was lost ({type(error).__name__}: {error}){hint}"
+                ) from error
             self.archive.record(waiting[future], result)
 
 

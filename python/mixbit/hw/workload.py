@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixbit import network
 from mixbit.errors import MixbitError, did_you_mean
 from mixbit.hw.documents import known, whole
+
+if TYPE_CHECKING:
+    from mixbit import network
 
 TENSORS = ("Weights", "Inputs", "Outputs")
 
@@ -148,6 +150,9 @@ class Workload:
             depthwise_as_full: Counts a depthwise layer as a full convolution, as the published numbers do.
             tensor_bits: Width of adds and concatenations (a recipe's `tensors` default).
         """
+        # Loads torch, which the processes of a co-search do without.
+        from mixbit import network
+
         whole("tensor_bits", tensor_bits)
         uses = []
         for layer in network.layers(model, example):

@@ -62,7 +62,8 @@ def standalone(svg: str) -> str:
     """A picture as a file of its own."""
     style = "<style>svg{font:11px system-ui,sans-serif;background:#fff}.small{font-size:9px}</style>"
     head, _, rest = svg.partition(">")
-    return f'{head.replace("<svg", """<svg xmlns="http://www.w3.org/2000/svg" """.rstrip(), 1)}>{style}{rest}\n'
+    named = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{named}>{style}{rest}\n"
 
 
 def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], unit: str, title: str) -> str:

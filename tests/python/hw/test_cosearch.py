@@ -173,6 +173,27 @@ def test_dask_executor() -> None:
     assert found == cosearch(None, None, lambda r: accuracy_of(r), 2, costs=costs, parents=6, offspring=6)
 
 
+def test_an_executor_that_breaks_is_no_failure_of_the_accuracy(tmp_path: Path) -> None:
+    class Broken(concurrent.futures.ThreadPoolExecutor):
+        """Loses what it is given after ten submissions."""
+
+        given = 0
+
+        def submit(self, *arguments, **options):
+            self.given += 1
+            future = super().submit(*arguments, **options)
+            if self.given > 10:
+                future = concurrent.futures.Future()
+                future.set_exception(concurrent.futures.BrokenExecutor("gone"))
+            return future
+
+    costs, _ = toy(3)
+    state = tmp_path / "state"
+    with Broken(1) as executor, pytest.raises(MixbitError, match="an evaluation was lost .BrokenExecutor: gone"):
+        cosearch(None, None, accuracy_of, 2, executor, costs=costs, state=state)
+    assert cosearch(None, None, lambda r: accuracy_of(r), 2, costs=costs, state=state).failures == ()
+
+
 def test_failures_are_recorded_and_the_search_goes_on() -> None:
     costs, _ = toy(3)
 
