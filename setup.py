@@ -75,6 +75,7 @@ setup(
         "rich>=13",
         "jinja2>=3.1",
         "pillow>=10",
+        "pymoo>=0.6.2",
         "torchvision",
         "pycocotools>=2.0.7",
     ],

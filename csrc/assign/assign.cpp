@@ -29,9 +29,30 @@ void check(const Problem& p) {
 }
 
 void check(const Problem& p, const Cost& cost) {
-  if (cost.values.size() != p.nsr.size()) {
-    throw std::invalid_argument("cost: expected one value per layer, act and weight option");
+  if (cost.reader.empty()) {
+    if (cost.values.size() != p.nsr.size()) {
+      throw std::invalid_argument("cost: expected one value per layer, act and weight option");
+    }
+    return;
   }
+  if (cost.maximum) throw std::invalid_argument("cost: a maximum cannot depend on the widths of outputs");
+  if (cost.reader.size() != static_cast<size_t>(p.layers) ||
+      cost.values.size() != p.nsr.size() * static_cast<size_t>(p.acts)) {
+    throw std::invalid_argument(
+        "cost: expected a reader per layer and one value per layer, act, weight and output act");
+  }
+  for (const int64_t reader : cost.reader) {
+    if (reader < -1 || reader >= p.layers) throw std::invalid_argument("cost: reader is no layer");
+  }
+}
+
+// The cost of a layer in a choice.
+double cost_of(const Problem& p, const Cost& cost, const Choice& c, int64_t layer) {
+  const auto i = static_cast<size_t>(layer);
+  const size_t place = at(p, layer, c.act[i], c.weight[i]);
+  if (cost.reader.empty()) return cost.values[place];
+  const int64_t out = cost.reader[i] < 0 ? 0 : c.act[static_cast<size_t>(cost.reader[i])];
+  return cost.values[place * static_cast<size_t>(p.acts) + static_cast<size_t>(out)];
 }
 
 // Layers of each group, groups in order of their first layer.
@@ -124,8 +145,20 @@ double change_of(const Problem& p, const std::vector<double>& values, const Choi
 }
 
 double saved(const Problem& p, const Cost& cost, const Choice& c, const Changes& changes) {
-  return cost.maximum ? total_cost(p, cost, c) - total_cost(p, cost, after(c, changes))
-                      : -change_of(p, cost.values, c, changes);
+  if (cost.maximum) return total_cost(p, cost, c) - total_cost(p, cost, after(c, changes));
+  if (cost.reader.empty()) return -change_of(p, cost.values, c, changes);
+  // What moves, and what writes for it: a new act is the output width of those layers.
+  std::vector<bool> moved(static_cast<size_t>(p.layers), false);
+  for (const auto& [layer, option] : changes) moved[static_cast<size_t>(layer)] = true;
+  const Choice next = after(c, changes);
+  double sum = 0.0;
+  for (int64_t l = 0; l < p.layers; ++l) {
+    const int64_t reader = cost.reader[static_cast<size_t>(l)];
+    if (moved[static_cast<size_t>(l)] || (reader >= 0 && moved[static_cast<size_t>(reader)])) {
+      sum += cost_of(p, cost, c, l) - cost_of(p, cost, next, l);
+    }
+  }
+  return sum;
 }
 
 // Order of (gain, added noise): gain per noise, free gains first and the larger of them.
@@ -152,7 +185,7 @@ double total_nsr(const Problem& p, const Choice& c) {
 double total_cost(const Problem& p, const Cost& cost, const Choice& c) {
   double total = 0.0;
   for (int64_t l = 0; l < p.layers; ++l) {
-    const double value = cost.values[at(p, l, c.act[static_cast<size_t>(l)], c.weight[static_cast<size_t>(l)])];
+    const double value = cost_of(p, cost, c, l);
     total = cost.maximum ? std::max(total, value) : total + value;
   }
   return total;

@@ -41,9 +41,9 @@ void bind_assign(py::module_& m) {
   m.def(
       "greedy_target",
       [](const Array<double>& nsr, const Array<uint8_t>& allowed, const std::vector<int64_t>& groups,
-         const Array<double>& cost, bool maximum, double limit) {
+         const Array<double>& cost, bool maximum, double limit, const std::vector<int64_t>& reader) {
         const Problem problem = make_problem(nsr, allowed, groups);
-        const Cost price{to_vector(cost), maximum, 0.0};
+        const Cost price{to_vector(cost), maximum, 0.0, reader};
         GreedyResult result;
         {
           py::gil_scoped_release release;
@@ -51,18 +51,23 @@ void bind_assign(py::module_& m) {
         }
         return to_python(result);
       },
-      py::arg("nsr"), py::arg("allowed"), py::arg("groups"), py::arg("cost"), py::arg("maximum"), py::arg("limit"));
+      py::arg("nsr"), py::arg("allowed"), py::arg("groups"), py::arg("cost"), py::arg("maximum"), py::arg("limit"),
+      py::arg("reader") = std::vector<int64_t>());
   m.def(
       "greedy_budget",
       [](const Array<double>& nsr, const Array<uint8_t>& allowed, const std::vector<int64_t>& groups,
-         const std::vector<Array<double>>& costs, const std::vector<bool>& maximum,
-         const std::vector<double>& budgets) {
+         const std::vector<Array<double>>& costs, const std::vector<bool>& maximum, const std::vector<double>& budgets,
+         const std::vector<std::vector<int64_t>>& readers) {
         const Problem problem = make_problem(nsr, allowed, groups);
-        if (costs.size() != maximum.size() || costs.size() != budgets.size()) {
-          throw std::invalid_argument("costs, maximum and budgets: expected one length");
+        if (costs.size() != maximum.size() || costs.size() != budgets.size() ||
+            (!readers.empty() && costs.size() != readers.size())) {
+          throw std::invalid_argument("costs, maximum, budgets and readers: expected one length");
         }
         std::vector<Cost> prices;
-        for (size_t i = 0; i < costs.size(); ++i) prices.push_back({to_vector(costs[i]), maximum[i], budgets[i]});
+        for (size_t i = 0; i < costs.size(); ++i) {
+          prices.push_back(
+              {to_vector(costs[i]), maximum[i], budgets[i], readers.empty() ? std::vector<int64_t>() : readers[i]});
+        }
         GreedyResult result;
         {
           py::gil_scoped_release release;
@@ -70,7 +75,8 @@ void bind_assign(py::module_& m) {
         }
         return to_python(result);
       },
-      py::arg("nsr"), py::arg("allowed"), py::arg("groups"), py::arg("costs"), py::arg("maximum"), py::arg("budgets"));
+      py::arg("nsr"), py::arg("allowed"), py::arg("groups"), py::arg("costs"), py::arg("maximum"), py::arg("budgets"),
+      py::arg("readers") = std::vector<std::vector<int64_t>>());
   m.def(
       "threshold",
       [](const Array<double>& gamma, const std::vector<double>& shares, const std::vector<int64_t>& groups,

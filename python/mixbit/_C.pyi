@@ -14,6 +14,7 @@ def greedy_target(
     cost: npt.NDArray[Any],
     maximum: bool,
     limit: float,
+    reader: Sequence[int] = (),
 ) -> Result: ...
 def greedy_budget(
     nsr: npt.NDArray[Any],
@@ -22,8 +23,71 @@ def greedy_budget(
     costs: Sequence[npt.NDArray[Any]],
     maximum: Sequence[bool],
     budgets: Sequence[float],
+    readers: Sequence[Sequence[int]] = (),
 ) -> Result: ...
 def threshold(
     gamma: npt.NDArray[Any], shares: Sequence[float], groups: Sequence[int], target_db: float
 ) -> list[int]: ...
 def aimet_order(gamma: npt.NDArray[Any]) -> list[tuple[int, int]]: ...
+
+class hw:  # a submodule; docs/mapper.md has the notation of the dicts
+    @staticmethod
+    def evaluate(
+        arch: dict[str, Any],
+        problem: dict[str, Any],
+        mapping: list[dict[str, Any]],
+        bits: dict[str, int] | None = None,
+        semantics: str = "v3",
+        reuse: str = "sampled",
+        scale_mac: bool = False,
+    ) -> dict[str, Any]: ...
+    @staticmethod
+    def count_mappings(
+        arch: dict[str, Any], problem: dict[str, Any], bits: dict[str, int] | None = None, threads: int = 1
+    ) -> dict[str, Any]: ...
+    @staticmethod
+    def search(
+        arch: dict[str, Any],
+        problem: dict[str, Any],
+        bits: dict[str, int] | None = None,
+        objective: str = "edp",
+        threads: int = 1,
+        method: str = "bounded",
+        semantics: str = "v3",
+        scale_mac: bool = False,
+    ) -> dict[str, Any]: ...
+    @staticmethod
+    def sweep(
+        arch: dict[str, Any],
+        problem: dict[str, Any],
+        widths: Sequence[int] | dict[str, Any],
+        objective: str = "edp",
+        threads: int = 1,
+        method: str = "bounded",
+        semantics: str = "v3",
+        scale_mac: bool = False,
+    ) -> dict[str, Any]: ...
+    @staticmethod
+    def pareto(
+        arch: dict[str, Any],
+        problem: dict[str, Any],
+        bits: dict[str, int] | None = None,
+        objectives: Sequence[str] = ...,
+        threads: int = 1,
+        method: str = "bounded",
+        semantics: str = "v3",
+        scale_mac: bool = False,
+    ) -> dict[str, Any]: ...
+    @staticmethod
+    def random_search(
+        arch: dict[str, Any],
+        problem: dict[str, Any],
+        bits: dict[str, int] | None = None,
+        objective: str = "edp",
+        seed: int = 0,
+        victory: int = 500,
+        timeout: int = 15000,
+        orders: int = 16,
+        semantics: str = "v3",
+        scale_mac: bool = False,
+    ) -> dict[str, Any]: ...

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit import costs, export, ops, quantizers, report, zoo
+    from mixbit import costs, export, hw, ops, quantizers, report, zoo
     from mixbit._build_info import VERSION as __version__
     from mixbit.analysis import analyze
     from mixbit.assignment import assign
@@ -45,6 +45,7 @@ __all__ = [
     "evaluate",
     "export",
     "fold_batchnorm_",
+    "hw",
     "layers",
     "ops",
     "optimize_rounding_",
@@ -78,6 +79,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "evaluate": ("mixbit.evaluation", "evaluate"),
     "costs": ("mixbit.costs", None),
     "export": ("mixbit.export", None),
+    "hw": ("mixbit.hw", None),
     "ops": ("mixbit.ops", None),
     "quantizers": ("mixbit.quantizers", None),
     "report": ("mixbit.report", None),

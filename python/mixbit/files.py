@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -47,6 +48,11 @@ def remove_temporaries(folder: PathLike) -> None:
     """Deletes what writers that were killed left behind; call it where one process owns the folder."""
     for path in Path(folder).glob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+def file_digest(path: PathLike) -> str:
+    """Names a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def write_bytes(path: PathLike, data: bytes) -> Path:

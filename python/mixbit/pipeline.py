@@ -24,7 +24,7 @@ from mixbit.assignment import METHODS, MODES
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
-from mixbit.files import PathLike, remove_temporaries, write_text
+from mixbit.files import PathLike, file_digest, remove_temporaries, write_text
 from mixbit.network import batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import TensorStatistics, first_images, input_statistics
@@ -205,10 +205,6 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
 class Pipeline:
     """Runs the stages of a config, skipping those whose manifest says that nothing changed."""
 
@@ -270,7 +266,7 @@ class Pipeline:
             "seed": self.config.seed,
             "versions": versions(),
             "inputs": {"model_and_data": self.content, **inputs},
-            "outputs": {name: _file_digest(self.folder / name) for name in names},
+            "outputs": {name: file_digest(self.folder / name) for name in names},
         }
         write_text(manifest, json.dumps(document, indent=2) + "\n")
         self._timing(verb, time.perf_counter() - start)
@@ -292,7 +288,7 @@ class Pipeline:
         if document is None:
             return None
         paths = {name: self.folder / name for name in document["outputs"]}
-        return {name: _file_digest(path) if path.exists() else "missing" for name, path in paths.items()}
+        return {name: file_digest(path) if path.exists() else "missing" for name, path in paths.items()}
 
     def _timing(self, verb: str, seconds: float) -> None:
         """Wall-clock figures live in a file of their own: all others are the same bytes in every run."""

@@ -86,7 +86,7 @@ def load_model(source: str, weights: str | None = None, options: Mapping[str, An
         build = _named("model", name, {n: models.get_model_builder(n) for n in models.list_models()})
         given["weights"] = weights
     else:
-        build = _function("model", source)
+        build = load_function("model", source)
         if weights is not None:
             given["weights"] = weights
     _check_options(f"options of {source}", build, given)
@@ -112,7 +112,7 @@ def load_data(source: str, images: int | None = None, batch: int = 64) -> list[A
             raise MixbitError(f"{argument}={value!r}: expected a whole number of at least 1")
     kind, _, name = source.partition(":")
     if kind != "zoo":
-        found = _function("data", source)()
+        found = load_function("data", source)()
         return list(found)
     x, y = _named("data", name, ZOO_DATA)(images)
     return [(x[i : i + batch], y[i : i + batch]) for i in range(0, len(x), batch)]
@@ -164,7 +164,12 @@ def _weights_path(weights: str) -> Path:
     raise MixbitError(f"weights={weights!r}: no such file")
 
 
-def _function(argument: str, source: str) -> Callable[..., Any]:
+def load_function(argument: str, source: str) -> Callable[..., Any]:
+    """A function of a Python file, `path/to/file.py:function`.
+
+    Raises:
+        MixbitError: The file or the function does not exist, or the file fails; `argument` is named.
+    """
     path, _, name = source.rpartition(":")
     if not path or not name:
         raise MixbitError(f"{argument}={source!r}: expected zoo:NAME, torchvision:NAME or path/to/file.py:function")

@@ -10,6 +10,7 @@ import numpy as np
 
 from mixbit import _C
 from mixbit.assignment.ilp import solve_budget, solve_target
+from mixbit.assignment.prices import Price, priced
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.recipe import FLOAT, LayerPrecision, Recipe, match_name
 from mixbit.tables import FLOAT_BITS, Array, CostTable, SensitivityTable
@@ -34,8 +35,7 @@ class Problem:
     nsr: Array
     allowed: np.ndarray[Any, np.dtype[np.uint8]]
     groups: list[int]
-    costs: list[Array]
-    maximum: list[bool]
+    costs: list[Price]
 
     def precision(self, act: int, weight: int) -> tuple[int, int]:
         """(act bits, weight bits) of option indices."""
@@ -203,11 +203,6 @@ def _problem(
             raise MixbitError(
                 f"table and costs are of different models: the {where} no layer {name!r}{did_you_mean(name, other)}"
             )
-        if cost.values_out is not None and any(isinstance(c, str) for c in cost.consumer or ()):
-            raise MixbitError(
-                f"costs in {cost.unit!r} depend on the width of each layer's output (values_out), which assign does "
-                "not price yet; use a table without values_out"
-            )
     for name in depthwise:
         if name not in table.layers:
             raise MixbitError(f"depthwise: no layer {name!r}{did_you_mean(name, table.layers)}")
@@ -217,7 +212,7 @@ def _problem(
     nsr = table.nsr[rows][:, :, None] if joint else table.nsr[rows]
     acts = table.act_bits
     weights = (0,) if joint else table.weight_bits
-    problem = Problem(free, acts, weights, joint, nsr, np.ones(nsr.shape, np.uint8), [], [], [])
+    problem = Problem(free, acts, weights, joint, nsr, np.ones(nsr.shape, np.uint8), [], [])
     problem.groups = [table.input_group[r] for r in rows]
     # A frozen neighbour that reads the same tensor fixes the act width of its group.
     act_of_group = {table.input_group[table.layers.index(n)]: p.act for n, p in fixed.items() if p.act is not None}
@@ -238,15 +233,7 @@ def _problem(
                 f"layer {name!r}: no width of the table satisfies first_last_min, depthwise_min and the frozen layers "
                 f"that read the same tensor; the table has act {list(acts)}"
             )
-    for cost in tables:
-        values = np.zeros(nsr.shape)
-        for i, name in enumerate(free):
-            for j in range(len(acts)):
-                for k in range(len(weights)):
-                    act, weight = problem.precision(j, k)
-                    values[i, j, k] = cost.entry(name, act, weight)
-        problem.costs.append(values)
-        problem.maximum.append(cost.reduce == "max")
+    problem.costs = [priced(cost, free, acts, len(weights), problem.precision, fixed) for cost in tables]
     return problem
 
 
@@ -270,8 +257,9 @@ def _solve_target(
 ) -> tuple[Choice, list[str]]:
     limit = 10.0 ** (-target / 10.0) - _fixed_nsr(table, fixed)
     if method == "greedy":
+        price = problem.costs[0]
         act, weight, _, steps = _C.greedy_target(
-            problem.nsr, problem.allowed, problem.groups, problem.costs[0], problem.maximum[0], limit
+            problem.nsr, problem.allowed, problem.groups, price.values, price.maximum, limit, price.reader
         )
         return (act, weight), [problem.names[layer] for layer, _ in steps]
     if method == "ilp":
@@ -383,25 +371,26 @@ def _within_budget(
     budgets: dict[CostTable, float],
     at_target: Callable[[float], Recipe],
 ) -> Recipe:
-    index = [tables.index(t) for t in budgets]
-    limits = []
-    for cost, limit in budgets.items():
-        frozen_costs = [cost.entry(n, p.act, p.weight) for n, p in fixed.items()]
-        # What is frozen has spent its part of a sum; of a maximum it only may not exceed the budget.
-        limits.append(limit - (sum(frozen_costs) if cost.reduce == "sum" else 0.0))
-    chosen_costs = [problem.costs[i] for i in index]
-    maximum = [problem.maximum[i] for i in index]
+    prices = [problem.costs[tables.index(t)] for t in budgets]
+    # What is frozen has spent its part of a sum; of a maximum it only may not exceed the budget.
+    limits = [b - (0.0 if p.maximum else p.fixed) for p, b in zip(prices, budgets.values(), strict=True)]
 
     def fits(recipe: Recipe) -> bool:
         return all(t.total(recipe) <= limit + _SLACK * abs(limit) for t, limit in budgets.items())
 
     if method == "greedy":
         act, weight, _, _ = _C.greedy_budget(
-            problem.nsr, problem.allowed, problem.groups, chosen_costs, maximum, limits
+            problem.nsr,
+            problem.allowed,
+            problem.groups,
+            [p.values for p in prices],
+            [p.maximum for p in prices],
+            limits,
+            [p.reader for p in prices],
         )
         recipe = _recipe(table, tables, fixed, problem, (act, weight))
     elif method == "ilp":
-        recipe = _recipe(table, tables, fixed, problem, solve_budget(problem, chosen_costs, maximum, limits))
+        recipe = _recipe(table, tables, fixed, problem, solve_budget(problem, prices, limits))
     elif method == "aimet":
         choice, _ = _flip(
             problem,

@@ -30,7 +30,8 @@ class _Usage(Exception):
     """Bad command-line arguments."""
 
 
-def _option(text: str) -> tuple[str, Any]:
+def key_value(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as JSON where it is some."""
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE")
@@ -58,7 +59,9 @@ _names = _listed(str, "names with commas")
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="mixbit", description="Bits per layer: analyze, assign, sweep, evaluate, report, bench.")
+    parser = _Parser(
+        prog="mixbit", description="Bits per layer: analyze, assign, sweep, evaluate, report, map, cosearch, bench."
+    )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
 
@@ -67,7 +70,7 @@ def _parser() -> _Parser:
         if data:
             sub.add_argument("model", help="zoo:NAME, torchvision:NAME or path/to/file.py:function")
             sub.add_argument("--weights", help="weights of the model (a file, or a name in the shipped data)")
-            sub.add_argument("--model-option", type=_option, action="append", default=[], metavar="KEY=VALUE")
+            sub.add_argument("--model-option", type=key_value, action="append", default=[], metavar="KEY=VALUE")
             sub.add_argument("--data", required=True, help="calibration data: zoo:NAME or path/to/file.py:function")
             sub.add_argument("--images", type=int, help="at most so many calibration images")
             sub.add_argument("--batch", type=int, default=64, help="images per batch")
@@ -142,10 +145,48 @@ def _parser() -> _Parser:
     sub.add_argument("--json", metavar="FILE", help="write the rows as JSON")
     sub.add_argument("--csv", metavar="FILE", help="write the rows as CSV")
 
+    _hardware(verb)
+
     sub = verb("run", "the whole pipeline of a config file; goes on where it was stopped", data=False)
     sub.add_argument("config", help="YAML file with model, data, output, seed, stages")
     sub.add_argument("--output", help="folder for the results, instead of the config's")
     return parser
+
+
+def _hardware(verb: Any) -> None:
+    """The verbs about accelerators; they need a model's shapes and no data."""
+    for name, text, seed in (
+        ("map", "the proven best mapping of every layer on an accelerator", 0),
+        ("cosearch", "Pareto points of accuracy against mapped cost, with NSGA-II", 42),
+    ):
+        sub = verb(name, text, data=False)
+        sub.add_argument("model", nargs="?", help="zoo:NAME, torchvision:NAME or path/to/file.py:function")
+        sub.add_argument("--weights", help="weights of the model (a file, or a name in the shipped data)")
+        sub.add_argument("--model-option", type=key_value, action="append", default=[], metavar="KEY=VALUE")
+        sub.add_argument("--input", type=_bits, default=[3, 224, 224], metavar="C,H,W", help="sizes of one image")
+        sub.add_argument("--workload", metavar="FILE", help="a workload.json of an earlier run instead of a model")
+        sub.add_argument("--depthwise-as-full", action="store_true", help="as the published numbers count them")
+        sub.add_argument("--arch", required=True, help="a shipped one (eyeriss, simba, ...), or a YAML or JSON file")
+        sub.add_argument("--objective", default="edp", help="energy, delay, edp or last_level_accesses")
+        sub.add_argument("--threads", type=int, help="default: all processors")
+        sub.add_argument("--output", required=True, help="folder for the results")
+        sub.add_argument("--seed", type=int, default=seed)
+        sub.add_argument("--force", action="store_true", help="replace results that exist")
+        if name == "map":
+            sub.add_argument("--act", type=int, default=8, help="bits of all inputs")
+            sub.add_argument("--weight", type=int, default=8, help="bits of all weights")
+            sub.add_argument("--recipe", help="a recipe file instead of --act and --weight")
+            sub.add_argument("--against", type=int, help="bits that the saving is shown against (default: the word's)")
+            continue
+        sub.add_argument("--sensitivity", metavar="FILE", help="sensitivity.json: searches on the predicted SQNR")
+        sub.add_argument("--accuracy", metavar="FILE.py:FUNCTION", help="a function of a recipe: more is better")
+        sub.add_argument("--widths", type=_bits, default=[2, 3, 4, 5, 6, 7, 8], metavar="B,B,...")
+        sub.add_argument("--engine", default="standard", help="standard or published")
+        sub.add_argument("--generations", type=int, default=25)
+        sub.add_argument("--parents", type=int, help="instead of the engine's")
+        sub.add_argument("--offspring", type=int, help="instead of the engine's")
+        sub.add_argument("--exact", action="store_true", help="the exact front beside it (with --sensitivity)")
+        sub.add_argument("--tolerance", type=float, default=0.0, help="of the exact front's costs; 0 is exact")
 
 
 #: Result files of each verb, for the check against overwriting.
@@ -328,7 +369,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb is None:
             _parser().print_help()
             return 0
-        _bench(arguments) if arguments.verb == "bench" else _run(arguments)
+        if arguments.verb in ("map", "cosearch"):
+            from mixbit.cli import hardware
+
+            hardware.run_map(arguments) if arguments.verb == "map" else hardware.run_cosearch(arguments)
+        elif arguments.verb == "bench":
+            _bench(arguments)
+        else:
+            _run(arguments)
         return 0
     except _Usage as error:
         print(f"mixbit: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
-"""Cost tables of a model: operations, bit operations, memory, latency. All for one image.
+"""Cost tables of a model: operations, bit operations, memory, latency, an accelerator. All for one image.
 
-Each function takes `(model, example)` and returns a CostTable over the widths 1 ... 8, 16 and 32 (float).
+Functions of `(model, example)` return a CostTable over the widths 1 ... 8, 16 and 32 (float); `latency` and `mapper`
+have widths of their own.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import numpy as np
 from torch import nn
 
 from mixbit.costs.latency import latency
+from mixbit.costs.mapper import mapper
 from mixbit.network import Layer, LayerList, layers
 from mixbit.tables import CostTable
 
-__all__ = ["WIDTHS", "activation_memory", "bops", "latency", "ops", "weight_memory"]
+__all__ = ["WIDTHS", "activation_memory", "bops", "latency", "mapper", "ops", "weight_memory"]
 
 #: Widths of both axes; 32 stands for float.
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)

@@ -42,6 +42,9 @@ class Layer:
         input_elements: Elements of the input, one image, largest call.
         output_elements: Elements of the output, one image, largest call.
         other_live: Elements of the other tensors that are still needed while the layer runs, one image, largest call.
+        consumer: The first layer that reads the output, through operations of one tensor (activations, normalization,
+            pools, reshapes); None where there is none.
+        joined: Whether the output enters an operation of several tensors, such as an add or a concatenation.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Layer:
     input_elements: int
     output_elements: int
     other_live: int
+    consumer: str | None = None
+    joined: bool = False
 
     @property
     def depthwise(self) -> bool:
@@ -144,6 +149,7 @@ def conv_padding(module: nn.Conv2d) -> tuple[int, int]:
 class _Call(NamedTuple):
     time: int
     input_key: tuple[Any, ...]
+    output_key: tuple[Any, ...]
     input_storage: int
     output_storage: int
     input_shape: tuple[int, ...]
@@ -178,10 +184,24 @@ class _Dataflow(TorchFunctionMode):
         self.made = {_storage(t): 0 for t in inputs}
         self.last_read: dict[int, int] = {}
         self.reads: dict[int, int] = {}
+        # Values that come from the network's input, by tensor_key; and what operations outside layers make of them.
+        self.values = {tensor_key(t) for t in inputs}
+        self.passes: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        self.joins: set[tuple[Any, ...]] = set()
+        self.layer_depth = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Before the call: an operation in place changes the key.
+        read = {tensor_key(t) for t in _tensors_in((args, kwargs))} & self.values
         result = func(*args, **(kwargs or {}))
         made = list(_tensors_in(result))
+        if made and read and not self.layer_depth:
+            keys = [tensor_key(t) for t in made]
+            self.values.update(keys)
+            if len(read) > 1:
+                self.joins |= read
+            else:
+                self.passes.setdefault(next(iter(read)), []).extend(keys)
         if made:
             self.time += 1
             for tensor in _tensors_in((args, kwargs)):
@@ -193,6 +213,15 @@ class _Dataflow(TorchFunctionMode):
                 self.made.setdefault(storage, self.time)
                 self.elements[storage] = max(self.elements.get(storage, 0), tensor.numel())
         return result
+
+    def reached(self, key: tuple[Any, ...]) -> set[tuple[Any, ...]]:
+        """The keys of a value and of all that operations of one tensor make of it."""
+        found, waiting = {key}, [key]
+        while waiting:
+            new = set(self.passes.get(waiting.pop(), ())) - found
+            found |= new
+            waiting.extend(new)
+        return found
 
     def live_elements(self, time: int, without: set[int]) -> int:
         """Elements made before `time` and read after it."""
@@ -242,13 +271,18 @@ def layers(model: nn.Module, example: Any) -> LayerList:
     def watch(name: str, module: nn.Module) -> None:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
+            flow.layer_depth -= 1
             flow.kept += [x, output]
+            key = tensor_key(output)
+            flow.values.add(key)
+            shapes = (tuple(x.shape), tuple(output.shape))
             calls.setdefault(name, []).append(
-                _Call(flow.time, keys.pop(name), _storage(x), _storage(output), tuple(x.shape), tuple(output.shape))
+                _Call(flow.time, keys.pop(name), key, _storage(x), _storage(output), *shapes)
             )
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             keys[name] = tensor_key(args[0] if args else kwargs["input"])
+            flow.layer_depth += 1
 
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(note, with_kwargs=True))
@@ -267,7 +301,17 @@ def layers(model: nn.Module, example: Any) -> LayerList:
         raise MixbitError("model: no Conv2d or Linear layer was called; nothing can be quantized")
     order = sorted(calls, key=lambda name: calls[name][0].time)
     groups = _input_groups(order, calls, input_keys)
-    found = [_layer(name, modules[name], calls[name], groups[name], flow, images) for name in order]
+    readers: dict[tuple[Any, ...], str] = {}
+    for name in order:
+        for call in calls[name]:
+            readers.setdefault(call.input_key, name)
+    found = []
+    for name in order:
+        reached = set().union(*(flow.reached(call.output_key) for call in calls[name]))
+        reading = {readers[key] for key in reached & set(readers)}
+        layer = _layer(name, modules[name], calls[name], groups[name], flow, images)
+        consumer = min(reading, key=order.index, default=None)
+        found.append(dataclasses.replace(layer, consumer=consumer, joined=bool(reached & flow.joins)))
     counts = flops.get_flop_counts()
     total = max(flops.get_total_flops() // (2 * images), sum(layer.macs for layer in found))
     return LayerList(found, _float_modules(model, set(calls), counts, images), total)

@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 
 from mixbit.recipe import Recipe
-from mixbit.report.svg import Dot, bits_chart, heat_map, scatter
+from mixbit.report.svg import Dot, bits_chart, front_chart, heat_map, scatter, stacked_bars, standalone
 from mixbit.tables import CostTable, SensitivityTable
 
-__all__ = ["bits_figure", "render"]
+__all__ = ["bits_figure", "front_chart", "render", "stacked_bars", "standalone"]
 
 BASELINES = (32, 16, 8)
 #: Metrics that are percent.

@@ -164,3 +164,94 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | 
         parts.append(mark(i, str(across), str(down), name, False))
         parts.append(f'<text x="{across + 10}" y="{down + 4}">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
+
+
+def standalone(svg: str) -> str:
+    """A picture as a file of its own."""
+    style = "<style>svg{font:11px system-ui,sans-serif;background:#fff}.small{font-size:9px}</style>"
+    head, _, rest = svg.partition(">")
+    named = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{named}>{style}{rest}\n"
+
+
+def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], unit: str, title: str) -> str:
+    """One bar a row, made of parts, with a legend.
+
+    Args:
+        rows: Name and one value for each part, all >= 0.
+        parts: What the values are.
+        unit: Of the values.
+        title: For screen readers and as a heading.
+    """
+    left, step, length = 8 + 7 * max(len(n) for n, _ in rows), 18, 560
+    legend = 14 * -(-len(parts) // 3)
+    top = max([sum(values) for _, values in rows] + [1e-300])
+    width, height = left + length + 90, 30 + legend + step * len(rows)
+    colors = [_color(i / max(len(parts) - 1, 1)) for i in range(len(parts))]
+    svg = [f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">']
+    svg.append(f'<title>{escape(title)}</title><text x="{left}" y="14">{escape(title)}</text>')
+    for i, (part, color) in enumerate(zip(parts, colors, strict=True)):
+        x, y = left + 190 * (i % 3), 22 + 14 * (i // 3)
+        svg.append(f'<rect x="{x}" y="{y}" width="9" height="9" fill="{color}"/>')
+        svg.append(f'<text class="small" x="{x + 13}" y="{y + 8}">{escape(part)}</text>')
+    for i, (name, values) in enumerate(rows):
+        y, end = 26 + legend + step * i, float(left)
+        svg.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{escape(name)}</text>')
+        for value, color in zip(values, colors, strict=True):
+            share = length * value / top
+            if share > 0:
+                svg.append(f'<rect x="{end:.2f}" y="{y}" width="{share:.2f}" height="{step - 4}" fill="{color}"/>')
+            end += share
+        svg.append(f'<text class="small" x="{end + 4:.0f}" y="{y + 11}">{sum(values):,.4g} {escape(unit)}</text>')
+    return "".join([*svg, "</svg>"])
+
+
+def front_chart(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    marks: Sequence[tuple[str, float, float]],
+    labels: tuple[str, str],
+    title: str,
+) -> str:
+    """Points (x, y) of fronts as lines, with marked points beside them.
+
+    Args:
+        lines: Name and points of each front, ascending in x.
+        marks: Label, x and y of points to compare with.
+        labels: Of the x and y axes.
+        title: For screen readers and as a heading.
+    """
+    left, top, width, height = 64, 40, 560, 320
+    everything = [p for _, points in lines for p in points] + [(x, y) for _, x, y in marks]
+    spans = []
+    for axis in (0, 1):
+        low, high = (f(p[axis] for p in everything) for f in (min, max))
+        room = 0.04 * (high - low) or abs(high) * 0.1 or 1.0
+        spans.append((low - room, high + room))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        (x0, x1), (y0, y1) = spans
+        return left + width * (x - x0) / (x1 - x0), top + height * (1 - (y - y0) / (y1 - y0))
+
+    svg = [f'<svg viewBox="0 0 {left + width + 20} {top + height + 44}" role="img" width="{left + width + 20}">']
+    svg.append(f'<title>{escape(title)}</title><text x="{left}" y="14">{escape(title)}</text>')
+    svg.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#999"/>')
+    for i in range(5):
+        x, y = (low + (high - low) * i / 4 for low, high in spans)
+        px, py = at(x, y)
+        svg.append(f'<text class="small" x="{px:.0f}" y="{top + height + 14}" text-anchor="middle">{x:.4g}</text>')
+        svg.append(f'<text class="small" x="{left - 6}" y="{py + 3:.0f}" text-anchor="end">{y:.4g}</text>')
+    svg.append(
+        f'<text x="{left + width / 2:.0f}" y="{top + height + 34}" text-anchor="middle">{escape(labels[0])}</text>'
+    )
+    svg.append(f'<text x="{left}" y="{top - 6}">{escape(labels[1])}</text>')
+    for i, (name, points) in enumerate(lines):
+        color = _color(0.55 * i / max(len(lines) - 1, 1) + 0.15)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
+        svg.append(f'<polyline points="{path}" fill="none" stroke="{color}"/>')
+        svg += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{color}"/>' for x, y in (at(*p) for p in points)]
+        svg.append(f'<text x="{left + 150 + 150 * i}" y="{top - 6}" fill="{color}">{escape(name)}</text>')
+    for label, mx, my in marks:
+        x, y = at(mx, my)
+        svg.append(f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6" fill="none" stroke="#c33"/>')
+        svg.append(f'<text class="small" x="{x + 6:.1f}" y="{y + 3:.1f}" fill="#c33">{escape(label)}</text>')
+    return "".join([*svg, "</svg>"])

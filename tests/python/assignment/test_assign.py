@@ -268,3 +268,89 @@ def test_tables_of_different_models_are_refused() -> None:
     other = CostTable.from_arrays(["A", "B", "C", "E"], np.ones((4, 7, 7)), BITS, BITS)
     with pytest.raises(MixbitError, match="costs have no layer 'D'"):
         mixbit.assign(toy(), other, target_sqnr_db=20)
+
+
+def output_instance(seed: int) -> tuple[SensitivityTable, CostTable, CostTable]:
+    """As random_instance, with a cost that depends on the consumer's act: a chain, a fixed width, a branch."""
+    table, plain, _ = random_instance(seed)
+    rng = np.random.default_rng(seed + 1000)
+    bits = table.act_bits
+    values_out = plain.values[..., None] + rng.uniform(0, 60, (*plain.values.shape, len(bits)))
+    consumer: list[str | int | None] = [["l1", "l2", None], ["l2", "l2", bits[0]], ["l1", "l1", "l0"]][seed % 3]
+    # The outputs of the network have 8 bits, which the table therefore needs.
+    costs = CostTable.from_arrays(
+        table.layers,
+        np.pad(values_out[..., -1], ((0, 0), (0, 1), (0, 1)), mode="edge"),
+        [*bits, 8],
+        [*bits, 8],
+        unit="pJ",
+        input_group=table.input_group,
+        values_out=np.pad(values_out, ((0, 0), (0, 1), (0, 1), (0, 1)), mode="edge"),
+        consumer=consumer,
+    )
+    return table, costs, plain
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_costs_that_depend_on_the_output_width(seed: int) -> None:
+    """ilp is the brute-force optimum of `costs.total`; greedy keeps its promises and is never better."""
+    table, costs, plain = output_instance(seed)
+    assert costs.values_out is not None
+    every = [(costs.total(r), table.predicted_sqnr_db(r), plain.total(r)) for r in choices(table)]
+    target = float(np.median([s for _, s, _ in every]))
+    best = min(c for c, s, _ in every if s >= target - 1e-9)
+    exact = mixbit.assign(table, costs, target_sqnr_db=target, method="ilp")
+    assert exact.cost["pJ"] == pytest.approx(best, rel=1e-9)
+    assert exact.cost["pJ"] == costs.total(exact)
+    greedy = mixbit.assign(table, costs, target_sqnr_db=target, method="greedy")
+    assert greedy.report["feasible"] and greedy.sqnr_db >= target - 1e-9
+    assert best - 1e-9 <= greedy.cost["pJ"] < max(c for c, _, _ in every)
+    budget = float(np.median([c for c, _, _ in every]))
+    limit = float(np.quantile([p for _, _, p in every], 0.7))
+    for budgets in ({costs: budget}, {costs: budget, plain: limit}):
+        inside = [s for c, s, p in every if c <= budget and (plain not in budgets or p <= limit)]
+        exact = mixbit.assign(table, costs, budget=budgets, method="ilp")
+        assert exact.sqnr_db == pytest.approx(max(inside), abs=1e-9)
+        greedy = mixbit.assign(table, costs, budget=budgets, method="greedy")
+        assert greedy.report["feasible"] and costs.total(greedy) <= budget * (1 + 1e-9)
+        assert greedy.sqnr_db <= exact.sqnr_db + 1e-9
+
+
+@pytest.mark.parametrize("frozen", ["l0", "l1", "l2"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_frozen_layer_writes_at_its_readers_width(seed: int, frozen: str) -> None:
+    table, costs, _ = output_instance(seed)
+    kept = mixbit.LayerPrecision(weight=table.weight_bits[1], act=table.act_bits[1])
+    every = [r for r in choices(table) if r[frozen] == kept]
+    target = float(np.median([table.predicted_sqnr_db(r) for r in every]))
+    best = min(costs.total(r) for r in every if table.predicted_sqnr_db(r) >= target - 1e-9)
+    exact = mixbit.assign(table, costs, target_sqnr_db=target, method="ilp", frozen={frozen: kept})
+    assert exact.cost["pJ"] == pytest.approx(best, rel=1e-9)
+    budget = float(np.median([costs.total(r) for r in every]))
+    best = max(table.predicted_sqnr_db(r) for r in every if costs.total(r) <= budget)
+    exact = mixbit.assign(table, costs, budget=budget, method="ilp", frozen={frozen: kept})
+    assert exact.sqnr_db == pytest.approx(best, abs=1e-9)
+    greedy = mixbit.assign(table, costs, budget=budget, method="greedy", frozen={frozen: kept})
+    assert greedy.report["feasible"] and costs.total(greedy) <= budget * (1 + 1e-9)
+
+
+def test_every_method_prices_output_widths() -> None:
+    table, costs, _ = output_instance(0)
+    for method in ("threshold", "aimet"):
+        recipe = mixbit.assign(table, costs, budget=0.8 * costs.uniform(8, 8), method=method)
+        assert recipe.cost["pJ"] == costs.total(recipe)
+
+
+def test_a_maximum_cannot_depend_on_output_widths() -> None:
+    table, costs, _ = output_instance(0)
+    peak = CostTable.from_arrays(
+        costs.layers,
+        costs.values,
+        costs.act_bits,
+        costs.weight_bits,
+        values_out=costs.values_out,
+        consumer=costs.consumer,
+        reduce="max",
+    )
+    with pytest.raises(MixbitError, match="totalled by maximum and depend on the widths of outputs"):
+        mixbit.assign(table, peak, target_sqnr_db=10)

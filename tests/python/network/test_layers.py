@@ -34,6 +34,33 @@ def test_layers_in_forward_order_with_groups_and_costs() -> None:
     assert found.float_modules == ()
 
 
+def test_who_reads_an_output() -> None:
+    """Through activations, normalization, pools and reshapes; adds and concatenations join."""
+    residual = mixbit.layers(seeded(Residual), torch.randn(2, 3, 6, 6))
+    assert {layer.name: (layer.consumer, layer.joined) for layer in residual} == {
+        "stem": ("a", False),
+        "a": ("b", False),
+        "b": (None, True),
+        "side": (None, True),
+        "head": (None, False),
+    }
+    # Shared: again reads its own output.
+    assert [layer.consumer for layer in mixbit.layers(seeded(Shared), torch.randn(3, 6))] == ["again", "again"]
+    resnet = mixbit.layers(torchvision.models.resnet18(weights=None).eval(), torch.randn(1, 3, 32, 32))
+    reads = {layer.name: (layer.consumer, layer.joined) for layer in resnet}
+    # relu in place, max pool; the pooled tensor is read by the layer and by the sum.
+    assert reads["conv1"] == ("layer1.0.conv1", True)
+    assert reads["layer1.0.conv1"] == ("layer1.0.conv2", False)
+    assert reads["layer2.0.conv2"] == reads["layer2.0.downsample.0"] == (None, True)
+    assert reads["fc"] == (None, False)
+    mobile = mixbit.layers(torchvision.models.mobilenet_v2(weights=None).eval(), torch.randn(1, 3, 32, 32))
+    order = mobile.names
+    assert all(a.consumer in (b, None) for a, b in zip(mobile, order[1:], strict=False))
+    # Ten residual sums of fifteen outputs, five of which the next layer reads too.
+    assert sum(layer.joined for layer in mobile) == 15
+    assert sum(layer.consumer is None for layer in mobile) == 11
+
+
 def test_a_shared_layer_appears_once_and_ties_what_it_reads() -> None:
     found = mixbit.layers(seeded(Shared), {"values": torch.randn(3, 6)})
     assert found.names == ["first", "again"]

@@ -56,5 +56,28 @@ def test_analyze_and_assign() -> None:
     assert float_top1 - fake[0] <= 1 and float_top1 - integer[0] <= 1
 
 
+def test_mapping() -> None:
+    notebook = executed(next(p for p in NOTEBOOKS if p.stem == "04_mapping"))
+    text = printed(notebook)
+    assert pictures(notebook) == 2
+    assert "multiply-accumulate" in text
+    parts, layers = (float(v) for v in re.search(r"parts ([\d.]+) uJ, of the layers ([\d.]+) uJ", text).groups())
+    assert parts == pytest.approx(layers, abs=0.11)
+    proven, _ = (float(v) for v in re.search(r"16 to 8 bits: ([\d.]+)% proven, ([\d.-]+)% claimed", text).groups())
+    # Sums of the optima at 16/16/16 and 8/8/8 of the published network, whose last layer has 100 classes.
+    assert proven == pytest.approx(100 * (1 - 40562.9 / 60583.8), abs=0.1)
+    above = [float(v) for v in re.search(r"above the optimum: ([\d.]+)% and ([\d.]+)%", text).groups()]
+    assert min(above) > 0
+    exact, found, evaluated = (
+        int(v) for v in re.search(r"exact front: (\d+) points; genetic search: (\d+) of (\d+)", text).groups()
+    )
+    assert 10 < found < exact and found < evaluated
+    float_top1 = float(re.search(r"float: ([\d.]+) %", text)[1])
+    rows = re.findall(r"(?:everywhere|front): ([\d.]+) uJ, ([\d.]+) dB predicted, ([\d.]+) %", text)
+    (uniform_cost, uniform_db, _), (cost, db, top1) = ([float(v) for v in row] for row in rows)
+    assert cost < uniform_cost and db >= uniform_db
+    assert top1 > float_top1 - 15
+
+
 def test_every_notebook_has_a_test() -> None:
-    assert {p.stem for p in NOTEBOOKS} == {"01_analyze_and_assign"}
+    assert {p.stem for p in NOTEBOOKS} == {"01_analyze_and_assign", "04_mapping"}

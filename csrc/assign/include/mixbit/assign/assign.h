@@ -10,9 +10,12 @@ namespace mixbit::assign {
 
 // One cost of every option. A total is the sum over layers or their maximum.
 struct Cost {
-  std::vector<double> values;  // [layers, acts, weights]
+  std::vector<double> values;  // [layers, acts, weights], or with readers [layers, acts, weights, acts]
   bool maximum = false;
   double budget = 0.0;  // used by budget searches only
+  // [layers] or empty: the layer that reads this one's output, whose act option is then the last index of `values`; -1
+  // where the output's width is fixed (index 0). Sums only.
+  std::vector<int64_t> reader = {};
 };
 
 // What can be chosen: for each input group one act option, for each layer one weight option.

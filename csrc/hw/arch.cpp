@@ -1,0 +1,103 @@
+#include <mixbit/hw/arch.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "text.h"
+
+namespace mixbit::hw {
+
+int64_t Arch::fanout_x(int level) const {
+  return (level == 0 ? mac_mesh_x : levels[level - 1].mesh_x) / levels[level].mesh_x;
+}
+
+int64_t Arch::fanout_y(int level) const {
+  return (level == 0 ? mac_mesh_y : levels[level - 1].mesh_y) / levels[level].mesh_y;
+}
+
+int Arch::level(const std::string& name) const {
+  std::vector<std::string> names;
+  for (size_t l = 0; l < levels.size(); ++l) {
+    if (levels[l].name == name) return static_cast<int>(l);
+    names.push_back(levels[l].name);
+  }
+  fail("level ", name, " is not one of this architecture's: ", joined(names));
+}
+
+namespace {
+
+void check_order(const std::string& where, const std::vector<std::string>& order) {
+  if (std::set<std::string>(order.begin(), order.end()).size() != order.size()) {
+    fail(where, ": order names one dimension twice: ", joined(order));
+  }
+}
+
+void check_level(const Level& level) {
+  const std::string where = "architecture: level " + level.name;
+  const auto at_least_one = [&](const char* field, int64_t value) {
+    if (value < 1) fail(where, ": ", field, " is ", value, ", expected at least 1");
+  };
+  const auto bandwidth = [&](const char* field, const std::optional<double>& value) {
+    if (value && !(*value > 0.0 && std::isfinite(*value))) {
+      fail(where, ": ", field, " is ", *value, ", expected a number above 0, or none for no limit");
+    }
+  };
+  if (level.size) at_least_one("size", *level.size);
+  at_least_one("word_bits", level.word_bits);
+  at_least_one("block", level.block);
+  at_least_one("cluster", level.cluster);
+  at_least_one("meshX", level.mesh_x);
+  at_least_one("meshY", level.mesh_y);
+  if (level.instances() % level.cluster != 0) {
+    fail(where, ": cluster is ", level.cluster, ", expected a divisor of its ", level.instances(), " instances");
+  }
+  bandwidth("read_bw", level.read_bw);
+  bandwidth("write_bw", level.write_bw);
+  bandwidth("shared_bw", level.shared_bw);
+  for (const double energy : {level.read_pj, level.write_pj}) {
+    if (!(energy >= 0.0 && std::isfinite(energy))) {
+      fail(where, ": Er or Ew is ", energy, ", expected picojoules of at least 0");
+    }
+  }
+  for (int kind = 0; kind < kLoopKinds; ++kind) {
+    const LoopConstraint& loops = level.constraints.loops[kind];
+    const std::string place = where + ": constraints." + kLoopKindNames[kind];
+    for (const auto& [dim, factor] : loops.factors) {
+      if (factor < 0) fail(place, ": the factor of ", dim, " is ", factor, ", expected 0 (the whole bound) or more");
+      if (loops.max_factors.contains(dim)) fail(place, ": ", dim, " has both a factor and a largest factor");
+    }
+    for (const auto& [dim, factor] : loops.max_factors) {
+      if (factor < 1) fail(place, ": the largest factor of ", dim, " is ", factor, ", expected at least 1");
+    }
+    if (loops.order) check_order(place, *loops.order);
+  }
+}
+
+}  // namespace
+
+void check(const Arch& arch) {
+  if (arch.levels.empty()) fail("architecture: no levels, expected at least one");
+  if (!(arch.mac_pj >= 0.0 && std::isfinite(arch.mac_pj))) {
+    fail("architecture: the energy of a MAC is ", arch.mac_pj, ", expected picojoules of at least 0");
+  }
+  if (arch.mac_mesh_x < 1 || arch.mac_mesh_y < 1) fail("architecture: no MACs, expected at least one");
+  if (arch.mac_scaling && !(arch.mac_scaling->reference_bits > 0.0 && arch.mac_scaling->multiplier_pj >= 0.0 &&
+                            arch.mac_scaling->adder_pj >= 0.0)) {
+    fail("architecture: mac scaling: expected reference_bits above 0, multiplier and adder of at least 0");
+  }
+  std::set<std::string> names;
+  for (size_t l = 0; l < arch.levels.size(); ++l) {
+    const Level& level = arch.levels[l];
+    check_level(level);
+    if (!names.insert(level.name).second) fail("architecture: two levels are named ", level.name);
+    const int64_t below_x = l == 0 ? arch.mac_mesh_x : arch.levels[l - 1].mesh_x;
+    const int64_t below_y = l == 0 ? arch.mac_mesh_y : arch.levels[l - 1].mesh_y;
+    if (below_x % level.mesh_x != 0 || below_y % level.mesh_y != 0) {
+      fail("architecture: level ", level.name, " is a mesh of ", level.mesh_x, " x ", level.mesh_y,
+           ", expected divisors of the ", below_x, " x ", below_y, " below it");
+    }
+  }
+}
+
+}  // namespace mixbit::hw

@@ -1,0 +1,233 @@
+"""What a network asks of an accelerator: shapes of its layers, who reads what, and how often."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mixbit.errors import MixbitError, did_you_mean
+from mixbit.hw.documents import known, whole
+
+if TYPE_CHECKING:
+    from mixbit import network
+
+TENSORS = ("Weights", "Inputs", "Outputs")
+
+_CONV = ("C", "M", "R", "S", "N", "P", "Q", "G", "Wstride", "Hstride", "Wdilation", "Hdilation")
+_GEMM = ("M", "N", "K")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The loop nest of one layer.
+
+    Of a convolution: C channels and M filters in each of G groups, kernel R x S, N images, output P x Q, where R and P
+    belong to the width (Wstride, Wdilation) and S and Q to the height. The input is read without its padding: its
+    width is (P - 1) * Wstride + (R - 1) * Wdilation + 1. Of a matrix product: Outputs[N, M] of K sums each.
+
+    Attributes:
+        shape: Bounds by name; strides and dilations of a convolution beside them.
+        bitwidths: The layer's own widths by tensor ("Weights", "Inputs", "Outputs"), or None.
+        name: For reports and recipes.
+    """
+
+    shape: Mapping[str, int]
+    bitwidths: Mapping[str, int] | None = None
+    name: str = ""
+
+    @classmethod
+    def from_dict(cls, problem: Any, name: str = "") -> Layer:
+        """Builds a layer from {"C": ..., "M": ..., "R": ..., ...} or {"M": ..., "N": ..., "K": ...}.
+
+        Args:
+            problem: What is left out is 1; C and M (or M, N and K) are needed. May hold "bitwidths" and "name".
+            name: Where the dict has none.
+
+        Raises:
+            MixbitError: A key is unknown (the nearest is named) or missing, or a bound is below 1.
+        """
+        gemm = isinstance(problem, Mapping) and "K" in problem
+        where = f"layer {name!r}" if name else "layer"
+        extra = ["bitwidths", "name"]
+        given = known(where, problem, _GEMM if gemm else _CONV[:2], extra if gemm else [*_CONV[2:], *extra])
+        shape = {k: whole(f"{where}: {k}", given.get(k, 1)) for k in (_GEMM if gemm else _CONV)}
+        bitwidths = given.get("bitwidths")
+        if bitwidths is not None:
+            bitwidths = known(f"{where}: bitwidths", bitwidths, [], TENSORS)
+            for tensor, width in bitwidths.items():
+                whole(f"{where}: bitwidths: {tensor}", width)
+        return cls(shape, bitwidths, str(given.get("name", name)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `from_dict` takes it."""
+        named = {"name": self.name} if self.name else {}
+        return {**self.problem, **({} if self.bitwidths is None else {"bitwidths": dict(self.bitwidths)}), **named}
+
+    @property
+    def problem(self) -> dict[str, int]:
+        """The shape alone."""
+        return dict(self.shape)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        product = 1
+        for key in _GEMM if "K" in self.shape else _CONV[:8]:
+            product *= self.shape[key]
+        return product
+
+    @property
+    def key(self) -> tuple[tuple[str, int], ...]:
+        """Equal for layers that map alike."""
+        return tuple(sorted(self.shape.items()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A layer's place in the network.
+
+    Attributes:
+        layer: Its loop nest.
+        calls: How often one image runs it.
+        input_group: Layers with the same number read the same tensor; 0 is the network input.
+        consumer: Name of the layer that reads the output, or the width of the tensor it goes to, or None (8 bits).
+    """
+
+    layer: Layer
+    calls: int
+    input_group: int
+    consumer: str | int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The layers of a network in forward order.
+
+    Attributes:
+        uses: Every layer and its place.
+    """
+
+    uses: tuple[Use, ...]
+
+    def __post_init__(self) -> None:
+        found = self.names
+        if not found:
+            raise MixbitError("workload has no layers; expected at least one")
+        for name in found:
+            if found.count(name) > 1:
+                raise MixbitError(f"workload: two layers are named {name!r}; expected distinct names")
+        for use in self.uses:
+            if isinstance(use.consumer, str) and use.consumer not in found:
+                raise MixbitError(
+                    f"layer {use.layer.name!r}: consumer {use.consumer!r} is no layer"
+                    f"{did_you_mean(use.consumer, found)}"
+                )
+
+    def __iter__(self) -> Iterator[Use]:
+        return iter(self.uses)
+
+    def __len__(self) -> int:
+        return len(self.uses)
+
+    @property
+    def names(self) -> list[str]:
+        """Names in forward order."""
+        return [use.layer.name for use in self.uses]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(use.layer.macs * use.calls for use in self.uses)
+
+    @classmethod
+    def from_model(cls, model: Any, example: Any, *, depthwise_as_full: bool = False, tensor_bits: int = 8) -> Workload:
+        """The layers of a model, for one image.
+
+        Args:
+            model: In eval mode.
+            example: An item of `batches`; the shapes are those of its images.
+            depthwise_as_full: Counts a depthwise layer as a full convolution, as the published numbers do.
+            tensor_bits: Width of adds and concatenations (a recipe's `tensors` default).
+        """
+        # Loads torch, which the processes of a co-search do without.
+        from mixbit import network
+
+        whole("tensor_bits", tensor_bits)
+        uses = []
+        for layer in network.layers(model, example):
+            consumer = layer.consumer if layer.consumer is not None else tensor_bits if layer.joined else None
+            nest = Layer(_shape(layer, depthwise_as_full), None, layer.name)
+            uses.append(Use(nest, layer.calls, layer.input_group, consumer))
+        return cls(tuple(uses))
+
+    @classmethod
+    def from_shapes(cls, shapes: Iterable[Layer | Mapping[str, Any]]) -> Workload:
+        """A chain of layers: each one's output is read by the next, the last one's is the network's.
+
+        Args:
+            shapes: Layers, or dicts as `Layer.from_dict` takes them; without a name they are called layer1, layer2, ...
+        """
+        layers: list[Layer] = []
+        for i, shape in enumerate(shapes, 1):
+            layer = shape if isinstance(shape, Layer) else Layer.from_dict(shape, f"layer{i}")
+            layers.append(layer if layer.name else dataclasses.replace(layer, name=f"layer{i}"))
+        consumers: list[str | None] = [layer.name for layer in layers[1:]] + [None]
+        return cls(tuple(Use(nest, 1, i, consumers[i]) for i, nest in enumerate(layers)))
+
+    @classmethod
+    def from_dict(cls, document: Any) -> Workload:
+        """Builds a workload from what `to_dict` gives: {"layers": [{..., "calls", "input_group", "consumer"}, ...]}."""
+        given = known("workload", document, ["layers"])["layers"]
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise MixbitError(f"workload: layers is {given!r}; expected a list")
+        uses = []
+        for i, entry in enumerate(given):
+            where = f"workload: layers[{i}]"
+            place = ["calls", "input_group", "consumer"]
+            rest = {k: v for k, v in known(where, entry, place, [*_CONV, "K", "bitwidths", "name"]).items()}
+            calls, group, consumer = (rest.pop(k) for k in place)
+            if consumer is not None and not isinstance(consumer, str):
+                whole(f"{where}: consumer", consumer)
+            layer = Layer.from_dict(rest, f"layer{i + 1}")
+            uses.append(Use(layer, whole(f"{where}: calls", calls), whole(f"{where}: input_group", group, 0), consumer))
+        return cls(tuple(uses))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `from_dict` takes it."""
+        return {
+            "layers": [
+                {**u.layer.to_dict(), "calls": u.calls, "input_group": u.input_group, "consumer": u.consumer}
+                for u in self.uses
+            ]
+        }
+
+
+def _shape(layer: network.Layer, depthwise_as_full: bool) -> dict[str, int]:
+    """Bounds of a model's layer for one image."""
+    shape = dict.fromkeys(_CONV, 1)
+    outputs, channels = layer.shapes.weight[:2]
+    if layer.kind == "linear":
+        positions = 1
+        for size in layer.shapes.output[:-1]:
+            positions *= size
+        return shape | {"C": channels, "M": outputs, "P": positions}
+    # A convolution's output without the batch: channels, height, width.
+    _, height, width = layer.shapes.output
+    kernel_height, kernel_width = layer.shapes.weight[2:]
+    groups = layer.groups
+    if depthwise_as_full and layer.depthwise:
+        channels, groups = channels * groups, 1
+    return shape | {
+        "C": channels,
+        "M": outputs // groups,
+        "R": kernel_width,
+        "S": kernel_height,
+        "P": width,
+        "Q": height,
+        "G": groups,
+        "Wstride": layer.stride[1],
+        "Hstride": layer.stride[0],
+        "Wdilation": layer.dilation[1],
+        "Hdilation": layer.dilation[0],
+    }
