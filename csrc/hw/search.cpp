@@ -68,7 +68,7 @@ void for_scores(const Engine& engine, const Cost& cost, const F& f) {
   const WidthClasses& classes = engine.classes;
   const int weights = classes.tensors[kWeights].count, inputs = classes.tensors[kInputs].count;
   const int outputs = classes.tensors[kOutputs].count;
-  const auto macs = static_cast<double>(engine.space.layer().macs());
+  const double macs = engine.macs;
   const double* cycles = cost.cycles_by_class.empty() ? nullptr : cost.cycles_by_class.data();
   const uint8_t* overflow = cost.overflow.empty() ? nullptr : cost.overflow.data();
   int index = 0;
@@ -90,6 +90,18 @@ void for_scores(const Engine& engine, const Cost& cost, const F& f) {
       }
     }
   }
+}
+
+template <Objective objective>
+Score widest_score(const Engine& engine, const Cost& cost) {
+  const WidthClasses& classes = engine.classes;
+  double energy = engine.macs * classes.mac_pj.back(), accesses = 0.0;
+  for (const Tensor t : kAllTensors) {
+    energy += cost.energy[t][classes.tensors[t].widest()];
+    accesses += cost.accesses[t][classes.tensors[t].widest()];
+  }
+  if (!cost.overflow.empty() && cost.overflow.back()) energy = kInfinity;
+  return score<objective>(energy, cost.cycles_by_class.empty() ? cost.cycles : cost.cycles_by_class.back(), accesses);
 }
 
 template <typename F>
@@ -139,13 +151,12 @@ class BestOfClasses {
     });
   }
 
-  // A number to order nodes by, the bound of the widest combination.
+  // A number to order nodes by: the bound of the widest combination.
   double guide(const Cost& cost) const {
-    double last = 0.0;
-    with_objective(engine_->options.objective, [&]<Objective objective>() {
-      for_scores<objective>(*engine_, cost, [&](int, const Score& s) { last = s.first; });
-    });
-    return last;
+    double result = 0.0;
+    with_objective(engine_->options.objective,
+                   [&]<Objective objective>() { result = widest_score<objective>(*engine_, cost).first; });
+    return result;
   }
 
   int64_t version() const { return version_; }
