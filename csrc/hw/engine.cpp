@@ -63,9 +63,11 @@ Engine::Engine(const Arch& arch, const Layer& layer, const WidthLists& widths, c
   macs = static_cast<double>(layer.macs());
   spatials = space.spatial_choices();
   choices_.resize(dims());
+  rests_.resize(spatials.size());
   for (size_t s = 0; s < spatials.size(); ++s) {
     for (int d = 0; d < dims(); ++d) {
-      int64_t rest = layer.bounds[d];
+      int64_t& rest = rests_[s][d];
+      rest = layer.bounds[d];
       for (int l = 0; l < levels(); ++l) rest /= spatials[s].x[l][d] * spatials[s].y[l][d];
       if (choices_[d].contains(rest)) continue;
       Choices& choices = choices_[d][rest];
@@ -81,13 +83,9 @@ Engine::Engine(const Arch& arch, const Layer& layer, const WidthLists& widths, c
 
 double Engine::total_in_fanout() const {
   double sum = 0.0;
-  for (const SpatialChoice& spatial : spatials) {
+  for (const auto& rests : rests_) {
     double product = space.orders() * static_cast<double>(space.keeps().size());
-    for (int d = 0; d < dims(); ++d) {
-      int64_t rest = space.layer().bounds[d];
-      for (int l = 0; l < levels(); ++l) rest /= spatial.x[l][d] * spatial.y[l][d];
-      product *= static_cast<double>(choices_[d].at(rest).size());
-    }
+    for (int d = 0; d < dims(); ++d) product *= static_cast<double>(choices_[d].at(rests[d]).size());
     sum += product;
   }
   return sum;
@@ -111,8 +109,7 @@ Unit Engine::unit(size_t index) const {
   unit.steps = macs / static_cast<double>(instances);
 
   for (int d = 0; d < dims(); ++d) {
-    int64_t rest = layer.bounds[d];
-    for (int l = 0; l < levels(); ++l) rest /= unit.spatial->x[l][d] * unit.spatial->y[l][d];
+    const int64_t rest = rests_[units[index].second][d];
     unit.rest[d] = static_cast<double>(rest);
     unit.choices[d] = &choices_[d].at(rest);
     (unit.choices[d]->size() == 1 ? unit.forced : unit.open).push_back(d);
@@ -149,7 +146,9 @@ Unit Engine::unit(size_t index) const {
       for (int d = 0; d < dims(); ++d) {
         if (!shape.relevant(d) || !shape.ranks[shape.rank_of[d]].regular) continue;
         site.compulsory *= static_cast<double>(layer.bounds[d]);
-        for (int i = l + 1; i < levels(); ++i) site.compulsory /= unit.spread[d][i];
+        for (int i = l + 1; i < levels(); ++i) {
+          if (unit.spread[d][i] > 1.0) site.compulsory /= unit.spread[d][i];
+        }
       }
       unit.sites[t][count++] = site;
       inner = l + 1;

@@ -38,8 +38,9 @@ struct TensorShape {
 
 // Order of a level's loops: `before` of them, then `free` in any order, then the rest.
 struct SlotOrder {
-  std::array<int8_t, kMaxDims> dims;
+  std::array<int8_t, kMaxDims> dims{};
   int before = 0, free = 0, count = 0;
+  bool operator==(const SlotOrder&) const = default;
 };
 
 // Temporal factors of a dimension by level.
@@ -99,7 +100,8 @@ class Engine {
   double total_in_fanout() const;
 
  private:
-  std::vector<std::map<int64_t, Choices>> choices_;  // [dims] by what is left
+  std::vector<std::map<int64_t, Choices>> choices_;   // [dims] by what is left
+  std::vector<std::array<int64_t, kMaxDims>> rests_;  // [spatials][dims]: what is left
 };
 
 // The tiles that came closest to fitting, for the message where none does.
