@@ -56,12 +56,18 @@ Engine::Engine(const Arch& arch, const Layer& layer, const WidthLists& widths, c
   if (options.model.reuse != Reuse::kSampled) fail("reuse: a search counts sampled reuse only");
   for (const Tensor t : kAllTensors) shapes[t] = shape_of(layer, t);
   if (!shapes[kOutputs].regular) fail("problem: Outputs: a search expects one dimension of step 1 in each rank");
-  for (int l = 0; l < levels(); ++l) orders.push_back(slot_order(space.order(l)));
+  for (int l = 0; l < levels(); ++l) {
+    orders.push_back(slot_order(space.order(l)));
+    blocks.emplace_back(arch.levels[l].block);
+  }
+  macs = static_cast<double>(layer.macs());
   spatials = space.spatial_choices();
   choices_.resize(dims());
+  rests_.resize(spatials.size());
   for (size_t s = 0; s < spatials.size(); ++s) {
     for (int d = 0; d < dims(); ++d) {
-      int64_t rest = layer.bounds[d];
+      int64_t& rest = rests_[s][d];
+      rest = layer.bounds[d];
       for (int l = 0; l < levels(); ++l) rest /= spatials[s].x[l][d] * spatials[s].y[l][d];
       if (choices_[d].contains(rest)) continue;
       Choices& choices = choices_[d][rest];
@@ -77,13 +83,9 @@ Engine::Engine(const Arch& arch, const Layer& layer, const WidthLists& widths, c
 
 double Engine::total_in_fanout() const {
   double sum = 0.0;
-  for (const SpatialChoice& spatial : spatials) {
+  for (const auto& rests : rests_) {
     double product = space.orders() * static_cast<double>(space.keeps().size());
-    for (int d = 0; d < dims(); ++d) {
-      int64_t rest = space.layer().bounds[d];
-      for (int l = 0; l < levels(); ++l) rest /= spatial.x[l][d] * spatial.y[l][d];
-      product *= static_cast<double>(choices_[d].at(rest).size());
-    }
+    for (int d = 0; d < dims(); ++d) product *= static_cast<double>(choices_[d].at(rests[d]).size());
     sum += product;
   }
   return sum;
@@ -104,11 +106,10 @@ Unit Engine::unit(size_t index) const {
       instances *= factor;
     }
   }
-  unit.steps = static_cast<double>(layer.macs() / instances);
+  unit.steps = macs / static_cast<double>(instances);
 
   for (int d = 0; d < dims(); ++d) {
-    int64_t rest = layer.bounds[d];
-    for (int l = 0; l < levels(); ++l) rest /= unit.spatial->x[l][d] * unit.spatial->y[l][d];
+    const int64_t rest = rests_[units[index].second][d];
     unit.rest[d] = static_cast<double>(rest);
     unit.choices[d] = &choices_[d].at(rest);
     (unit.choices[d]->size() == 1 ? unit.forced : unit.open).push_back(d);
@@ -130,12 +131,12 @@ Unit Engine::unit(size_t index) const {
 
   for (const Tensor t : kAllTensors) {
     const TensorShape& shape = shapes[t];
-    int inner = 0;
+    int inner = 0, count = 0;
     for (int l = 0; l < levels(); ++l) {
       if (!(*unit.keep)[l][t]) continue;
       Unit::Site site{l, 1.0, false, 1.0, false};
       for (int i = inner; i <= l; ++i) {
-        std::vector<int> seen(shape.ranks.size(), 0);
+        std::array<int, kMaxRanks> seen{};
         for (int d = 0; d < dims(); ++d) {
           if (!shape.relevant(d)) continue;
           site.children *= unit.spread[d][i];
@@ -145,12 +146,15 @@ Unit Engine::unit(size_t index) const {
       for (int d = 0; d < dims(); ++d) {
         if (!shape.relevant(d) || !shape.ranks[shape.rank_of[d]].regular) continue;
         site.compulsory *= static_cast<double>(layer.bounds[d]);
-        for (int i = l + 1; i < levels(); ++i) site.compulsory /= unit.spread[d][i];
+        for (int i = l + 1; i < levels(); ++i) {
+          if (unit.spread[d][i] > 1.0) site.compulsory /= unit.spread[d][i];
+        }
       }
-      unit.sites[t].push_back(site);
+      unit.sites[t][count++] = site;
       inner = l + 1;
     }
-    unit.sites[t].back().outermost = true;
+    unit.sites[t][count - 1].outermost = true;
+    unit.site_count[t] = count;
   }
   return unit;
 }
@@ -199,7 +203,7 @@ double Nodes::volume(int level, Tensor t) const {
 
 bool Nodes::fits() {
   for (const Tensor t : kAllTensors) {
-    for (const Unit::Site& site : unit_->sites[t]) volume_[site.level][t] = volume(site.level, t);
+    for (const Unit::Site& site : unit_->sites_of(t)) volume_[site.level][t] = volume(site.level, t);
   }
   for (int l = 0; l < engine_.levels(); ++l) {
     const auto& size = engine_.space.arch().levels[l].size;
@@ -226,31 +230,45 @@ bool Nodes::open_order(int level) const {
   return loops > 1;
 }
 
+void Nodes::list_loops() {
+  loop_count_ = 0;
+  any_open_ = false;
+  for (int l = 1; l < engine_.levels(); ++l) {
+    first_loop_[l] = loop_count_;
+    const SlotOrder& order = orders_[l];
+    const bool open = order.free > 1 && open_order(l);
+    any_open_ |= open;
+    for (int i = 0; i < order.count; ++i) {
+      const int d = order.dims[i];
+      if (factors_[d][l] == 1.0) continue;
+      const bool free = open && i >= order.before && i < order.before + order.free;
+      loops_[loop_count_++] = {d, l, free ? l : -1, factors_[d][l]};
+    }
+  }
+  first_loop_[engine_.levels()] = loop_count_;
+}
+
 // A tensor of regular ranks is fetched anew by every loop that moves it and by every loop around such a one; only the
 // innermost loops that do not move it keep it in place. Where orders are open those count as inside.
 double Nodes::regular_requests(const Unit::Site& site, Tensor t) const {
   const TensorShape& shape = engine_.shapes[t];
   double again = 1.0;
-  bool moved = false;
-  for (int l = site.level + 1; l < engine_.levels(); ++l) {
-    const SlotOrder& order = orders_[l];
-    const bool open = open_order(l);
-    bool moves_here = false;
-    for (int i = 0; i < order.count; ++i) {
-      if (i == order.before + order.free) moved |= moves_here;
-      const int d = order.dims[i];
-      const double factor = factors_[d][l];
-      if (factor == 1.0) continue;
-      const bool in_open = open && i >= order.before && i < order.before + order.free;
-      if (!shape.relevant(d)) {
-        if (moved) again *= factor;
-      } else if (in_open) {
-        moves_here = true;
-      } else {
-        moved = true;
-      }
+  bool moved = false, group_moves = false;
+  int group = -1;
+  for (int i = first_loop_[site.level + 1]; i < loop_count_; ++i) {
+    const LoopAt& loop = loops_[i];
+    if (loop.group != group) {
+      moved |= group_moves;
+      group_moves = false;
+      group = loop.group;
     }
-    moved |= moves_here;
+    if (!shape.relevant(loop.dim)) {
+      if (moved) again *= loop.factor;
+    } else if (group < 0) {
+      moved = true;
+    } else {
+      group_moves = true;
+    }
   }
   return site.compulsory * again;
 }
@@ -273,11 +291,10 @@ double Nodes::walk(const Unit::Site& site, Tensor t, int first) const {
   double sum = 0.0, reference_fetch = 0.0;
   bool have_reference = false;
   int moved = -1;  // the one dimension that has moved the tile; -2: several
-  const auto step = [&](int d, int l) {
-    const double factor = factors_[d][l];
-    if (factor == 1.0) return;
-    const int rank = shape.rank_of[d];
-    const double stride = rank < 0 ? 0.0 : shape.coefficient[d] * stride_[d][l];
+  const auto step = [&](const LoopAt& loop) {
+    const int d = loop.dim, rank = shape.rank_of[d];
+    const double factor = loop.factor;
+    const double stride = rank < 0 ? 0.0 : shape.coefficient[d] * stride_[d][loop.level];
     std::array<double, kMaxRanks> move{};
     bool moves = false, same = true;
     for (int r = 0; r < ranks; ++r) {
@@ -303,26 +320,23 @@ double Nodes::walk(const Unit::Site& site, Tensor t, int first) const {
       moved = moved == -1 || moved == d ? d : -2;
     }
   };
-  for (int l = site.level + 1; l < engine_.levels(); ++l) {
-    const SlotOrder& order = orders_[l];
-    const int8_t* dims = order.dims.data();
-    const int free_end = order.before + order.free;
-    for (int i = 0; i < order.before; ++i) step(dims[i], l);
-    if (!open_order(l)) {
-      for (int i = order.before; i < free_end; ++i) step(dims[i], l);
-    } else {
-      const bool inside = moved == -1;  // loops that do not move the tile cost nothing here
-      const int leading = inside ? first : moved;
-      const auto in_group = [&](const auto& wanted) {
-        for (int i = order.before; i < free_end; ++i) {
-          if (wanted(dims[i])) step(dims[i], l);
-        }
-      };
-      in_group([&](int d) { return d == leading; });
-      in_group([&](int d) { return d != leading && shape.relevant(d); });
-      if (!inside) in_group([&](int d) { return !shape.relevant(d); });
+  for (int i = first_loop_[site.level + 1], end; i < loop_count_; i = end) {
+    end = i + 1;
+    if (loops_[i].group < 0) {
+      step(loops_[i]);
+      continue;
     }
-    for (int i = free_end; i < order.count; ++i) step(dims[i], l);
+    while (end < loop_count_ && loops_[end].group == loops_[i].group) ++end;
+    const bool inside = moved == -1;  // loops that do not move the tile cost nothing here
+    const int leading = inside ? first : moved;
+    const auto steps = [&](const auto& wanted) {
+      for (int j = i; j < end; ++j) {
+        if (wanted(loops_[j].dim)) step(loops_[j]);
+      }
+    };
+    steps([&](int d) { return d == leading; });
+    steps([&](int d) { return d != leading && shape.relevant(d); });
+    if (!inside) steps([&](int d) { return !shape.relevant(d); });
   }
   return tile + sum;
 }
@@ -330,12 +344,10 @@ double Nodes::walk(const Unit::Site& site, Tensor t, int first) const {
 double Nodes::overlapping_requests(const Unit::Site& site, Tensor t) const {
   const TensorShape& shape = engine_.shapes[t];
   bool exact = all_decided();
-  int first_level = -1;  // the first around the site with a loop that moves the tile
-  for (int l = engine_.levels() - 1; l > site.level; --l) {
-    exact &= !open_order(l);
-    for (int d = 0; d < engine_.dims(); ++d) {
-      if (shape.relevant(d) && factors_[d][l] > 1.0) first_level = l;
-    }
+  int leader = -1;  // the first loop around the site that moves the tile
+  for (int i = loop_count_ - 1; i >= first_loop_[site.level + 1]; --i) {
+    exact &= loops_[i].group < 0;
+    if (shape.relevant(loops_[i].dim)) leader = i;
   }
   if (exact) return walk(site, t, -1);
   double least = site.compulsory;
@@ -360,11 +372,10 @@ double Nodes::overlapping_requests(const Unit::Site& site, Tensor t) const {
     if (shape.relevant(d) && !decided_[d]) around *= unit_->rest[d];
   }
   double fewest = kInfinity;
-  if (first_level >= 0 && open_order(first_level)) {
-    const SlotOrder& order = orders_[first_level];
-    for (int i = order.before; i < order.before + order.free; ++i) {
-      const int d = order.dims[i];
-      if (factors_[d][first_level] == 1.0 || !shape.relevant(d) || shape.ranks[shape.rank_of[d]].regular) continue;
+  if (leader >= 0 && loops_[leader].group >= 0) {
+    for (int i = leader; i < loop_count_ && loops_[i].group == loops_[leader].group; ++i) {
+      const int d = loops_[i].dim;
+      if (!shape.relevant(d) || shape.ranks[shape.rank_of[d]].regular) continue;
       fewest = std::min(fewest, walk(site, t, d));
     }
   }
@@ -414,14 +425,14 @@ void Nodes::price_tensor(Tensor t, Cost* cost) {
   const bool elide_fills = written && engine_.options.model.semantics == Semantics::kV4;
   double requests = unit_->steps;
   int inner = 0;
-  for (const Unit::Site& site : unit_->sites[t]) {
+  for (const Unit::Site& site : unit_->sites_of(t)) {
     const Level& level = arch.levels[site.level];
     const double content = requests * (site.diagonal ? children(t, inner, site.level) : site.children);
     if (!site.outermost) requests = requested_by(site, t);
     const double reads = written ? std::max(0.0, content - site.compulsory) : content;
     const double updates = written ? content : 0.0;
     const double fills = site.outermost ? 0.0 : elide_fills ? std::max(0.0, requests - site.compulsory) : requests;
-    const CeilDivide block(level.block);
+    const CeilDivide block = engine_.blocks[site.level];
     const double instances = unit_->instances[site.level];
     double* read_words = read_words_[site.level][t].data();
     double* written_words = written_words_[site.level][t].data();
@@ -497,7 +508,18 @@ void Nodes::price_cycles(Cost* cost) {
       return static_cast<double>(throttled_cycles(level, steps, reads, writes));
     };
     std::array<int, kTensors> widest;
-    for (const Tensor t : kAllTensors) widest[t] = classes.tensors[t].widest();
+    double reads = 0.0, writes = 0.0;
+    for (const Tensor t : kAllTensors) {
+      widest[t] = classes.tensors[t].widest();
+      if (!keep[t]) continue;
+      reads += read_words_[l][t][widest[t]];
+      writes += written_words_[l][t][widest[t]];
+    }
+    // Far enough from every limit for rounding not to matter, level and classes cost no cycle.
+    const auto far = [&](const std::optional<double>& limit, double demand) {
+      return !limit || demand < *limit * unit_->steps * (1.0 - 1e-9);
+    };
+    if (far(level.read_bw, reads) && far(level.write_bw, writes) && far(level.shared_bw, reads + writes)) continue;
     const double most = cycles(widest);
     if (most <= cost->cycles && cost->cycles_by_class.empty()) continue;
     if (classes.combinations() == 1) {
@@ -529,6 +551,7 @@ void Nodes::price_cycles(Cost* cost) {
 }
 
 void Nodes::price(Cost* cost) {
+  list_loops();
   for (const Tensor t : kAllTensors) price_tensor(t, cost);
   price_sharing(cost);
   price_cycles(cost);
@@ -638,7 +661,7 @@ std::vector<SlotOrder> Nodes::orders_to_try(int level) const {
   std::vector<OrderBuilder::View> views;
   for (const Tensor t : kAllTensors) {
     // Only what an inner level asks for depends on this one's order.
-    const auto& sites = unit_->sites[t];
+    const auto sites = unit_->sites_of(t);
     if (!std::any_of(sites.begin(), sites.end(),
                      [&](const Unit::Site& site) { return site.level < level && !site.outermost; })) {
       continue;

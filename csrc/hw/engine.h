@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -37,8 +38,9 @@ struct TensorShape {
 
 // Order of a level's loops: `before` of them, then `free` in any order, then the rest.
 struct SlotOrder {
-  std::array<int8_t, kMaxDims> dims;
+  std::array<int8_t, kMaxDims> dims{};
   int before = 0, free = 0, count = 0;
+  bool operator==(const SlotOrder&) const = default;
 };
 
 // Temporal factors of a dimension by level.
@@ -59,7 +61,9 @@ struct Unit {
   std::array<double, kMaxLevels> instances;                     // that are paid for
   std::array<double, kMaxLevels> used;                          // that work
   std::array<std::array<double, kMaxLevels>, kMaxDims> spread;  // spatial factor by dimension and level
-  std::array<std::vector<Site>, kTensors> sites;
+  std::array<std::array<Site, kMaxLevels>, kTensors> sites;
+  std::array<int, kTensors> site_count;
+  std::span<const Site> sites_of(Tensor t) const { return {sites[t].data(), static_cast<size_t>(site_count[t])}; }
   std::array<double, kMaxDims> rest;  // what temporal loops take up
   std::array<const Choices*, kMaxDims> choices;
   std::vector<int> forced, open;  // dimensions with one choice, and with more, in the order of decisions
@@ -83,7 +87,9 @@ class Engine {
   WidthClasses classes;
   SearchOptions options;
   std::array<TensorShape, kTensors> shapes;
-  std::vector<SlotOrder> orders;                 // [levels]
+  std::vector<SlotOrder> orders;   // [levels]
+  std::vector<CeilDivide> blocks;  // [levels]: words to accesses
+  double macs = 0.0;
   std::vector<std::pair<size_t, size_t>> units;  // keep choice, spatial choice
   std::vector<SpatialChoice> spatials;
 
@@ -94,7 +100,8 @@ class Engine {
   double total_in_fanout() const;
 
  private:
-  std::vector<std::map<int64_t, Choices>> choices_;  // [dims] by what is left
+  std::vector<std::map<int64_t, Choices>> choices_;   // [dims] by what is left
+  std::vector<std::array<int64_t, kMaxDims>> rests_;  // [spatials][dims]: what is left
 };
 
 // The tiles that came closest to fitting, for the message where none does.
@@ -138,6 +145,15 @@ class Nodes {
   const Miss& miss() const { return miss_; }
 
  private:
+  // A temporal loop above 1.
+  struct LoopAt {
+    int dim;
+    int level;
+    int group;  // loops of one group may run in any order; -1: the order is given
+    double factor;
+  };
+
+  void list_loops();
   double volume(int level, Tensor t) const;
   double requested_by(const Unit::Site& site, Tensor t) const;
   double regular_requests(const Unit::Site& site, Tensor t) const;
@@ -157,6 +173,10 @@ class Nodes {
   std::array<LevelFactors, kMaxDims> cumulative_;  // all factors at levels up to this one
   std::array<LevelFactors, kMaxDims> stride_;      // factors inside the temporal loop of this level
   std::array<std::array<double, kTensors>, kMaxLevels> volume_;
+  std::array<LoopAt, kMaxDims * kMaxLevels> loops_;  // inner to outer, without those of the innermost level
+  int loop_count_ = 0;
+  bool any_open_ = false;
+  std::array<int, kMaxLevels + 1> first_loop_;  // at this level or further out
   Miss miss_;
   // Words by level, tensor and class, of levels with a bandwidth.
   std::array<std::array<std::array<double, kMaxClasses>, kTensors>, kMaxLevels> read_words_, written_words_;

@@ -280,6 +280,11 @@ Evaluation evaluate(const Arch& arch, const Layer& layer, const Mapping& mapping
                     const ModelOptions& options) {
   check(arch);
   check(layer);
+  return evaluate_checked(arch, layer, mapping, widths, options);
+}
+
+Evaluation evaluate_checked(const Arch& arch, const Layer& layer, const Mapping& mapping, const Widths& widths,
+                            const ModelOptions& options) {
   const auto operands = packing(arch, widths);
   const Nest nest(arch, layer, mapping, options);
   const int levels = static_cast<int>(arch.levels.size());

@@ -15,6 +15,10 @@ namespace mixbit::hw {
 
 using RankVector = std::array<int64_t, kMaxRanks>;
 
+// evaluate() for an architecture and a layer that check() has passed.
+Evaluation evaluate_checked(const Arch& arch, const Layer& layer, const Mapping& mapping, const Widths& widths,
+                            const ModelOptions& options);
+
 // A temporal loop as a tensor sees it: its bound and how far one step moves the tile in each rank.
 struct Step {
   int64_t bound;
@@ -64,6 +68,20 @@ int64_t requested(const Step* steps, int count, const RankVector& extent, int ra
 
 // Different tiles among the instances that spatial loops (bounds and moves) address.
 inline int64_t distinct_children(const std::vector<Step>& loops) {
+  // Loops that move the tile in ranks of their own multiply; only those that share a rank can meet at one place.
+  int64_t product = 1;
+  RankVector moving{};
+  bool meet = false;
+  for (const Step& loop : loops) {
+    bool moves = false;
+    for (int r = 0; r < kMaxRanks; ++r) {
+      if (loop.move[r] == 0) continue;
+      moves = true;
+      meet |= ++moving[r] > 1;
+    }
+    if (moves) product *= loop.bound;
+  }
+  if (!meet) return product;
   std::set<RankVector> places = {RankVector{}};
   for (const Step& loop : loops) {
     std::set<RankVector> next;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "engine.h"
+#include "nest.h"
 #include "text.h"
 
 namespace mixbit::hw {
@@ -36,6 +37,7 @@ struct Place {
   size_t unit = 0;
   std::array<int32_t, kMaxDims> choice{};
   std::vector<SlotOrder> orders;  // of levels with an order to choose; empty: none
+  bool operator==(const Place&) const = default;
 };
 
 // What the objectives make of a mapping: lower is better, in this order.
@@ -68,7 +70,7 @@ void for_scores(const Engine& engine, const Cost& cost, const F& f) {
   const WidthClasses& classes = engine.classes;
   const int weights = classes.tensors[kWeights].count, inputs = classes.tensors[kInputs].count;
   const int outputs = classes.tensors[kOutputs].count;
-  const auto macs = static_cast<double>(engine.space.layer().macs());
+  const double macs = engine.macs;
   const double* cycles = cost.cycles_by_class.empty() ? nullptr : cost.cycles_by_class.data();
   const uint8_t* overflow = cost.overflow.empty() ? nullptr : cost.overflow.data();
   int index = 0;
@@ -90,6 +92,18 @@ void for_scores(const Engine& engine, const Cost& cost, const F& f) {
       }
     }
   }
+}
+
+template <Objective objective>
+Score widest_score(const Engine& engine, const Cost& cost) {
+  const WidthClasses& classes = engine.classes;
+  double energy = engine.macs * classes.mac_pj.back(), accesses = 0.0;
+  for (const Tensor t : kAllTensors) {
+    energy += cost.energy[t][classes.tensors[t].widest()];
+    accesses += cost.accesses[t][classes.tensors[t].widest()];
+  }
+  if (!cost.overflow.empty() && cost.overflow.back()) energy = kInfinity;
+  return score<objective>(energy, cost.cycles_by_class.empty() ? cost.cycles : cost.cycles_by_class.back(), accesses);
 }
 
 template <typename F>
@@ -116,62 +130,62 @@ class BestOfClasses {
   };
 
   explicit BestOfClasses(const Engine& engine)
-      : engine_(&engine), scores_(engine.classes.combinations()), places_(engine.classes.combinations()) {}
+      : engine_(&engine),
+        firsts_(engine.classes.combinations(), kInfinity),
+        seconds_(engine.classes.combinations(), kInfinity),
+        places_(engine.classes.combinations()) {}
 
   // Whether a node with these bounds can hold something better for any combination.
   bool promising(const Cost& cost) const {
-    unsigned better = 0;
+    bool result = false;
     with_objective(engine_->options.objective, [&]<Objective objective>() {
-      for_scores<objective>(*engine_, cost, [&](int i, const Score& s) {
-        better |=
-            static_cast<unsigned>(s.first < scores_[i].first) |
-            (static_cast<unsigned>(s.first == scores_[i].first) & static_cast<unsigned>(s.second < scores_[i].second));
-      });
+      // The first numbers alone settle most nodes, in a loop without branches.
+      bool close = false;
+      for_scores<objective>(*engine_, cost, [&](int i, const Score& s) { close |= s.first <= firsts_[i]; });
+      if (!close) return;
+      for_scores<objective>(*engine_, cost, [&](int i, const Score& s) { result |= s < best(i); });
     });
-    return better != 0;
+    return result;
   }
 
   void offer(const Cost& cost, const Place& place) {
     with_objective(engine_->options.objective, [&]<Objective objective>() {
       for_scores<objective>(*engine_, cost, [&](int i, const Score& s) {
-        if (s < scores_[i]) take({i, s, place});
+        if (s < best(i)) take({i, s, place});
       });
     });
   }
 
-  // A number to order nodes by, the bound of the widest combination.
+  // A number to order nodes by: the bound of the widest combination.
   double guide(const Cost& cost) const {
-    double last = 0.0;
-    with_objective(engine_->options.objective, [&]<Objective objective>() {
-      for_scores<objective>(*engine_, cost, [&](int, const Score& s) { last = s.first; });
-    });
-    return last;
+    double result = 0.0;
+    with_objective(engine_->options.objective,
+                   [&]<Objective objective>() { result = widest_score<objective>(*engine_, cost).first; });
+    return result;
   }
 
   int64_t version() const { return version_; }
 
-  // A copy that remembers what it adds.
-  BestOfClasses branch() const {
-    BestOfClasses copy(*this);
-    copy.places_.clear();
-    copy.news_.clear();
-    copy.is_branch_ = true;
-    return copy;
-  }
+  // Starts from the same scores and remembers what it adds.
+  BestOfClasses branch() const { return {*engine_, firsts_, seconds_}; }
   void merge(const BestOfClasses& branch) {
     for (const Entry& entry : branch.news_) {
-      if (entry.score < scores_[entry.combination]) take(entry);
+      if (entry.score < best(entry.combination)) take(entry);
     }
   }
 
-  const Score& best(int combination) const { return scores_[combination]; }
+  Score best(int combination) const { return {firsts_[combination], seconds_[combination]}; }
   const Place& place(int combination) const { return places_[combination]; }
 
  private:
+  BestOfClasses(const Engine& engine, const std::vector<double>& firsts, const std::vector<double>& seconds)
+      : engine_(&engine), firsts_(firsts), seconds_(seconds) {}
+
   void take(const Entry& entry) {
     ++version_;
-    scores_[entry.combination] = entry.score;
-    if (is_branch_) {
+    firsts_[entry.combination] = entry.score.first;
+    seconds_[entry.combination] = entry.score.second;
+    if (places_.empty()) {
       news_.push_back(entry);
     } else {
       places_[entry.combination] = entry.place;
@@ -179,10 +193,9 @@ class BestOfClasses {
   }
 
   const Engine* engine_;
-  std::vector<Score> scores_;
-  std::vector<Place> places_;
-  std::vector<Entry> news_;
-  bool is_branch_ = false;
+  std::vector<double> firsts_, seconds_;  // scores, by combination
+  std::vector<Place> places_;             // of a branch: none
+  std::vector<Entry> news_;               // of a branch
   int64_t version_ = 0;
 };
 
@@ -296,6 +309,7 @@ class Descent {
   void run(const Task& task, Keeper* keeper, Outcome* outcome) {
     begin(task.unit, outcome);
     keeper_ = keeper;
+    place_ = {};
     place_.unit = task.unit;
     size_t depth = 0;
     if (task.choice >= 0) {
@@ -491,15 +505,17 @@ Certificate run(const Engine& engine, Keeper* keeper) {
   return certificate;
 }
 
-Found found(const Engine& engine, const Place& place, const Widths& widths) {
+Mapping mapping_at(const Engine& engine, const Place& place) {
   const Unit unit = engine.unit(place.unit);
   Nodes nodes(engine);
   nodes.enter(unit);
   for (const int d : unit.open) nodes.decide(d, (*unit.choices[d])[place.choice[d]]);
   for (size_t l = 0; l < place.orders.size(); ++l) nodes.set_order(static_cast<int>(l), place.orders[l]);
-  Found result{nodes.mapping(), {}};
-  result.evaluation = evaluate(engine.space.arch(), engine.space.layer(), result.mapping, widths, engine.options.model);
-  return result;
+  return nodes.mapping();
+}
+
+Found found(const Engine& engine, const Mapping& mapping, const Widths& widths) {
+  return {mapping, evaluate_checked(engine.space.arch(), engine.space.layer(), mapping, widths, engine.options.model)};
 }
 
 WidthLists lists_of(const Widths& widths) {
@@ -515,7 +531,7 @@ SearchResult search(const Arch& arch, const Layer& layer, const Widths& widths, 
   const Engine engine(arch, layer, lists_of(widths), options);
   BestOfClasses best(engine);
   const Certificate certificate = run(engine, &best);
-  return {found(engine, best.place(0), widths), certificate, engine.space.relaxed()};
+  return {found(engine, mapping_at(engine, best.place(0)), widths), certificate, engine.space.relaxed()};
 }
 
 SweepResult sweep(const Arch& arch, const Layer& layer, const WidthLists& widths, const SearchOptions& options) {
@@ -527,13 +543,19 @@ SweepResult sweep(const Arch& arch, const Layer& layer, const WidthLists& widths
   result.classes = engine.classes.combinations();
   const auto& tensors = engine.classes.tensors;
   std::vector<int64_t> index_of(engine.classes.combinations(), -1);
+  std::vector<std::pair<const Place*, Mapping>> mappings;  // many classes share one
+  const auto mapping_of = [&](const Place& place) -> const Mapping& {
+    const auto known = std::find_if(mappings.begin(), mappings.end(), [&](const auto& m) { return *m.first == place; });
+    if (known != mappings.end()) return known->second;
+    return mappings.emplace_back(&place, mapping_at(engine, place)).second;
+  };
   for (int w = 0; w < tensors[kWeights].count; ++w) {
     for (int i = 0; i < tensors[kInputs].count; ++i) {
       for (int o = 0; o < tensors[kOutputs].count; ++o) {
         const int combination = engine.classes.index(w, i, o);
         if (best.best(combination).first == kInfinity) continue;
         index_of[combination] = static_cast<int64_t>(result.found.size());
-        result.found.push_back(found(engine, best.place(combination), engine.classes.widths(w, i, o)));
+        result.found.push_back(found(engine, mapping_of(best.place(combination)), engine.classes.widths(w, i, o)));
       }
     }
   }
@@ -555,7 +577,9 @@ ParetoResult pareto(const Arch& arch, const Layer& layer, const Widths& widths,
   ParetoResult result;
   result.certificate = run(engine, &front);
   result.relaxed = engine.space.relaxed();
-  for (const auto& entry : front.sorted()) result.points.push_back(found(engine, entry.place, widths));
+  for (const auto& entry : front.sorted()) {
+    result.points.push_back(found(engine, mapping_at(engine, entry.place), widths));
+  }
   return result;
 }
 
@@ -638,7 +662,7 @@ RandomResult random_search(const Arch& arch, const Layer& layer, const Widths& w
       result.counts.total += 1.0;
       Evaluation e;
       try {
-        e = evaluate(space.arch(), layer, mapping, widths, options.model);
+        e = evaluate_checked(space.arch(), layer, mapping, widths, options.model);
       } catch (const DoesNotFit& misfit) {
         (misfit.limit == DoesNotFit::Limit::kFanout ? result.counts.fanout_invalid : result.counts.capacity_invalid) +=
             1.0;
