@@ -540,7 +540,7 @@ class _IntegerNetwork(nn.Module):
     def __init__(self, quantized: nn.Module, example: Any) -> None:
         super().__init__()
         self.network = simulation(quantized, example)
-        for name in ("decode", "coco_classes"):
+        for name in ("decode", "coco_classes", "label_classes"):
             if hasattr(quantized, name):
                 setattr(self, name, getattr(quantized, name))
         self.eval()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixbit import ops
 from mixbit.analysis.sensitivity import checked_widths
 from mixbit.errors import MixbitError, check_choice
-from mixbit.network import call_model, check_batches, check_eval_mode, flatten_outputs, layers
+from mixbit.network import call_model, check_batches, check_eval_mode, check_truths, flatten_outputs, layers
 from mixbit.quantizers import METHODS, first_images, fold_batchnorm_, input_statistics, weight_scales
 from mixbit.recipe import GRANULARITIES
 from mixbit.tables import SensitivityTable
@@ -165,7 +165,8 @@ def _default_loss(model: nn.Module) -> Callable[[Any, Any], Tensor]:
     own = getattr(model, "loss", None)
     if callable(getattr(model, "decode", None)) and callable(own) and not isinstance(own, nn.Module):
         detector: Callable[[Any, Any], Tensor] = own
-        return lambda output, image: detector(output, image[1])
+        classes = getattr(model, "label_classes", None)
+        return lambda output, image: detector(output, check_truths(image[1], 1, classes))
     return _cross_entropy
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, check_choice
-from mixbit.evaluation.detection import Found, average_precision, check_truths, coco_map
+from mixbit.evaluation.detection import Found, average_precision, coco_map
 from mixbit.export import simulation
-from mixbit.network import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs
+from mixbit.network import batch_size, call_model, check_batches, check_eval_mode, check_truths, flatten_outputs
 from mixbit.quantizers import first_images
 
 __all__ = ["DETECTION_METRICS", "METRICS", "evaluate"]
@@ -33,7 +33,8 @@ def evaluate(
     Args:
         model: Float or prepared, in eval mode.
         loader: Re-iterable batches; for the named metrics items are (input, labels) with labels int64 [N], for
-            detectors (input, boxes) with one Tensor [n, 5] (class, x1, y1, x2, y2 as shares) for each image.
+            detectors (input, boxes) with one Tensor [n, 5] (class, x1, y1, x2, y2 as shares) for each image; [0, 5] has
+            none, and what is found there counts as false.
         metric: "top1" or "top5" (percent); "coco_map" (average precision over overlaps 0.50 ... 0.95, percent) or
             "ap50" (at 0.5, all-point interpolation) of a model with `decode(outputs)`; or a callable
             `(output, item)` that returns a score per image (a Tensor [N]) or the mean score of the batch (a number);
@@ -45,8 +46,8 @@ def evaluate(
         Percent for the named metrics, else the mean score.
 
     Raises:
-        MixbitError: The data is empty or one-shot, the model is in training mode, labels are missing or out of range,
-            or an output holds NaN.
+        MixbitError: The data is empty or one-shot, the model is in training mode, labels or boxes are missing, of wrong
+            form or out of range, or an output holds NaN.
     """
     check_batches(loader, "loader")
     check_eval_mode(model)
@@ -72,7 +73,7 @@ def evaluate(
             if isinstance(metric, str) and metric in DETECTION_METRICS:
                 if not (isinstance(item, (tuple, list)) and len(item) > 1):
                     raise MixbitError(f"{metric} needs items (input, boxes); got {_described(item)} without boxes")
-                truths += check_truths(item[1], images)
+                truths += check_truths(item[1], images, getattr(model, "label_classes", None))
                 found += decode(output)
                 count += images
                 continue

@@ -10,26 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.errors import MixbitError
-
 #: Boxes of one image as a detector's `decode` gives them: [n, 4], scores [n], classes [n].
 Found = tuple[Tensor, Tensor, Tensor]
-
-
-def check_truths(truths: Any, images: int) -> list[Tensor]:
-    """The boxes of a batch: for each image float [n, 5], class first; none is a tensor [0, 5].
-
-    Raises:
-        MixbitError: They have another form or number.
-    """
-    if not isinstance(truths, (list, tuple)) or len(truths) != images:
-        got = f"{len(truths)} entries" if isinstance(truths, (list, tuple)) else f"a {type(truths).__name__}"
-        raise MixbitError(f"boxes of a batch of {images} images: got {got}; expected one Tensor [n, 5] for each image")
-    for i, own in enumerate(truths):
-        if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != 5:
-            got = f"shape {tuple(own.shape)}" if isinstance(own, Tensor) else f"a {type(own).__name__}"
-            raise MixbitError(f"boxes of image {i}: got {got}; expected [n, 5] with class, x1, y1, x2, y2")
-    return list(truths)
 
 
 def overlaps(a: Tensor, b: Tensor) -> Tensor:

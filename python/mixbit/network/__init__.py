@@ -1,6 +1,14 @@
 """What a model is to mixbit: its layers in forward order, and how it is called."""
 
-from mixbit.network.calling import batch_size, call_model, check_batches, check_eval_mode, flatten_outputs, input_of
+from mixbit.network.calling import (
+    batch_size,
+    call_model,
+    check_batches,
+    check_eval_mode,
+    check_truths,
+    flatten_outputs,
+    input_of,
+)
 from mixbit.network.graph import LAYER_OPS, PASS_OPS, Graph, Node, capture, run_node, run_pass
 from mixbit.network.trace import (
     LAYER_MARK,
@@ -31,6 +39,7 @@ __all__ = [
     "capture",
     "check_batches",
     "check_eval_mode",
+    "check_truths",
     "conv_padding",
     "flatten_outputs",
     "input_of",

@@ -22,6 +22,9 @@ _MODE_MATTERS = (
     nn.AlphaDropout,
 )
 
+#: By how much a box may reach over the image.
+_BORDER = 0.01
+
 
 def input_of(item: Any) -> Any:
     """The input of an item: the item itself, the first element of a tuple or list, or the dict of keyword arguments.
@@ -93,6 +96,40 @@ def check_eval_mode(model: nn.Module) -> None:
         if module.training and (mode_matters or module is model):
             which = f"module {name!r} is" if name else "the model is"
             raise MixbitError(f"model: {which} in training mode; call model.eval() first")
+
+
+def check_truths(truths: Any, images: int, classes: int | None = None) -> list[Tensor]:
+    """The boxes of a batch, checked.
+
+    Args:
+        truths: For each image [n, 5]: class, x1, y1, x2, y2 as shares of width and height; an image without boxes has
+            [0, 5].
+        images: Images of the batch.
+        classes: How many classes there are; None where that is not known.
+
+    Raises:
+        MixbitError: They have another form or number, a class is no whole number or out of range, or a corner lies
+            outside the image or on the wrong side of the other.
+    """
+    if not isinstance(truths, (list, tuple)) or len(truths) != images:
+        got = f"{len(truths)} entries" if isinstance(truths, (list, tuple)) else f"a {type(truths).__name__}"
+        raise MixbitError(f"boxes of a batch of {images} images: got {got}; expected one Tensor [n, 5] for each image")
+    for i, own in enumerate(truths):
+        if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != 5:
+            got = f"shape {tuple(own.shape)}" if isinstance(own, Tensor) else f"a {type(own).__name__}"
+            raise MixbitError(f"boxes of image {i}: got {got}; expected [n, 5] with class, x1, y1, x2, y2")
+        for row in own.tolist():
+            cls, x1, y1, x2, y2 = row
+            if not (cls >= 0 and cls == cls // 1 and (classes is None or cls < classes)):
+                limit = "at least 0" if classes is None else f"from 0 to {classes - 1}"
+                raise MixbitError(f"boxes of image {i}: class {cls:g}; expected a whole number {limit}")
+            # Shares that were rounded, or made from pixels, may miss the border by a little.
+            if not (-_BORDER <= x1 <= x2 <= 1 + _BORDER and -_BORDER <= y1 <= y2 <= 1 + _BORDER):
+                raise MixbitError(
+                    f"boxes of image {i}: corners ({x1:g}, {y1:g}) and ({x2:g}, {y2:g}); expected x1 <= x2 and y1 <= "
+                    "y2 as shares of width and height from 0 to 1, not pixels"
+                )
+    return list(truths)
 
 
 def flatten_outputs(output: Any) -> list[tuple[str, Tensor]]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixbit.errors import MixbitError
+
 #: Boxes of one image: float32 [n, 4] (x1, y1, x2, y2 as shares of width and height), scores [n], classes int64 [n].
 Found = tuple[Tensor, Tensor, Tensor]
 
@@ -125,8 +127,20 @@ def detection_loss(boxes: Tensor, scores: Tensor, truths: list[Tensor], *, negat
 
     Returns:
         float32 [], the sum over images.
+
+    Raises:
+        MixbitError: There are boxes for another number of images, or a class that the scores do not have.
     """
     from torchvision.ops import box_iou
+
+    if len(truths) != len(scores):
+        raise MixbitError(f"truths hold boxes of {len(truths)} images; expected {len(scores)}, as the outputs have")
+    for i, true in enumerate(truths):
+        if len(true) and not (float(true[:, 0].min()) >= 0 and float(true[:, 0].max()) < scores.shape[2]):
+            raise MixbitError(
+                f"truths of image {i}: classes run from {true[:, 0].min():g} to {true[:, 0].max():g}; expected 0 to "
+                f"{scores.shape[2] - 1}"
+            )
 
     least = 1e-6  # keeps the logarithms finite
     total = scores.new_zeros(())
@@ -154,15 +168,22 @@ class Detector:
     Attributes:
         coco_classes: COCO's class for each class of the scores, -1 where it has none; None if the classes are not
             COCO's.
+        classes: How many classes the scores have.
         one_class: Whether a box is of its best class only, or of every class with the score.
         least_score: Smallest score that counts, if `decode` is not told otherwise.
         largest_overlap: Of boxes of one class that both stay, if `decode` is not told otherwise.
     """
 
     coco_classes: tuple[int, ...] | None = None
+    classes: int
     one_class = True
     least_score = 0.01
     largest_overlap = 0.45
+
+    @property
+    def label_classes(self) -> int:
+        """How many classes labels may have: all of COCO's where `coco_classes` is set, though it may lack some."""
+        return self.classes if self.coco_classes is None else 80
 
     def predictions(self, outputs: Any) -> tuple[Tensor, Tensor]:
         """What `forward` returns as boxes float32 [N, A, 4] and scores [N, A, classes]."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixbit.errors import MixbitError, check_choice
-from mixbit.zoo.weights import read_arrays
+from mixbit.zoo.weights import Arrays, read_arrays
 
 CIFAR_MEAN = (0.485, 0.456, 0.406)
 CIFAR_STD = (0.229, 0.224, 0.225)
@@ -41,12 +41,46 @@ def data_dir() -> Path:
     return checkout
 
 
-def _pack(names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _pack(names: tuple[str, ...], *keys: str) -> tuple[Path, Arrays]:
+    """The first of these image packs that is there, with the arrays that it must have."""
     folder = data_dir() / "images"
-    for name in names:
-        if (folder / name).exists():
-            return read_arrays(folder / name)
-    raise MixbitError(f"{str(folder)!r} holds none of {', '.join(names)}")
+    for path in (folder / name for name in names):
+        if path.exists():
+            arrays = read_arrays(path)
+            for key in keys:
+                if key not in arrays:
+                    raise MixbitError(f"{str(path)!r} has no array {key!r}; expected {', '.join(keys)}")
+            return path, arrays
+    raise MixbitError(f"{str(folder)!r} holds none of the image packs {', '.join(names)}")
+
+
+def _check_positive(**given: int | None) -> None:
+    for argument, value in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise MixbitError(f"{argument}={value!r}: expected a whole number of at least 1, or None")
+
+
+def _check_classes(path: Path, what: str, classes: Tensor, count: int) -> None:
+    """Whole numbers from 0 to count - 1."""
+    if len(classes) and not bool(((classes >= 0) & (classes < count) & (classes == classes.floor())).all()):
+        raise MixbitError(
+            f"{str(path)!r}: {what} run from {classes.min():g} to {classes.max():g}; expected whole numbers 0 to "
+            f"{count - 1}"
+        )
+
+
+def _decoded(path: Path, what: str, data: bytes) -> Any:
+    """An image, RGB.
+
+    Raises:
+        MixbitError: The bytes are no image, or a damaged one.
+    """
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MixbitError(f"{str(path)!r}: {what} is corrupt: {error}") from error
 
 
 def cifar10_pixels(split: str = "test", count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -58,13 +92,16 @@ def cifar10_pixels(split: str = "test", count: int | None = None) -> tuple[Tenso
 
     Returns:
         images: uint8 [N, 3, 32, 32], RGB; labels: int64 [N].
+
+    Raises:
+        MixbitError: An unknown split, a count below 1, or a pack that is missing, corrupt or has a label out of range.
     """
     check_choice("split", split, ("train", "test"))
-    from PIL import Image
-
-    pack = _pack(_CIFAR_PACKS)
+    _check_positive(count=count)
+    path, pack = _pack(_CIFAR_PACKS, f"y_{split}", f"{split}_mosaic_webp")
     labels = torch.from_numpy(pack[f"y_{split}"].astype(np.int64))
-    mosaic = np.asarray(Image.open(io.BytesIO(pack[f"{split}_mosaic_webp"].tobytes())).convert("RGB"))
+    _check_classes(path, "labels", labels, 10)
+    mosaic = np.asarray(_decoded(path, f"the mosaic of {split!r}", pack[f"{split}_mosaic_webp"].tobytes()))
     images = mosaic.reshape(-1, 32, 50, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
     return torch.from_numpy(np.ascontiguousarray(images[: len(labels)][:count])), labels[:count]
 
@@ -78,6 +115,9 @@ def cifar10(split: str = "test", count: int | None = None) -> tuple[Tensor, Tens
 
     Returns:
         images: float32 [N, 3, 32, 32]; labels: int64 [N].
+
+    Raises:
+        MixbitError: As `cifar10_pixels`.
     """
     images, labels = cifar10_pixels(split, count)
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (CIFAR_MEAN, CIFAR_STD))
@@ -88,20 +128,6 @@ def cifar10(split: str = "test", count: int | None = None) -> tuple[Tensor, Tens
 _IMAGENET_NETWORKS = {"mobilenet_v1": 224, "mobilenet_v2": 224, "squeezenet1_1": 227}
 #: Size, channel order and preparation of the COCO networks' inputs.
 _COCO_NETWORKS = {"ssd_mobilenet_v2": 300, "ssdlite_mobilenet_v2": 300, "fastestdet": 352, "yolov2": 416, "vww": 96}
-
-
-def _image(data: bytes, offsets: np.ndarray, i: int) -> Any:
-    """Image i of a pack, RGB.
-
-    Raises:
-        MixbitError: Its bytes are no image.
-    """
-    from PIL import Image
-
-    try:
-        return Image.open(io.BytesIO(data[offsets[i] : offsets[i + 1]])).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise MixbitError(f"image {i} of the pack is corrupt: {error}") from error
 
 
 def imagenet_compat(
@@ -119,20 +145,21 @@ def imagenet_compat(
         images: float32 [N, 3, H, W]; labels: int64 [N].
 
     Raises:
-        MixbitError: An unknown network, a label out of range, or a corrupt image.
+        MixbitError: An unknown network, a count or size below 1, or a pack that is missing, has a label out of range or
+            a corrupt image.
     """
     check_choice("network", network, _IMAGENET_NETWORKS)
+    _check_positive(count=count, size=size)
     from PIL import Image
 
-    pack = _pack(_IMAGENET_PACKS)
+    path, pack = _pack(_IMAGENET_PACKS, "data", "off", "label")
     data, offsets = pack["data"].tobytes(), pack["off"]
     labels = torch.from_numpy(pack["label"].astype(np.int64))[:count]
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < 1000):
-        raise MixbitError(f"labels run from {int(labels.min())} to {int(labels.max())}; expected 0 to 999")
+    _check_classes(path, "labels", labels, 1000)
     size = size or _IMAGENET_NETWORKS[network]
     images = []
     for i in range(len(labels)):
-        image = _image(data, offsets, i)
+        image = _decoded(path, f"image {i}", data[offsets[i] : offsets[i + 1]])
         # The short side becomes size / 0.875 (for SqueezeNet 256, the size of the files), then the centre is cut out.
         scaled = 256 if network == "squeezenet1_1" else round(size / 0.875)
         if scaled != image.width:
@@ -162,23 +189,30 @@ def coco(
         y2 as shares of width and height. An image may have none.
 
     Raises:
-        MixbitError: An unknown name, a class out of range, or a corrupt image.
+        MixbitError: An unknown name, a count or size below 1, or a pack that is missing, has no image of the split, a
+            class out of range or a corrupt image.
     """
     check_choice("split", split, ("train", "val"))
     check_choice("network", network, _COCO_NETWORKS)
+    _check_positive(count=count, size=size)
     from PIL import Image
 
-    pack = _pack(_COCO_PACKS)
+    path, pack = _pack(_COCO_PACKS, "data", "off", "split", "boxes")
     data, offsets = pack["data"].tobytes(), pack["off"]
     rows = torch.from_numpy(pack["boxes"].astype(np.float32))
-    if len(rows) and not (float(rows[:, 1].min()) >= 0 and float(rows[:, 1].max()) < 80):
-        raise MixbitError(f"classes run from {rows[:, 1].min():g} to {rows[:, 1].max():g}; expected 0 to 79")
+    if rows.dim() != 2 or rows.shape[1] != 6:
+        raise MixbitError(
+            f"{str(path)!r}: boxes have shape {tuple(rows.shape)}; expected [n, 6] with image, class, x1, y1, x2, y2"
+        )
+    _check_classes(path, "classes", rows[:, 1], 80)
     chosen = np.flatnonzero(pack["split"] == (split == "val"))[:count]
+    if not len(chosen):
+        raise MixbitError(f"{str(path)!r} has no image of split={split!r}; expected at least one")
     size = size or _COCO_NETWORKS[network]
     images, boxes = [], []
     for i in chosen:
-        image = _image(data, offsets, int(i)).resize((size, size), Image.Resampling.BILINEAR)
-        images.append(np.asarray(image))
+        image = _decoded(path, f"image {i}", data[offsets[i] : offsets[i + 1]])
+        images.append(np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)))
         own = rows[rows[:, 0] == float(i), 1:]
         boxes.append(torch.cat([own[:, :1], own[:, 1:].clamp(0.0, 1.0)], 1))
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixbit.files import PathLike
 from mixbit.zoo.boxes import Detector, fastestdet_predictions
+from mixbit.zoo.layers import check_images
 from mixbit.zoo.weights import float_state, load_state, read_arrays
 
 
@@ -145,8 +146,8 @@ class FastestDet(Detector, nn.Module):
         self.detect_head = DetectHead(96, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, 3, 352, 352] -> [N, 5 + classes, 22, 22]."""
-        first, second, third = self.backbone(x)
+        """[N, 3, H, W] (multiples of 32; trained at 352) -> [N, 5 + classes, H / 16, W / 16]."""
+        first, second, third = self.backbone(check_images(x, 32))
         x = torch.cat([self.avg_pool(first), second, F.interpolate(third, scale_factor=2.0, mode="nearest")], 1)
         return self.detect_head(self.SPP(x))
 

@@ -5,6 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixbit.errors import MixbitError
+
+
+def check_images(x: Tensor, multiple: int = 1) -> Tensor:
+    """Returns x if it holds images whose height and width are multiples of a number.
+
+    Raises:
+        MixbitError: It has another shape than [N, 3, H, W], or a size that does not fit.
+    """
+    if x.dim() != 4 or x.shape[1] != 3 or any(size < multiple or size % multiple for size in x.shape[2:]):
+        sizes = "" if multiple == 1 else f" with H and W multiples of {multiple}"
+        raise MixbitError(f"the input has shape {tuple(x.shape)}; expected images [N, 3, H, W]{sizes}")
+    return x
+
 
 def pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     """x padded as TensorFlow's SAME has it: the extra pixel goes after."""

@@ -16,7 +16,7 @@ from mixbit.errors import MixbitError, check_choice
 from mixbit.files import PathLike
 from mixbit.zoo.boxes import Detector, ssd_anchors, ssd_predictions
 from mixbit.zoo.imagenet import MobileNetV2
-from mixbit.zoo.layers import Convs
+from mixbit.zoo.layers import Convs, check_images
 from mixbit.zoo.weights import Arrays, float_state, load_state, read_arrays
 
 #: COCO class of the Open Images classes (columns 1 ... 23 of SSD-MobileNetV2's logits) that have one.
@@ -121,7 +121,7 @@ class SSD(Detector, nn.Module):
         head_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.classes, self.anchors = classes, tuple(anchors)
+        self.outputs, self.classes, self.anchors = classes, classes - 1, tuple(anchors)
         features: list[nn.Module] = []
         stem = Steps(batch_norm=batch_norm, same=same).then("conv", 3, 32, 3, 2)
         features.append(stem)
@@ -169,9 +169,9 @@ class SSD(Detector, nn.Module):
         Anchors in the order of maps, rows, columns, anchors of a cell.
         """
         boxes, logits = [], []
-        for level, cls, reg in zip(self.maps(x), self.cls, self.reg, strict=True):
+        for level, cls, reg in zip(self.maps(check_images(x)), self.cls, self.reg, strict=True):
             boxes.append(reg(level).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4))
-            logits.append(cls(level).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.classes))
+            logits.append(cls(level).permute(0, 2, 3, 1).reshape(x.shape[0], -1, self.outputs))
         return torch.cat(boxes, 1), torch.cat(logits, 1)
 
     def predictions(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -183,7 +183,8 @@ class SSD(Detector, nn.Module):
         anchors = ssd_anchors()
         if outputs[0].shape[1] != len(anchors):
             raise MixbitError(
-                f"outputs have {outputs[0].shape[1]} anchors; decoding knows the {len(anchors)} of TensorFlow's"
+                f"outputs have {outputs[0].shape[1]} anchors; decoding knows the {len(anchors)} of TensorFlow's, for "
+                "images of 300 x 300"
             )
         return ssd_predictions(outputs[0], outputs[1], anchors)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ def read_arrays(path: PathLike) -> Arrays:
     """All arrays of an .npz file.
 
     Raises:
-        MixbitError: The file is missing, truncated or not an .npz file.
+        MixbitError: The file is missing, damaged or not an .npz file.
     """
     try:
         with np.load(Path(path), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise MixbitError(f"cannot read {str(path)!r} as an .npz file: {error}") from error
     except AttributeError as error:  # np.load gives a bare array for an .npy file
         raise MixbitError(f"{str(path)!r} is an .npy file; expected an .npz file") from error
@@ -58,17 +59,30 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: PathLike) -> nn
 
 
 def float_state(arrays: Arrays) -> dict[str, Tensor]:
-    """A pack with PyTorch names as a state dict, in float32."""
-    return {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in arrays.items()}
+    """A pack with PyTorch names as a state dict, in float32; arrays of text are no weights and left out."""
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(value, np.float32))
+        for name, value in arrays.items()
+        if value.dtype.kind in "biuf"
+    }
 
 
 def integer_state(arrays: Arrays) -> dict[str, Tensor]:
-    """A pack of codes (`NAME.q`, `.scale`, `.zp`, `.bias`) as the float weights they stand for: (q - zp) * scale."""
+    """A pack of codes (`NAME.q`, `.scale`, `.zp`, `.bias`) as the float weights they stand for: (q - zp) * scale.
+
+    Raises:
+        MixbitError: One of the four is missing.
+    """
     state = {}
     for key in arrays:
         if not key.endswith(".q"):
             continue
         name = key[: -len(".q")]
+        for part in ("scale", "zp", "bias"):
+            if f"{name}.{part}" not in arrays:
+                raise MixbitError(
+                    f"a pack of codes has {key!r} but no '{name}.{part}'; expected .q, .scale, .zp, .bias"
+                )
         codes = arrays[key].astype(np.float32)
         shape = (-1,) + (1,) * (codes.ndim - 1)
         scale = arrays[f"{name}.scale"].reshape(shape)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike
 from mixbit.zoo.boxes import Detector, yolov2_predictions
-from mixbit.zoo.layers import Convs
+from mixbit.zoo.layers import Convs, check_images
 from mixbit.zoo.weights import float_state, load_state, read_arrays
 
 #: Width and height of the anchors in cells.
@@ -55,7 +55,7 @@ class YoloV2(Detector, Convs):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, H, W] (multiples of 32) -> [N, 5 (5 + classes), H / 32, W / 32]."""
-        around = x
+        around = x = check_images(x, 32)
         for name in self.order:
             x = F.max_pool2d(x, 2) if name == "M" else self._layer(name, x)
             if name == self.PASSTHROUGH:

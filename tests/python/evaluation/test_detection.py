@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import mixbit
 from mixbit import zoo
@@ -21,7 +22,7 @@ def found(*rows: tuple[float, int, list[float]]) -> tuple[torch.Tensor, torch.Te
     )
 
 
-def truth(*rows: tuple[int, list[float]]) -> torch.Tensor:
+def truth(*rows: tuple[float, list[float]]) -> torch.Tensor:
     return torch.tensor([[float(c), *box] for c, box in rows]).reshape(-1, 5)
 
 
@@ -85,11 +86,18 @@ def test_a_real_detector_float_and_quantized() -> None:
         (torch.zeros(2, 5), "got a Tensor"),
         ([torch.zeros(0, 5), torch.zeros(3, 4)], r"boxes of image 1: got shape \(3, 4\); expected \[n, 5\]"),
         ([[], []], "boxes of image 0: got a list"),
+        ([truth(), truth((80, BOX))], "boxes of image 1: class 80; expected a whole number from 0 to 79"),
+        ([truth((-1, BOX)), truth()], "boxes of image 0: class -1; expected a whole number from 0"),
+        ([truth((1.5, BOX)), truth()], "boxes of image 0: class 1.5; expected a whole number"),
+        ([truth((float("nan"), BOX)), truth()], "boxes of image 0: class nan; expected a whole number"),
+        ([truth((1, BOX), (1, [10.0, 20.0, 90.0, 80.0])), truth()], r"corners \(10, 20\).*expected .*not pixels"),
+        ([truth(), truth((1, [0.5, 0.1, 0.1, 0.5]))], r"boxes of image 1: corners \(0.5, 0.1\).*expected x1 <= x2"),
+        ([truth((1, [0.1, 0.1, float("nan"), 0.5])), truth()], r"corners \(0.1, 0.1\) and \(nan, 0.5\)"),
     ],
 )
 def test_bad_boxes_are_named(boxes, complaint: str) -> None:
     model = zoo.fastestdet()
-    images = torch.zeros(2, 3, 352, 352)
+    images = torch.zeros(2, 3, 32, 32)
     item = images if boxes is None else (images, boxes)
     with pytest.raises(MixbitError, match=complaint):
         mixbit.evaluate(model, [item], "ap50")
@@ -98,3 +106,49 @@ def test_bad_boxes_are_named(boxes, complaint: str) -> None:
 def test_a_classifier_is_no_detector() -> None:
     with pytest.raises(MixbitError, match=r"needs a model with decode\(outputs\); ResNet8 has none"):
         mixbit.evaluate(zoo.resnet8(), [(torch.zeros(1, 3, 32, 32), [torch.zeros(0, 5)])], "coco_map")
+
+
+class Finds(nn.Module):
+    """A detector that finds in each image the boxes that its first pixel names."""
+
+    def __init__(self, *boxes) -> None:
+        super().__init__()
+        self.boxes = boxes
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0, 0, 0]
+
+    def decode(self, outputs: torch.Tensor) -> list:
+        return [self.boxes[int(value)] for value in outputs]
+
+
+@pytest.mark.parametrize("metric", ["ap50", "coco_map"])
+def test_an_image_without_boxes_counts_what_is_found_in_it_as_false(metric: str) -> None:
+    model = Finds(found((0.8, 3, BOX)), found((0.9, 3, BOX)), found())
+    images = torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 3, 4, 4)
+
+    def score(picked: list[int], truths: list, batch: int = 3) -> float:
+        x = images[picked]
+        return mixbit.evaluate(
+            model, [(x[i : i + batch], truths[i : i + batch]) for i in range(0, len(x), batch)], metric
+        )
+
+    right = truth((3, BOX))
+    assert score([0], [right]) == pytest.approx(100)
+    # The false box has the higher score: precision 1/2 at every recall, however the images are batched.
+    assert score([0, 1], [right, truth()]) == pytest.approx(50)
+    assert score([0, 1], [right, truth()], batch=1) == pytest.approx(50)
+    # Nothing to find and nothing found changes nothing; without any true box there is no precision.
+    assert score([0, 2], [right, truth()]) == pytest.approx(100)
+    assert score([1, 2], [truth(), truth()]) == 0.0
+
+
+def test_a_real_detector_on_an_image_without_boxes() -> None:
+    model, _ = detector()
+    images, boxes = zoo.coco("val", network="fastestdet")
+    empty = next(i for i, own in enumerate(boxes) if len(own) == 0)
+    assert mixbit.evaluate(model, [(images[empty : empty + 1], [boxes[empty]])], "ap50") == 0.0
+    full = [(images[:4], boxes[:4])]
+    with_empty = [*full, (images[empty : empty + 1], [boxes[empty]])]
+    assert 0 < mixbit.evaluate(model, with_empty, "ap50") <= mixbit.evaluate(model, full, "ap50")

@@ -79,5 +79,31 @@ def test_mapping() -> None:
     assert top1 > float_top1 - 15
 
 
+def test_detectors() -> None:
+    notebook = executed(next(p for p in NOTEBOOKS if p.stem == "06_detectors"))
+    text = printed(notebook)
+    assert pictures(notebook) == 6
+    float_ap = float(re.search(r"float: AP50 ([\d.]+) %", text)[1])
+    assert 20 < float_ap < 60
+    assert "70 layers, 28 of them depthwise" in text
+    # Errors in cells of the background count less: every layer comes out better where objects are.
+    at_output = re.findall(r"^([\w.]+\.\d) +(-?[\d.]+) +(-?[\d.]+)$", text, re.M)
+    assert len(at_output) == 7
+    assert all(float(confident) > float(plain) for _, plain, confident in at_output)
+    modes = re.findall(r"^(sqnr|ops|weight_memory|ilp) +([\d.]+) +[\d.]+ +(-?[\d.]+) +-?[\d.]+ +[\d.]+$", text, re.M)
+    assert [name for name, *_ in modes] == ["sqnr", "ops", "weight_memory", "ilp"]
+    assert all(0.45 < float(bops) <= 0.5 for _, bops, _ in modes)
+    predicted = [float(p) for *_, p in modes]
+    assert max(predicted) == predicted[-1]  # the exact method predicts the least noise
+    found = re.findall(r"^((?:uniform|bops)-\S+) +([\d.]+) +-?[\d.]+ +([\d.]+) *(\*?)$", text, re.M)
+    points = {name: (float(bops), float(ap), star) for name, bops, ap, star in found}
+    assert len(points) == 5 + 3 * 2
+    assert points["uniform-8"][1] > float_ap - 5
+    assert points["uniform-4"][1] < 5
+    front = sorted((bops, ap) for bops, ap, star in points.values() if star)
+    assert len(front) >= 3
+    assert front == sorted(front, key=lambda p: p[1])
+
+
 def test_every_notebook_has_a_test() -> None:
-    assert {p.stem for p in NOTEBOOKS} == {"01_analyze_and_assign", "04_mapping"}
+    assert {p.stem for p in NOTEBOOKS} == {"01_analyze_and_assign", "04_mapping", "06_detectors"}

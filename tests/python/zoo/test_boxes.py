@@ -148,3 +148,34 @@ def test_heads_confidence_and_loss_of_each_detector(name: str) -> None:
     assert all(
         p.grad is not None and p.grad.isfinite().all() for n, p in model.named_parameters() if n.endswith("weight")
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "complaint"),
+    [
+        ("fastestdet", (1, 3, 350, 352), r"shape \(1, 3, 350, 352\); expected images .* multiples of 32"),
+        ("fastestdet", (1, 1, 352, 352), r"shape \(1, 1, 352, 352\); expected images \[N, 3, H, W\]"),
+        ("fastestdet", (3, 352, 352), r"shape \(3, 352, 352\); expected images \[N, 3, H, W\]"),
+        ("yolov2", (1, 3, 64, 65), "multiples of 32"),
+        ("ssd_mobilenet_v2", (1, 300, 300, 3), r"shape \(1, 300, 300, 3\); expected images \[N, 3, H, W\]$"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(name: str, shape: tuple[int, ...], complaint: str) -> None:
+    with torch.no_grad(), pytest.raises(MixbitError, match=complaint):
+        getattr(zoo, name)()(torch.zeros(shape))
+
+
+def test_labels_have_the_classes_of_coco_or_of_the_network() -> None:
+    assert zoo.fastestdet().label_classes == 80
+    assert zoo.ssd_mobilenet_v2().label_classes == 80  # 23 Open Images classes, 14 of them COCO's
+    assert zoo.ssdlite_mobilenet_v2().label_classes == 20
+    assert zoo.yolov2(3).label_classes == 3
+
+
+def test_truths_that_do_not_fit_the_outputs_are_named() -> None:
+    boxes, scores = torch.zeros(2, 3, 4), torch.full((2, 3, 2), 0.5)
+    none = torch.zeros(0, 5)
+    with pytest.raises(MixbitError, match="truths hold boxes of 1 images; expected 2"):
+        detection_loss(boxes, scores, [none])
+    with pytest.raises(MixbitError, match="truths of image 1: classes run from 0 to 2; expected 0 to 1"):
+        detection_loss(boxes, scores, [none, torch.tensor([[0.0, 0, 0, 1, 1], [2.0, 0, 0, 1, 1]])])

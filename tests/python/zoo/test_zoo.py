@@ -179,7 +179,7 @@ def test_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(MixbitError, match="is no folder"):
         zoo.data_dir()
     monkeypatch.setenv("MIXBIT_DATA", str(tmp_path))
-    with pytest.raises(MixbitError, match="holds none of"):
+    with pytest.raises(MixbitError, match="holds none of the image packs cifar10_lossless_4k1k.npz"):
         zoo.cifar10("test")
 
 
@@ -205,22 +205,86 @@ def test_coco_images_and_boxes() -> None:
     assert set(zoo.person_labels(all_boxes).tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (lambda z: z["data"].__setitem__(slice(0, 400), 7), "image 0 of the pack is corrupt"),
-        (lambda z: z["boxes"].__setitem__((3, 1), 80), "classes run from 0 to 80; expected 0 to 79"),
-    ],
-)
-def test_a_damaged_pack_is_named(change, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with np.load(zoo.data_dir() / "images/coco2017_48.npz") as file:
+def test_counts_and_sizes_are_positive() -> None:
+    for load in (zoo.cifar10, zoo.cifar10_pixels):
+        with pytest.raises(MixbitError, match="count=0: expected a whole number of at least 1"):
+            load("test", 0)
+    for load in (zoo.coco, lambda split, *rest: zoo.imagenet_compat(*rest)):
+        with pytest.raises(MixbitError, match="count=-1: expected a whole number of at least 1"):
+            load("val", -1)
+        with pytest.raises(MixbitError, match="size=0: expected a whole number of at least 1"):
+            load("val", 1, "mobilenet_v2" if load is not zoo.coco else "fastestdet", 0)
+
+
+COCO, CIFAR, IMAGENET = "coco2017_48", "cifar10_512_1000", "imagenet_compat_64"
+LOADERS = {
+    COCO: lambda: zoo.coco("val", network="fastestdet"),
+    CIFAR: lambda: zoo.cifar10("test"),
+    IMAGENET: lambda: zoo.imagenet_compat(),
+}
+DAMAGES = [
+    (COCO, lambda z: z["data"].__setitem__(slice(0, 400), 7), "image 0 is corrupt: cannot identify"),
+    (COCO, lambda z: z["off"].__setitem__(slice(1, None), z["off"][1]), "image 1 is corrupt: cannot identify"),
+    (COCO, lambda z: z["boxes"].__setitem__((3, 1), 80), "classes run from 0 to 80; expected whole numbers 0 to 79"),
+    (COCO, lambda z: z["boxes"].__setitem__((3, 1), 0.5), "classes run from 0 to .*; expected whole numbers 0 to 79"),
+    (COCO, lambda z: z.update(boxes=z["boxes"][:, 1:]), r"boxes have shape \(\d+, 5\); expected \[n, 6\]"),
+    (COCO, lambda z: z["split"].__setitem__(slice(None), False), "has no image of split='val'"),
+    (COCO, lambda z: z.pop("boxes"), "has no array 'boxes'; expected data, off, split, boxes"),
+    (CIFAR, lambda z: z["test_mosaic_webp"].__setitem__(slice(0, 400), 7), "the mosaic of 'test' is corrupt"),
+    (CIFAR, lambda z: z["y_test"].__setitem__(9, 10), "labels run from 0 to 10; expected whole numbers 0 to 9"),
+    (CIFAR, lambda z: z.pop("y_test"), "has no array 'y_test'"),
+    (IMAGENET, lambda z: z["data"].__setitem__(slice(0, 400), 7), "image 0 is corrupt"),
+    (
+        IMAGENET,
+        lambda z: z["label"].__setitem__(0, 1000),
+        "labels run from .* to 1000; expected whole numbers 0 to 999",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "complaint"), DAMAGES, ids=range(len(DAMAGES)))
+def test_a_damaged_pack_is_named(
+    name: str, change, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with np.load(zoo.data_dir() / f"images/{name}.npz") as file:
         arrays = {k: file[k].copy() for k in file.files}
+    if name == COCO:
+        arrays["split"][:] = True
+        arrays["boxes"] = arrays["boxes"].astype(np.float32)
+    if name == IMAGENET:
+        arrays["label"] = arrays["label"].astype(np.int64)
     change(arrays)
-    arrays["split"][:] = True
     (tmp_path / "images").mkdir()
-    np.savez(tmp_path / "images/coco2017_48.npz", **arrays)
+    np.savez(tmp_path / f"images/{name}.npz", **arrays)
     monkeypatch.setenv("MIXBIT_DATA", str(tmp_path))
-    with pytest.raises(MixbitError, match=complaint):
-        zoo.coco("val")
+    with pytest.raises(MixbitError, match=f"{name}.npz'.*{complaint}"):
+        LOADERS[name]()
+
+
+def test_a_missing_pack_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXBIT_DATA", str(tmp_path))
+    for name, load in LOADERS.items():
+        with pytest.raises(MixbitError, match=f"images' holds none of the image packs .*{name}.npz"):
+            load()
+
+
+def test_network_names_have_a_nearest_one() -> None:
     with pytest.raises(MixbitError, match="did you mean 'fastestdet'"):
         zoo.coco("val", network="fastestdt")
+
+
+def test_files_of_no_network_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MixbitError, match="of another network: it has no 'backbone.first_conv.0.weight'"):
+        zoo.fastestdet(zoo.data_dir() / "images/coco2017_48.npz")
+    with pytest.raises(MixbitError, match="of another network: it has no 'backbone.first_conv.0.weight'"):
+        zoo.fastestdet(WEIGHTS / "squeezenet1_1_fp16.npz")
+    data = bytearray((WEIGHTS / "fastestdet_coco_fp32.npz").read_bytes())
+    data[3000:3400] = bytes(400)
+    (tmp_path / "damaged.npz").write_bytes(data)
+    with pytest.raises(MixbitError, match="cannot read '.*damaged.npz' as an .npz file"):
+        zoo.fastestdet(tmp_path / "damaged.npz")
+    with np.load(WEIGHTS / "mobilenet_v1_0.25_128_qat_uint8.npz") as file:
+        codes = {k: file[k] for k in file.files if k != "conv1.scale"}
+    np.savez(tmp_path / "codes.npz", **codes)
+    with pytest.raises(MixbitError, match="has 'conv1.q' but no 'conv1.scale'; expected .q, .scale, .zp, .bias"):
+        zoo.mobilenet_v1(0.25, tmp_path / "codes.npz")
