@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <limits>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -451,6 +452,19 @@ hw::WidthLists read_width_lists(const py::object& given) {
   return lists;
 }
 
+// Equal numbers for equal mappings.
+std::vector<int64_t> numbers(const Mapping& mapping) {
+  std::vector<int64_t> found;
+  for (const hw::LevelMapping& level : mapping) {
+    found.insert(found.end(), level.keep.begin(), level.keep.end());
+    for (const auto* loops : {&level.temporal, &level.spatial_x, &level.spatial_y}) {
+      found.push_back(static_cast<int64_t>(loops->size()));
+      for (const hw::Loop& loop : *loops) found.insert(found.end(), {loop.dim, loop.factor});
+    }
+  }
+  return found;
+}
+
 py::dict to_python(const hw::SweepResult& sweep, const hw::WidthLists& widths, const Arch& arch, const Layer& layer) {
   const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(widths.bits[hw::kInputs].size()),
                                           static_cast<py::ssize_t>(widths.bits[hw::kWeights].size()),
@@ -465,10 +479,18 @@ py::dict to_python(const hw::SweepResult& sweep, const hw::WidthLists& widths, c
     }
     return array;
   };
-  py::array_t<int64_t> index(shape);
-  std::copy(sweep.index.begin(), sweep.index.end(), index.mutable_data());
+  // Many triples share a mapping; a mapping as dicts takes longer to make than most layers to search.
   py::list mappings;
-  for (const hw::Found& found : sweep.found) mappings.append(to_python(found.mapping, arch, layer));
+  std::map<std::vector<int64_t>, int64_t> known;
+  std::vector<int64_t> place;
+  for (const hw::Found& found : sweep.found) {
+    const auto [entry, is_new] = known.try_emplace(numbers(found.mapping), static_cast<int64_t>(known.size()));
+    if (is_new) mappings.append(to_python(found.mapping, arch, layer));
+    place.push_back(entry->second);
+  }
+  py::array_t<int64_t> index(shape);
+  std::transform(sweep.index.begin(), sweep.index.end(), index.mutable_data(),
+                 [&](int64_t i) { return i < 0 ? i : place[static_cast<size_t>(i)]; });
   return py::dict(py::arg("energy_pj") = table([](const Evaluation& e) { return e.energy_pj; }),
                   py::arg("cycles") = table([](const Evaluation& e) { return e.cycles; }),
                   py::arg("edp") = table([](const Evaluation& e) { return e.edp; }),

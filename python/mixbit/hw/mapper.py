@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import math
 import os
@@ -52,15 +53,49 @@ class _Cache:
         self.size = size
         self.entries: collections.OrderedDict[Any, Any] = collections.OrderedDict()
 
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The result of `make`, called if it is not known."""
+    def get(self, key: Any) -> Any:
+        """What was kept under a key, or None."""
         if key in self.entries:
             self.entries.move_to_end(key)
-        else:
-            self.entries[key] = make()
-            if len(self.entries) > self.size:
-                self.entries.popitem(last=False)
-        return self.entries[key]
+        return self.entries.get(key)
+
+    def put(self, key: Any, value: Any) -> None:
+        """Keeps a result; the one that was not asked for the longest time goes."""
+        self.entries[key] = value
+        if len(self.entries) > self.size:
+            self.entries.popitem(last=False)
+
+
+Jobs = dict[Any, tuple[str, Callable[[int], Any]]]
+
+
+def _searched(cache: _Cache, jobs: Jobs, threads: int, progress: Progress | None) -> dict[Any, Any]:
+    """The results of searches by key: kept ones, and the others, several at once (they release the interpreter).
+
+    Args:
+        cache: Where results are kept.
+        jobs: For each key the layer's name and the search, which takes a number of threads.
+        threads: Searches at once; a lone one takes all of them itself.
+        progress: Called with (done, jobs, name).
+    """
+    found = {key: kept for key in jobs if (kept := cache.get(key)) is not None}
+    missing = [key for key in jobs if key not in found]
+    inner = threads if len(missing) == 1 else 1
+
+    def run(key: Any) -> Any:
+        name, search = jobs[key]
+        try:
+            return search(inner)
+        except MixbitError as error:
+            raise MixbitError(f"layer {name!r}: {error}") from error
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=max(1, min(threads, len(missing)))) as pool:
+        for key, result in zip(missing, pool.map(run, missing), strict=True):
+            found[key] = result
+            cache.put(key, result)
+            if progress is not None:
+                progress(len(found), len(jobs), jobs[key][0])
+    return found
 
 
 _SEARCHES = _Cache(4096)
@@ -373,9 +408,9 @@ def map_network(
         bits: {"act": 8, "weight": 4} for all layers, or a recipe; see `network_bits`. "partial" stores partial sums at
             a width of their own.
         objective: "energy", "delay", "edp" or "last_level_accesses"; ties go to less energy, then to fewer cycles.
-        threads: Of a search; None takes all processors. The result does not depend on it.
+        threads: Layers searched at once; None takes all processors. The result does not depend on it.
         scale_mac: As in `evaluate`.
-        progress: Called with (layers done, layers, name).
+        progress: Called with (different layers done, different layers, name).
 
     Returns:
         Per layer the mapping, energy_pj, cycles, counts and certificate; totals over layers.
@@ -389,19 +424,17 @@ def map_network(
     """
     check_choice("objective", objective, OBJECTIVES)
     threads = _threads(threads)
-    found = []
-    for i, (use, widths) in enumerate(zip(net, network_bits(net, bits), strict=True)):
+    every = network_bits(net, bits)
+    keys: list[Any] = []
+    jobs: Jobs = {}
+    for use, widths in zip(net, every, strict=True):
         arch.check_bits(widths)
         key = (arch.digest, use.layer.key, width_class(arch, widths, scale_mac), objective, scale_mac)
-        try:
-            problem = use.layer.problem
-            search = partial(_call, _C.hw.search, arch.model, problem, widths, objective, threads, scale_mac=scale_mac)
-            best = _SEARCHES.get(key, search)
-        except MixbitError as error:
-            raise MixbitError(f"layer {use.layer.name!r}: {error}") from error
-        found.append(_layer_mapping(use, widths, best))
-        if progress is not None:
-            progress(i + 1, len(net), use.layer.name)
+        keys.append(key)
+        search = partial(_call, _C.hw.search, arch.model, use.layer.problem, widths, objective, scale_mac=scale_mac)
+        jobs.setdefault(key, (use.layer.name, search))
+    best = _searched(_SEARCHES, jobs, threads, progress)
+    found = (_layer_mapping(use, widths, best[key]) for use, widths, key in zip(net, every, keys, strict=True))
     return NetworkMapping(arch.name, objective, tuple(found))
 
 
@@ -525,7 +558,7 @@ def sweep(
         objective: As in `map_network`.
         threads: As in `map_network`.
         scale_mac: As in `evaluate`.
-        progress: Called with (layers done, layers, name).
+        progress: Called with (different layers done, different layers, name).
 
     Raises:
         MixbitError: As `map_network`.
@@ -536,19 +569,15 @@ def sweep(
     if not bits:
         raise MixbitError("widths is empty; expected at least one bit-width")
     arch.check_bits({"widths": bits[-1]})
-    results = []
-    for i, use in enumerate(net):
+    keys: list[Any] = []
+    jobs: Jobs = {}
+    for use in net:
         key = (arch.digest, use.layer.key, bits, objective, scale_mac)
-        try:
-            problem = use.layer.problem
-            search = partial(
-                _call, _C.hw.sweep, arch.model, problem, list(bits), objective, threads, scale_mac=scale_mac
-            )
-            results.append(_SWEEPS.get(key, search))
-        except MixbitError as error:
-            raise MixbitError(f"layer {use.layer.name!r}: {error}") from error
-        if progress is not None:
-            progress(i + 1, len(net), use.layer.name)
+        keys.append(key)
+        search = partial(_call, _C.hw.sweep, arch.model, use.layer.problem, list(bits), objective, scale_mac=scale_mac)
+        jobs.setdefault(key, (use.layer.name, search))
+    known_results = _searched(_SWEEPS, jobs, threads, progress)
+    results = [known_results[key] for key in keys]
 
     def stacked(name: str) -> Array:
         return np.stack([np.asarray(r[name], np.float64) * u.calls for r, u in zip(results, net, strict=True)])
