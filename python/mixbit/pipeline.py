@@ -25,7 +25,7 @@ from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
 from mixbit.files import PathLike, remove_temporaries, write_text
-from mixbit.network import batch_size
+from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import first_images
 from mixbit.recipe import Recipe
@@ -352,7 +352,13 @@ class Pipeline:
     def _quantized(self, recipe: Recipe, method: str, integer: bool) -> nn.Module:
         model = mixbit.fold_batchnorm_(copy.deepcopy(self.model), self.example)
         mixbit.prepare_(model, recipe, self.example)
-        return mixbit.calibrate_(model, self.calibration, method, example=self.example if integer else None)
+        try:
+            return mixbit.calibrate_(model, self.calibration, method, example=self.example if integer else None)
+        except UnsupportedOperation as error:
+            raise MixbitError(
+                f"{error}; the fake-quantized network can be measured without the integer one (evaluate --no-integer, "
+                "sweep without --integer, integer: false in a config)"
+            ) from error
 
     def evaluate(self, options: dict[str, Any]) -> list[str]:
         """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR."""
