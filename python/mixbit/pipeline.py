@@ -25,7 +25,7 @@ from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
 from mixbit.files import PathLike, file_digest, remove_temporaries, write_text
-from mixbit.network import batch_size
+from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import TensorStatistics, first_images, input_statistics
 from mixbit.recipe import Recipe
@@ -380,7 +380,13 @@ class Pipeline:
         folded, statistics = self._folded
         model = mixbit.prepare_(copy.deepcopy(folded), recipe, self.example)
         example = self.example if integer else None
-        mixbit.calibrate_(model, self.calibration, method, example=example, statistics=statistics)
+        try:
+            mixbit.calibrate_(model, self.calibration, method, example=example, statistics=statistics)
+        except UnsupportedOperation as error:
+            raise MixbitError(
+                f"{error}; the fake-quantized network can be measured without the integer one (evaluate --no-integer, "
+                "sweep without --integer, integer: false in a config)"
+            ) from error
         if "rounding" in self.config.corrections:
             mixbit.optimize_rounding_(model, self.calibration)
         if "bias" in self.config.corrections:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,13 +182,14 @@ def _solve(problem: Problem, objective: Price, rows: list[tuple[Price, float]], 
         constraints.append(LinearConstraint(row[None] / scale, -np.inf, limit / scale))
     cost = coefficients(objective)
     top = float(np.abs(cost).max())
-    result = milp(
-        cost / (top if top > 0 else 1.0),
-        integrality=np.arange(columns) < first_output,
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )
+    with _silent():
+        result = milp(
+            cost / (top if top > 0 else 1.0),
+            integrality=np.arange(columns) < first_output,
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
     if result.x is None:
         return None
     act_choice = [0] * len(problem.names)
@@ -192,3 +198,24 @@ def _solve(problem: Problem, objective: Price, rows: list[tuple[Price, float]], 
         layer, act, weight = (int(v) for v in index[column])
         act_choice[layer], weight_choice[layer] = act, weight
     return act_choice, weight_choice
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what HiGHS prints although it is told not to (some releases name a solver there) off standard output."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # no standard output to keep clean
+        yield
+        return
+    library = ctypes.CDLL(None)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        library.fflush(None)  # HiGHS prints through the C library, whose buffer must go nowhere, too
+        os.dup2(kept, 1)
+        os.close(nowhere)
+        os.close(kept)

@@ -57,6 +57,11 @@ _bits = _listed(int, "whole numbers with commas, e.g. 2,4,8")
 _numbers = _listed(float, "numbers with commas, e.g. 1,0.5,0.25")
 _names = _listed(str, "names with commas")
 
+#: What the named options may be; the stages check them.
+_METRICS = "top1 (default), top5, or of detectors coco_map, ap50"
+_RANGES = "mse (default), maxabs, qformat or percentile"
+_COSTS = "bops, ops, weight_memory or activation_memory"
+
 
 def _parser() -> _Parser:
     parser = _Parser(
@@ -70,10 +75,17 @@ def _parser() -> _Parser:
         if data:
             sub.add_argument("model", help="zoo:NAME, torchvision:NAME or path/to/file.py:function")
             sub.add_argument("--weights", help="weights of the model (a file, or a name in the shipped data)")
-            sub.add_argument("--model-option", type=key_value, action="append", default=[], metavar="KEY=VALUE")
+            sub.add_argument(
+                "--model-option",
+                type=key_value,
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="argument of the model's builder, e.g. depth=56 (may be repeated)",
+            )
             sub.add_argument("--data", required=True, help="calibration data: zoo:NAME or path/to/file.py:function")
             sub.add_argument("--images", type=int, help="at most so many calibration images")
-            sub.add_argument("--batch", type=int, default=64, help="images per batch")
+            sub.add_argument("--batch", type=int, default=64, help="images per batch (default: 64)")
             sub.add_argument(
                 "--corrections",
                 type=lambda text: text.split(","),
@@ -82,54 +94,63 @@ def _parser() -> _Parser:
                 help="training-free: equalize (the same for every verb), rounding, bias",
             )
             sub.add_argument("--output", required=True, help="folder for the results")
-            sub.add_argument("--seed", type=int, default=0)
+            sub.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
             sub.add_argument("--force", action="store_true", help="replace results that exist")
         sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
         return sub
 
     sub = verb("analyze", "SQNR of every layer at every width")
-    sub.add_argument("--precisions", type=_bits, default=[2, 3, 4, 5, 6, 7, 8], metavar="B,B,...")
-    sub.add_argument("--point", default="layer_output")
+    sub.add_argument("--precisions", type=_bits, default=[2, 3, 4, 5, 6, 7, 8], metavar="B,B,...", help="widths")
+    point = "where noise is measured: layer_output (default), tensor, network_output or cumulative"
+    sub.add_argument("--point", default="layer_output", help=point)
     sub.add_argument("--joint", action="store_true", help="one width for both operands")
-    sub.add_argument("--ranges", default="mse")
+    sub.add_argument("--ranges", default="mse", help=f"how ranges are chosen: {_RANGES}")
 
     sub = verb("assign", "bits of every layer from a sensitivity table in the output folder")
-    sub.add_argument("--method", default="greedy")
-    sub.add_argument("--mode", default="sqnr")
-    sub.add_argument("--cost", default="bops")
-    sub.add_argument("--target-sqnr-db", type=float)
-    sub.add_argument("--budget", type=float)
+    sub.add_argument("--method", default="greedy", help="greedy (default), threshold, ilp or aimet")
+    sub.add_argument(
+        "--mode", default="sqnr", help="shares of the threshold rule: sqnr (default), ops or weight_memory"
+    )
+    sub.add_argument("--cost", default="bops", help=f"what is saved: {_COSTS} (default: bops)")
+    sub.add_argument("--target-sqnr-db", type=float, help="predicted SQNR to reach, in dB")
+    sub.add_argument("--budget", type=float, help="largest total of the cost, in its unit")
     sub.add_argument("--budget-share", type=float, help="budget as a share of uniform 8/8")
     sub.add_argument("--max-drop", type=float, help="largest loss of the metric on --test, in percentage points")
-    sub.add_argument("--metric", default="top1", help="metric for --max-drop")
+    sub.add_argument("--metric", default="top1", help=f"metric for --max-drop: {_METRICS}")
     sub.add_argument("--test", help="labelled data for --max-drop")
-    sub.add_argument("--test-images", type=int)
-    sub.add_argument("--first-last-min", type=int)
-    sub.add_argument("--depthwise-min", type=int)
+    sub.add_argument("--test-images", type=int, help="at most so many test images")
+    sub.add_argument("--first-last-min", type=int, help="least bits of the first and last layer")
+    sub.add_argument("--depthwise-min", type=int, help="least bits of depthwise layers")
 
     sub = verb("sweep", "recipes of several methods at many budgets, and which of them nothing beats")
     sub.add_argument("--methods", type=_names, metavar="NAME,NAME,...", help="methods of assign (default: all)")
     sub.add_argument("--modes", type=_names, metavar="NAME,NAME,...", help="modes of the threshold rule (default: all)")
-    sub.add_argument("--costs", type=_names, default=["bops"], metavar="NAME,NAME,...", help="costs that get budgets")
+    sub.add_argument(
+        "--costs",
+        type=_names,
+        default=["bops"],
+        metavar="NAME,NAME,...",
+        help=f"costs that get budgets: {_COSTS} (default: bops)",
+    )
     sub.add_argument("--shares", type=_numbers, metavar="S,S,...", help="budgets as shares of uniform 8/8")
     sub.add_argument("--test", help="labelled data to measure on")
-    sub.add_argument("--test-images", type=int)
-    sub.add_argument("--metric", default="top1")
-    sub.add_argument("--ranges", default="mse", help="how the measured networks are calibrated")
+    sub.add_argument("--test-images", type=int, help="at most so many test images")
+    sub.add_argument("--metric", default="top1", help=_METRICS)
+    sub.add_argument("--ranges", default="mse", help=f"how the measured networks are calibrated: {_RANGES}")
     sub.add_argument("--integer", action="store_true", help="measure the integer networks")
     sub.add_argument("--no-measure", dest="measure", action="store_false", help="predicted SQNR alone")
-    sub.add_argument("--first-last-min", type=int)
-    sub.add_argument("--depthwise-min", type=int)
+    sub.add_argument("--first-last-min", type=int, help="least bits of the first and last layer")
+    sub.add_argument("--depthwise-min", type=int, help="least bits of depthwise layers")
 
     sub = verb("evaluate", "accuracy of the float, quantized and integer network at the recipe in the output folder")
     sub.add_argument("--test", required=True, help="labelled data: zoo:NAME or path/to/file.py:function")
-    sub.add_argument("--test-images", type=int)
-    sub.add_argument("--metric", default="top1")
+    sub.add_argument("--test-images", type=int, help="at most so many test images")
+    sub.add_argument("--metric", default="top1", help=_METRICS)
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
     sub.add_argument("--no-integer", action="store_true", help="leave out the integer simulation")
 
     sub = verb("report", "one HTML page of the results in the output folder")
-    sub.add_argument("--title")
+    sub.add_argument("--title", help="of the page (default: the model)")
 
     sub = verb("bench", "the ops against copies, torch.compile and other libraries, side by side", data=False)
     sub.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all; see --list)")

@@ -91,7 +91,10 @@ def _top(output: Any, item: Any, k: int) -> float:
     """How many images have their label among the k largest logits."""
     logits = flatten_outputs(output)[0][1] if flatten_outputs(output) else None
     if logits is None or logits.dim() != 2:
-        raise MixbitError(f"top{k} needs logits [N, classes]; the model returns {_described(output)}")
+        raise MixbitError(
+            f"metric='top{k}' needs logits [N, classes]; the model returns {_described(output)} (detectors have the "
+            f"metrics {' and '.join(map(repr, DETECTION_METRICS))})"
+        )
     if not (isinstance(item, (tuple, list)) and len(item) > 1 and isinstance(item[1], Tensor)):
         raise MixbitError(f"top{k} needs items (input, labels); got {_described(item)} without labels")
     labels = item[1]

@@ -83,7 +83,7 @@ class IntegerReference:
         if node.name not in self.outputs and len(readers) == 1 and readers[0].op.startswith("relu"):
             # The activation is fused: what it makes decides.
             return self._grid(readers[0], wish, own)
-        if node.op in ("max_pool2d", "reshape", "slice", "pad", "identity"):
+        if node.op in ("max_pool2d", "reshape", "slice", "pad", "repeat", "identity"):
             return self.grids[node.inputs[0]]
         if node.name not in own:
             raise MixbitError(
@@ -215,10 +215,17 @@ class IntegerReference:
         kernel, stride = node.options["kernel"], node.options["stride"]
         if kernel is None:
             kernel = stride = x.shape[2:]
-        windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))[:, :, :: stride[0], :: stride[1]]
-        count = kernel[0] * kernel[1]
-        multiplier = np.float32(old.scale) / (np.float32(count) * np.float32(grid.scale))
-        pooled = requantized(windows.sum((4, 5)), multiplier, grid)
+        ph, pw = node.options.get("padding", (0, 0))
+
+        def sums(values: Codes, border: int) -> Codes:
+            """Sums over the windows; the padding has the value `border`."""
+            padded = np.pad(values, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=border)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))
+            return np.asarray(windows[:, :, :: stride[0], :: stride[1]].sum((4, 5)))
+
+        counts = sums(np.ones_like(x[:1, :1]), int(node.options.get("count_include_pad", True)))
+        multiplier = np.float32(old.scale) / (counts.astype(np.float32) * np.float32(grid.scale))
+        pooled = requantized(sums(x, 0), multiplier, grid)
         return pooled if node.options.get("keepdim", True) else pooled[:, :, 0, 0]
 
     def _max_pool2d(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
@@ -253,6 +260,10 @@ class IntegerReference:
         widths = [(0, 0)] * (x.ndim - len(amounts) // 2)
         widths += [(amounts[i], amounts[i + 1]) for i in range(len(amounts) - 2, -1, -2)]
         return np.pad(x, widths, constant_values=grid.zero_point)
+
+    def _repeat(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        height, width = node.options["counts"]
+        return self._moved(value, grid).repeat(height, axis=2).repeat(width, axis=3)
 
     def _identity(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         return self._moved(value, grid)

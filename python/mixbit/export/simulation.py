@@ -144,11 +144,14 @@ class IntegerSimulation:
         return self._to_grid(total, layer["multiplier"].reshape(column), grid)
 
     def _average(self, node: Node, x: Tensor, old: Grid, grid: Grid) -> Tensor:
-        kernel, stride = node.options["kernel"], node.options["stride"]
+        o = node.options
+        kernel, stride, padding = o["kernel"], o["stride"], o.get("padding", (0, 0))
         if kernel is None:
             kernel = stride = tuple(x.shape[2:])
-        count = kernel[0] * kernel[1]
-        sums = F.avg_pool2d(x.double(), kernel, stride, divisor_override=1)
-        multiplier = torch.tensor(old.scale) / (torch.tensor(float(count)) * torch.tensor(grid.scale))
+        sums = F.avg_pool2d(x.double(), kernel, stride, padding, divisor_override=1)
+        count = torch.tensor(float(kernel[0] * kernel[1]))
+        if not o.get("count_include_pad", True):
+            count = F.avg_pool2d(torch.ones(1, 1, *x.shape[2:]), kernel, stride, padding, divisor_override=1)
+        multiplier = torch.tensor(old.scale) / (count * torch.tensor(grid.scale))
         pooled = self._to_grid(sums, multiplier, grid)
         return pooled if node.options.get("keepdim", True) else pooled.flatten(1)

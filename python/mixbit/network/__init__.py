@@ -9,7 +9,7 @@ from mixbit.network.calling import (
     flatten_outputs,
     input_of,
 )
-from mixbit.network.graph import LAYER_OPS, PASS_OPS, Graph, Node, capture, run_node, run_pass
+from mixbit.network.graph import LAYER_OPS, PASS_OPS, Graph, Node, UnsupportedOperation, capture, run_node, run_pass
 from mixbit.network.trace import (
     LAYER_MARK,
     FloatModule,
@@ -33,6 +33,7 @@ __all__ = [
     "LayerList",
     "Node",
     "Shapes",
+    "UnsupportedOperation",
     "batch_size",
     "batchnorm_pairs",
     "call_model",

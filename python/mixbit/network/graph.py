@@ -17,7 +17,11 @@ from mixbit.network.calling import input_of
 #: Operations that compute with weights.
 LAYER_OPS = ("conv2d", "linear")
 #: Operations that move or select values without computing: codes pass through them.
-PASS_OPS = ("max_pool2d", "reshape", "slice", "pad", "identity")
+PASS_OPS = ("max_pool2d", "reshape", "slice", "pad", "repeat", "identity")
+
+
+class UnsupportedOperation(MixbitError):
+    """The integer network lacks an operation of the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +71,8 @@ def capture(model: nn.Module, example: Any) -> Graph:
         example: An item of `batches` with one input tensor.
 
     Raises:
-        MixbitError: The network cannot be exported, has several inputs, or holds an operation that the integer network
-            does not have (named with its module).
+        UnsupportedOperation: The integer network does not have an operation of the model (named with its module).
+        MixbitError: The network cannot be exported or has several inputs.
     """
     x = input_of(example)
     if not isinstance(x, Tensor):
@@ -106,7 +110,7 @@ def _reduce(program: ExportedProgram) -> Graph:
             node = _node(fx, parameters)
             for name in node.inputs:
                 if name not in values:
-                    raise MixbitError(
+                    raise UnsupportedOperation(
                         f"the integer network has no {fx.target} of {name!r} (module {_module(fx)!r}): expected "
                         "operands that are values of the network"
                     )
@@ -155,8 +159,8 @@ def _node(fx: Any, parameters: dict[str, str]) -> Node:
             raise unsupported("a weight that is no module's parameter")
         return path.removesuffix(".weight")
 
-    def unsupported(what: str) -> MixbitError:
-        return MixbitError(f"the integer network has no {what} (module {_module(fx)!r}, node {fx.name!r})")
+    def unsupported(what: str) -> UnsupportedOperation:
+        return UnsupportedOperation(f"the integer network has no {what} (module {_module(fx)!r}, node {fx.name!r})")
 
     if op == "conv2d":
         padding = given["padding"]
@@ -205,10 +209,15 @@ def _node(fx: Any, parameters: dict[str, str]) -> Node:
         )
     if op == "avg_pool2d":
         kernel = _pair(given["kernel_size"])
-        padded = _pair(given["padding"]) != (0, 0)
-        if padded or given["ceil_mode"] or given["divisor_override"] is not None:
-            raise unsupported("avg_pool2d with padding, ceil_mode or divisor_override")
-        return of(given["self"].name, kernel=kernel, stride=_pair(given["stride"]) if given["stride"] else kernel)
+        if given["ceil_mode"] or given["divisor_override"] is not None:
+            raise unsupported("avg_pool2d with ceil_mode or divisor_override")
+        return of(
+            given["self"].name,
+            kernel=kernel,
+            stride=_pair(given["stride"]) if given["stride"] else kernel,
+            padding=_pair(given["padding"]),
+            count_include_pad=bool(given["count_include_pad"]),
+        )
     if op == "adaptive_avg_pool2d":
         if _pair(given["output_size"]) != (1, 1):
             raise unsupported(f"adaptive_avg_pool2d to {given['output_size']}")
@@ -238,6 +247,13 @@ def _node(fx: Any, parameters: dict[str, str]) -> Node:
         if given.get("mode", "constant") != "constant" or given.get("value") not in (None, 0, 0.0):
             raise unsupported("padding with anything but zeros")
         return of(given["self"].name, kind="pad", amounts=tuple(int(a) for a in given["pad"]))
+    if op == "upsample_nearest2d":
+        sizes = [(new, old) for new, old in zip(fx.meta["val"].shape, given["input"].meta["val"].shape, strict=True)][
+            2:
+        ]
+        if any(new % old for new, old in sizes):
+            raise unsupported(f"nearest upsampling of {sizes[0][1]} x {sizes[1][1]} to {sizes[0][0]} x {sizes[1][0]}")
+        return of(given["input"].name, kind="repeat", counts=tuple(int(new // old) for new, old in sizes))
     if op in ("dropout", "clone", "contiguous", "alias", "detach"):
         return of(given[names[0]].name, kind="identity")
     raise unsupported(target)
@@ -271,7 +287,7 @@ def run_node(node: Node, inputs: list[Tensor], weights: Mapping[str, Any]) -> Te
     if node.op == "avg_pool2d":
         if o["kernel"] is None:
             return inputs[0].mean((2, 3), keepdim=o["keepdim"])
-        return F.avg_pool2d(inputs[0], o["kernel"], o["stride"])
+        return F.avg_pool2d(inputs[0], o["kernel"], o["stride"], o["padding"], count_include_pad=o["count_include_pad"])
     return run_pass(node, inputs[0], 0.0)
 
 
@@ -288,4 +304,6 @@ def run_pass(node: Node, x: Tensor, zero: float) -> Tensor:
         return x[tuple(index)]
     if node.op == "pad":
         return F.pad(x, o["amounts"], value=zero)
+    if node.op == "repeat":
+        return x.repeat_interleave(o["counts"][0], 2).repeat_interleave(o["counts"][1], 3)
     return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,13 @@ import yaml
 
 import mixbit
 from mixbit import sources
+from mixbit.analysis import POINTS
+from mixbit.assignment import METHODS, MODES
 from mixbit.cli import main
 from mixbit.errors import MixbitError
+from mixbit.evaluation import METRICS
+from mixbit.pipeline import COSTS
+from mixbit.quantizers import METHODS as RANGES
 
 JOURNEY = Path(__file__).resolve().parents[2] / "integration" / "journey_model.py"
 MODEL = f"{JOURNEY}:network"
@@ -67,6 +73,40 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert mixbit.__version__ in capsys.readouterr().out
     assert main([]) == 0
     assert "analyze" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [
+        ("analyze", [*POINTS, *RANGES]),
+        ("assign", [*METHODS, *MODES, *COSTS, *METRICS]),
+        ("sweep", [*COSTS, *METRICS, *RANGES]),
+        ("evaluate", METRICS),
+    ],
+)
+def test_help_names_what_an_option_may_be(verb: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    words = re.findall(r"\w+", capsys.readouterr().out)
+    assert [name for name in names if name not in words] == []
+
+
+def test_a_network_without_an_integer_twin_says_what_can_be_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef model():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n\n"
+        "def data():\n    return [(torch.rand(4, 3, 5, 5), torch.tensor([0, 1, 0, 1]))]\n"
+    )
+    mixbit.Recipe.uniform(["0"]).save(tmp_path / "mine.json")
+    source = str(tmp_path / "odd.py")
+    arguments = ["evaluate", f"{source}:model", "--data", f"{source}:data", "--test", f"{source}:data"]
+    arguments += ["--output", str(tmp_path / "out"), "--recipe", str(tmp_path / "mine.json")]
+    assert main(arguments) == 2
+    assert "no sigmoid.default (module '1'" in (error := capsys.readouterr().err)
+    assert "evaluate --no-integer" in error
+    assert main([*arguments, "--no-integer"]) == 0
 
 
 ANALYZE = ["analyze", MODEL, *DATA, "--output", "OUT"]

@@ -108,6 +108,14 @@ def test_a_classifier_is_no_detector() -> None:
         mixbit.evaluate(zoo.resnet8(), [(torch.zeros(1, 3, 32, 32), [torch.zeros(0, 5)])], "coco_map")
 
 
+def test_a_detector_has_no_top1() -> None:
+    images = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(
+        MixbitError, match="metric='top1' needs logits .*detectors have the metrics 'coco_map' and 'ap50'"
+    ):
+        mixbit.evaluate(zoo.fastestdet(), [(images, [torch.zeros(0, 5)])])
+
+
 class Finds(nn.Module):
     """A detector that finds in each image the boxes that its first pixel names."""
 

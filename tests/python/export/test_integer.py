@@ -89,6 +89,50 @@ def test_small_networks_are_equal_on_every_tensor(
     assert_equal_everywhere(ready(model, batches, recipe), batches[1])
 
 
+class Pooled(nn.Module):
+    """Average pools with padding, and nearest upsampling back, read by a layer, a sum and the output."""
+
+    def __init__(self, kernel, stride, padding, include: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.pool = nn.AvgPool2d(kernel, stride, padding, count_include_pad=include)
+        self.head = nn.Conv2d(4, 5, 1)
+        self.eval()
+
+    def forward(self, x):
+        y = self.pool(self.conv(x))
+        up = F.interpolate(y, scale_factor=(2.0, 3.0), mode="nearest")
+        return self.head(up), up + F.interpolate(F.relu(y), size=up.shape[2:])
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 2, 1), ((2, 4), (1, 3), (1, 2)), (3, 1, 0), ((5, 3), None, (2, 0))]
+)
+def test_padded_average_pools_and_upsampling(kernel, stride, padding, include: bool) -> None:
+    torch.manual_seed(0)
+    model = Pooled(kernel, stride, padding, include)
+    batches = [torch.randn(2, 3, 9, 11) + 0.5 for _ in range(2)]
+    graph = capture(model, batches[0])
+    assert [n.op for n in graph.nodes][:4] == ["input", "conv2d", "avg_pool2d", "repeat"]
+    prepared = ready(model, batches)
+    assert_equal_everywhere(prepared, batches[1])
+    # Near torch's own pooling, border included, by a few steps of the grids.
+    reference = mixbit.export.reference(prepared, batches[0])
+    expected = model(batches[1])[1].detach().numpy()
+    step = reference.grids[reference.outputs[1]].scale
+    assert np.abs(reference(batches[1])[1] - expected).max() < 6 * step
+
+
+def test_upsampling_by_other_factors_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=1.5)).eval()
+    with pytest.raises(MixbitError, match=r"no nearest upsampling of 6 x 6 to 9 x 9 \(module '1'"):
+        capture(model, torch.randn(2, 3, 6, 6))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AvgPool2d(2, ceil_mode=True)).eval()
+    with pytest.raises(MixbitError, match="no avg_pool2d with ceil_mode or divisor_override"):
+        capture(model, torch.randn(2, 3, 6, 6))
+
+
 def test_the_graph_names_modules_and_reduces_operations() -> None:
     model = mixbit.fold_batchnorm_(seeded(Residual), torch.randn(2, 3, 6, 6))
     graph = capture(model, torch.randn(1, 3, 6, 6))
