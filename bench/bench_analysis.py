@@ -6,7 +6,8 @@ time multiplied by the number of widths. The analysis reads its calibration imag
 images divides both by what they read.
 
 The rank correlation (Spearman) is between each layer's SQNR at that width and the loss of the metric when the layer
-alone has it; detectors also at the network's output, plain and weighted by the decoded confidence.
+alone has it; the SQNR of the layer's output and of the network's, for detectors also weighted by the decoded
+confidence.
 
 Usage: python bench/bench_analysis.py [--network NAME] [--bits B] [--threads N] [--again]
        python bench/bench_analysis.py --scaling: time and memory over images and layers, on seeded networks
@@ -73,11 +74,13 @@ def figures(name: str, bits: int, threads: int) -> dict[str, Any]:
         "largest drop": round(max(drops), 2),
         "rank correlation": round(float(spearmanr(-table.sqnr_db[:, column], drops).statistic), 3),
     }
+    weightings = {"at the output": None}
     if setting.network.metric == "ap50":
-        for importance, label in ((None, "at the output"), ("confidence", "at the output, by confidence")):
-            few = setting.batches[: max(1, 16 // setting.network.batch)]
-            other = mixbit.analyze(setting.folded, few, (bits,), "network_output", True, importance=importance)
-            found[f"rank correlation {label}"] = round(float(spearmanr(-other.sqnr_db[:, 0], drops).statistic), 3)
+        weightings["at the output, by confidence"] = "confidence"
+    for label, importance in weightings.items():
+        few = setting.batches[: max(1, 64 // setting.network.batch)]
+        other = mixbit.analyze(setting.folded, few, (bits,), "network_output", True, importance=importance)
+        found[f"rank correlation {label}"] = round(float(spearmanr(-other.sqnr_db[:, 0], drops).statistic), 3)
     return found
 
 
