@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from mixbit.errors import MixbitError, check_choice
 from mixbit.recipe import LayerPrecision, Recipe
-from mixbit.tables import CostTable
+from mixbit.tables import OUTPUT_BITS, CostTable
 
 __all__ = ["REFINE_MODES", "refine"]
 
@@ -131,8 +131,14 @@ def _fastest(costs: CostTable, least: _Widths, mode: str) -> _Widths:
         floor[g] = max(floor.get(g, 0), least[name][0])
     acts = {g: [a for a in costs.act_bits if a == low or (g and low < a <= _WIDEST)] for g, low in floor.items()}
 
-    def best(name: str, act: int, out: int | None) -> tuple[_Key, int]:
-        """The least key of a layer at two act widths, and the weight width that has it."""
+    readers: dict[str, str | int | None] = dict.fromkeys(costs.layers)
+    if costs.values_out is not None and costs.consumer is not None:
+        readers = dict(zip(costs.layers, costs.consumer, strict=True))
+
+    def best(name: str, chosen: Mapping[int, int]) -> tuple[_Key, int]:
+        """The least key of a layer at act widths of groups, and the weight width that has it."""
+        act, reader = chosen[group[name]], readers[name]
+        out = chosen[group[reader]] if isinstance(reader, str) else OUTPUT_BITS if reader is None else reader
         found = []
         for weight in costs.weight_bits:
             if least[name][1] <= weight <= _WIDEST:
@@ -141,28 +147,13 @@ def _fastest(costs: CostTable, least: _Widths, mode: str) -> _Widths:
         return min(found)
 
     factors: list[_Factor] = []  # one a layer
-    readers = costs.consumer if costs.values_out is not None and costs.consumer else (None,) * len(costs.layers)
-    outputs: dict[str, int] = {}
-    for name, reader in zip(costs.layers, readers, strict=True):
-        own = group[name]
-        if isinstance(reader, str):
-            outputs[name] = group[reader]
-        if outputs.get(name, own) == own:
-            fixed = _fixed(costs, name)
-            factors.append(((own,), {(a,): best(name, a, a if name in outputs else fixed)[0] for a in acts[own]}))
-        else:
-            pairs = itertools.product(acts[own], acts[outputs[name]])
-            factors.append(((own, outputs[name]), {(a, o): best(name, a, o)[0] for a, o in pairs}))
+    for name, own in group.items():
+        reader = readers[name]
+        scope = tuple({own, group[reader] if isinstance(reader, str) else own})
+        combinations = itertools.product(*(acts[g] for g in scope))
+        factors.append((scope, {c: best(name, dict(zip(scope, c, strict=True)))[0] for c in combinations}))
     chosen = _eliminate(acts, factors)
-    return {
-        name: (chosen[g], best(name, chosen[g], chosen[outputs[name]] if name in outputs else _fixed(costs, name))[1])
-        for name, g in group.items()
-    }
-
-
-def _fixed(costs: CostTable, name: str) -> int | None:
-    """Width of an output that no layer's act decides."""
-    return costs.output_width(name, {}) if costs.values_out is not None else None
+    return {name: (chosen[g], best(name, chosen)[1]) for name, g in group.items()}
 
 
 def _eliminate(domains: Mapping[int, Sequence[int]], factors: list[_Factor]) -> dict[int, int]:
