@@ -11,7 +11,8 @@ import pytest
 
 from mixbit.errors import MixbitError
 from mixbit.hw import ENGINES, Front, Point, cosearch, exact_front
-from mixbit.hw.front import TableIndex, nondominated
+from mixbit.hw.front import TableIndex
+from mixbit.pareto import pareto_indices
 from mixbit.recipe import Recipe
 from mixbit.tables import CostTable, SensitivityTable
 
@@ -54,7 +55,7 @@ def brute(costs: CostTable, table: SensitivityTable, widths=WIDTHS) -> list[tupl
     genomes = np.array(list(itertools.product(range(len(widths)), repeat=2 * len(costs.layers))))
     genomes = np.unique(index.tied(genomes), axis=0)
     accuracy, cost = index.predicted_sqnr_db(genomes), index.totals(genomes)
-    return [(cost[i], accuracy[i]) for i in nondominated(accuracy, cost)]
+    return [(cost[i], accuracy[i]) for i in pareto_indices(cost, -accuracy)]
 
 
 def flat(front: Front) -> list[tuple[float, float]]:
