@@ -1,7 +1,7 @@
 """Free bits on the analytic stand-in for PULP clusters (`mixbit.costs.pulp`): nothing here was measured on a target.
 
 MobileNetV1 (three widths) and MobileNetV2 at 224 x 224 with symmetric padding and random weights: shapes alone matter.
-Starts are uniform 4/4, uniform 2/2, and "cyc", which cycles through all pairs of widths (act (2, 4, 8)[7 i mod 3], weight
+Starts are uniform 4/4, uniform 2/2, and "cyc", which cycles through pairs of widths (act (2, 4, 8)[7 i mod 3], weight
 (2, 4, 8)[(5 i + 1) mod 3] in layer i); the network input has 8 bits in all of them.
 
 Usage: python bench/bench_refine.py [--network NAME] [--again]
