@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit import costs, export, hw, ops, quantizers, report, zoo
+    from mixbit import costs, export, hw, ops, quantizers, report, search, zoo
     from mixbit._build_info import VERSION as __version__
     from mixbit.analysis import analyze
     from mixbit.assignment import assign
@@ -53,6 +53,7 @@ __all__ = [
     "quantizers",
     "report",
     "restore_",
+    "search",
     "sweep",
     "zoo",
 ]
@@ -83,6 +84,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "ops": ("mixbit.ops", None),
     "quantizers": ("mixbit.quantizers", None),
     "report": ("mixbit.report", None),
+    "search": ("mixbit.search", None),
     "zoo": ("mixbit.zoo", None),
 }
 

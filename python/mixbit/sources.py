@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mixbit import zoo
 from mixbit.errors import MixbitError, did_you_mean
+from mixbit.training.checkpoint import tree_digest
 
 ZOO_MODELS: dict[str, Callable[..., Any]] = {
     build.__name__: build
@@ -120,26 +120,7 @@ def load_data(source: str, images: int | None = None, batch: int = 64) -> list[A
 
 def fingerprint(value: nn.Module | list[Any]) -> str:
     """A hash of a model's weights or of batches: names the content, whatever made it."""
-    import hashlib
-
-    digest = hashlib.sha256()
-
-    def add(item: Any) -> None:
-        if isinstance(item, Tensor):
-            digest.update(f"{item.dtype}{tuple(item.shape)}".encode())
-            digest.update(item.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(item, Mapping):
-            for key in item:
-                digest.update(str(key).encode())
-                add(item[key])
-        elif isinstance(item, (tuple, list)):
-            for entry in item:
-                add(entry)
-        else:
-            digest.update(repr(item).encode())
-
-    add(dict(value.state_dict()) if isinstance(value, nn.Module) else value)
-    return digest.hexdigest()[:16]
+    return tree_digest(dict(value.state_dict()) if isinstance(value, nn.Module) else value)
 
 
 def _named(argument: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -1,0 +1,21 @@
+"""Training loops that can be killed: data in memory, objectives, batch-norm statistics."""
+
+from mixbit.training.batchnorm import reestimate_batchnorm_
+from mixbit.training.images import AUGMENTATIONS, Augmentation, Images, crop_flip
+from mixbit.training.loop import AfterStep, History, train
+from mixbit.training.objectives import Objective, cross_entropy, distill, unwrapped
+
+__all__ = [
+    "AUGMENTATIONS",
+    "AfterStep",
+    "Augmentation",
+    "History",
+    "Images",
+    "Objective",
+    "crop_flip",
+    "cross_entropy",
+    "distill",
+    "reestimate_batchnorm_",
+    "train",
+    "unwrapped",
+]
