@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         restore_,
     )
     from mixbit.recipe import LayerPrecision, Recipe
+    from mixbit.refinement import refine
     from mixbit.sweeps import sweep
     from mixbit.tables import CostTable, SensitivityTable
 
@@ -51,6 +52,7 @@ __all__ = [
     "optimize_rounding_",
     "prepare_",
     "quantizers",
+    "refine",
     "report",
     "restore_",
     "search",
@@ -70,6 +72,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "analyze": ("mixbit.analysis", "analyze"),
     "assign": ("mixbit.assignment", "assign"),
     "sweep": ("mixbit.sweeps", "sweep"),
+    "refine": ("mixbit.refinement", "refine"),
     "prepare_": ("mixbit.quantizers", "prepare_"),
     "restore_": ("mixbit.quantizers", "restore_"),
     "calibrate_": ("mixbit.quantizers", "calibrate_"),

@@ -21,6 +21,7 @@ import mixbit
 from mixbit import report as reports
 from mixbit.analysis import network_sqnr
 from mixbit.assignment import METHODS, MODES
+from mixbit.costs.named import NamedCost, named_cost
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
@@ -165,7 +166,9 @@ class Config:
                 )
             if verb in [v for v, _ in stages]:
                 raise MixbitError(f"config: stages: {verb!r} appears twice")
-            stages.append((verb, _known(f"config: stages: {verb}", options, STAGES[verb])))
+            known = _known(f"config: stages: {verb}", options, STAGES[verb])
+            named_costs(known)
+            stages.append((verb, known))
         calibration = data_source("calibration")
         assert calibration is not None
         return cls(
@@ -194,6 +197,20 @@ def _single(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise MixbitError(f"config: stages: {entry!r}; expected a verb, or one verb with its options")
     return {str(k): v for k, v in entry.items()}
+
+
+def named_costs(options: Mapping[str, Any]) -> list[NamedCost]:
+    """The costs that a stage's options name.
+
+    Raises:
+        MixbitError: Some cost is unknown, or is named twice.
+    """
+    if "cost" in options:
+        return [named_cost("cost", options["cost"], COSTS)]
+    given = options.get("costs", [])
+    if not isinstance(given, list):
+        raise MixbitError(f"costs={given!r}: expected a list of at least one entry")
+    return [named_cost("costs", entry, COSTS) for entry in given]
 
 
 def versions() -> dict[str, str]:
@@ -251,7 +268,8 @@ class Pipeline:
         manifest = self.folder / f"{verb}.manifest.json"
         earlier = [v for v, _ in self.config.stages[: [v for v, _ in self.config.stages].index(verb)]]
         inputs = {v: self._outputs(v) for v in earlier}
-        key = _digest(verb, options, self.config.seed, self.content, inputs, versions())
+        costs = [cost.digest for cost in named_costs(options)]
+        key = _digest(verb, options, costs, self.config.seed, self.content, inputs, versions())
         kept = self._manifest(manifest)
         if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
             self.say(f"{verb}: done before, kept")
@@ -278,7 +296,7 @@ class Pipeline:
             return None
         try:
             document = json.loads(path.read_text())
-            return document if {"key", "outputs"} <= set(document) else None
+            return document if {"key", "options", "outputs"} <= set(document) else None
         except (ValueError, TypeError):
             return None
 
@@ -330,12 +348,17 @@ class Pipeline:
         table = SensitivityTable.load(self._read("sensitivity.json", "analyze"))
         check_choice("method", options["method"], METHODS)
         check_choice("mode", options["mode"], MODES)
-        costs = COSTS[check_choice("cost", options["cost"], COSTS)](self.model, self.example)
+        costs = self._costs(options, table)[0][1]
         recipe = self._assigned(table, costs, options)
         recipe.save(self.folder / "recipe.json")
         costs.save(self.folder / "costs.json")
         write_text(self.folder / "assignment.json", json.dumps(_plain(recipe.report), indent=2) + "\n")
         return ["recipe.json", "costs.json", "assignment.json"]
+
+    def _costs(self, options: Mapping[str, Any], table: SensitivityTable) -> list[tuple[str, CostTable]]:
+        """The cost tables that options name, at the widths of a sensitivity table."""
+        widths = {*table.act_bits, *table.weight_bits}
+        return [(cost.name, cost.make(self.model, self.example, widths)) for cost in named_costs(options)]
 
     def _assigned(self, table: SensitivityTable, costs: CostTable, options: dict[str, Any]) -> Recipe:
         asked = [k for k in ("target_sqnr_db", "budget", "budget_share", "max_drop") if options[k] is not None]
@@ -428,7 +451,8 @@ class Pipeline:
         table = SensitivityTable.load(self._read("sensitivity.json", "analyze"))
         metric = check_choice("metric", options["metric"], METRICS)
         integer = bool(options["integer"])
-        document: dict[str, Any] = {"costs": options["costs"], "metric": None}
+        asked = self._costs(options, table)
+        document: dict[str, Any] = {"costs": [name for name, _ in asked], "metric": None}
         measure: Callable[[Recipe], float] | None = None
         if options["measure"]:
             test = self._test("sweep with measure")
@@ -449,11 +473,11 @@ class Pipeline:
                 "images": sum(batch_size(item) for item in test),
                 "float": self._score(scores, "float", lambda: self.model, metric),
             }
-        costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
+        costs = {name: make(self.model, self.example) for name, make in COSTS.items()} | dict(asked)
         points = mixbit.sweep(
             table,
             costs,
-            over=options["costs"],
+            over=[name for name, _ in asked],
             shares=options["shares"],
             methods=options["methods"],
             modes=options["modes"],
@@ -516,12 +540,17 @@ class Pipeline:
         evaluation = self.folder / "evaluation.json"
         found = mixbit.layers(self.model, self.example)
         sweep = self.folder / "sweep.json"
+        costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
+        assigned = self._manifest(self.folder / "assign.manifest.json")
+        for cost in [] if assigned is None else named_costs(assigned["options"]):
+            if cost.name not in costs:
+                costs[cost.name] = CostTable.load(self._read("costs.json", "assign"))
         html = reports.render(
             title=options["title"] or self.config.model["source"],
             layers=[dataclasses.asdict(layer) for layer in found],
             float_modules=[module._asdict() for module in found.float_modules],
             table=SensitivityTable.load(self._read("sensitivity.json", "analyze")),
-            costs={name: make(self.model, self.example) for name, make in COSTS.items()},
+            costs=costs,
             recipe=recipe,
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,

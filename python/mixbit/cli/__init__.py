@@ -60,7 +60,7 @@ _names = _listed(str, "names with commas")
 #: What the named options may be; the stages check them.
 _METRICS = "top1 (default), top5, or of detectors coco_map, ap50"
 _RANGES = "mse (default), maxabs, qformat or percentile"
-_COSTS = "bops, ops, weight_memory or activation_memory"
+_COSTS = "bops (default), ops, weight_memory, activation_memory or mapper:ARCHITECTURE[:OBJECTIVE]"
 
 
 def _parser() -> _Parser:
@@ -111,7 +111,7 @@ def _parser() -> _Parser:
     sub.add_argument(
         "--mode", default="sqnr", help="shares of the threshold rule: sqnr (default), ops or weight_memory"
     )
-    sub.add_argument("--cost", default="bops", help=f"what is saved: {_COSTS} (default: bops)")
+    sub.add_argument("--cost", default="bops", help=f"what is saved: {_COSTS}")
     sub.add_argument("--target-sqnr-db", type=float, help="predicted SQNR to reach, in dB")
     sub.add_argument("--budget", type=float, help="largest total of the cost, in its unit")
     sub.add_argument("--budget-share", type=float, help="budget as a share of uniform 8/8")
@@ -130,7 +130,7 @@ def _parser() -> _Parser:
         type=_names,
         default=["bops"],
         metavar="NAME,NAME,...",
-        help=f"costs that get budgets: {_COSTS} (default: bops)",
+        help=f"costs that get budgets: {_COSTS}",
     )
     sub.add_argument("--shares", type=_numbers, metavar="S,S,...", help="budgets as shares of uniform 8/8")
     sub.add_argument("--test", help="labelled data to measure on")
@@ -345,7 +345,7 @@ def _summary(folder: Path) -> None:
             table.add_row(name, *("float" if b is None else str(b) for b in (precision.weight, precision.act)))
         console.print(table)
         for unit, value in recipe.cost.items():
-            console.print(f"cost: {value:,.0f} {unit}")
+            console.print(f"cost: {value:{',.0f' if value >= 100 else '.4g'}} {unit}")
     if evaluation_file.exists():
         evaluation = json.loads(evaluation_file.read_text())
         table = Table("network", str(evaluation["metric"]), title=f"{evaluation['images']} images")

@@ -18,12 +18,20 @@ from mixbit.ops import _loader
 
 _loader.load_library()
 
-from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the schemas exist)
+from mixbit.ops import (  # noqa: E402
+    _fakes,  # noqa: F401  (registers the fakes once the schemas exist)
+    _reference,
+)
 
 __all__ = [
+    "COST_FORMS",
+    "GATE_FORMS",
     "ROUNDINGS",
+    "expected_cost",
     "fake_quantize",
     "fake_quantize_foreach",
+    "gated_fake_quantize",
+    "mixture_fake_quantize",
     "mse_scales",
     "mse_scales_from_histogram",
     "noise_power",
@@ -34,6 +42,7 @@ __all__ = [
     "quantization_noise_from_histogram",
     "quantized_conv2d",
     "quantized_linear",
+    "sample_gates",
 ]
 
 _ops = torch.ops.mixbit
@@ -41,6 +50,10 @@ _fake_quantize = _ops.fake_quantize.default
 
 #: Rounding names and their numbers in the op schemas.
 ROUNDINGS = {"half_even": 0, "half_up": 1}
+#: How `gated_fake_quantize` builds its levels, and the numbers in the op schema.
+GATE_FORMS = {"difference": 0, "residual": 1}
+#: What `expected_cost` adds up, and the numbers in the op schema.
+COST_FORMS = {"expected": 0, "separate": 1, "joint": 2}
 
 
 def _rounding(name: str) -> int:
@@ -481,3 +494,135 @@ def optimize_rounding(
     return _ops.optimize_rounding.default(
         weight, moments, scale, _parameter(bit_width, weight), narrow_range=narrow_range, damping=damping, sweeps=sweeps
     )
+
+
+def sample_gates(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Hard-concrete gates (arXiv 1712.01312, eq. 10-12) stretched to -0.1 ... 1.1, differentiable to the logits.
+
+    `s = sigmoid((ln(u / (1 - u)) + logit) / temperature)`, `z = clamp(1.2 s - 0.1, 0, 1)`. A gate between 0 and 1 has
+    the gradient `1.2 s (1 - s) / temperature`, one at 0 or 1 none.
+
+    Args:
+        gate_logits: [K - 1], float32.
+        noise: u in 0 ... 1, float32: [K - 1], or [K - 1, N] for one draw a sample.
+        temperature: Above 0; Free Bits takes 0.5, Bayesian Bits 2/3.
+
+    Returns:
+        Gates in 0 ... 1, shape of noise.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit, temperature is not positive.
+
+    Example:
+        >>> sample_gates(torch.tensor([2.0, 0.2]), torch.tensor([0.1, 0.3]), 0.5)
+        tensor([0.3832, 0.1581])
+    """
+    return _reference.sample_gates(gate_logits, noise, temperature)
+
+
+def gated_fake_quantize(
+    x: Tensor,
+    scale_range: Tensor,
+    gates: Tensor,
+    precisions: Sequence[int],
+    *,
+    signed: bool,
+    axis: int | None = None,
+    form: str = "difference",
+) -> Tensor:
+    """x on nested grids that gates open one after the other (Free Bits, arXiv 2307.02894; Bayesian Bits, 2005.07093).
+
+    `Q_0 + sum_j z_1 ... z_j (Q_j - Q_(j-1))`, Q_j being x on the grid of `precisions[j]` over `scale_range`: unsigned
+    step range / (2^b - 1) and codes 0 ... 2^b - 1, signed (two's complement) step range / 2^(b-1) and codes
+    -2^(b-1) ... 2^(b-1) - 1. Gates of 0 and 1 give one Q_j exactly: what `fake_quantize` gives at that step and width.
+
+    form="difference" rounds x on every grid. "residual" rounds on each grid what the grids before have left over, so
+    that Q_j differs from rounding x only where x lies between two levels; its unsigned grids must nest, each width
+    being a multiple of the one before.
+
+    Gradients: dx = g inside the widest grid (lowest code <= x / step <= highest, before rounding) whatever the gates,
+    0 outside; gates exactly, sum g (Q_j - Q_(j-1)) times the other gates. scale_range gets none in "difference"; in
+    "residual" that of a learned step (LSQ, arXiv 1902.08153) on the widest grid, times d step / d range. Sums are plain
+    and the same for any number of threads.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        scale_range: Largest value of the unsigned, -lowest of the signed grids, > 0; float32 [1] or [x.shape[axis]].
+        gates: z in 0 ... 1, float32 [K - 1], or [K - 1, x.shape[0]] for gates of each sample.
+        precisions: K >= 2 widths 1 ... 16, ascending.
+        signed: Signed or unsigned grids.
+        axis: Dimension of the channels; None is per tensor. Gates of each sample exclude axis 0.
+        form: "difference" or "residual".
+
+    Returns:
+        Like x (shape, dtype, layout).
+
+    Raises:
+        ValueError: A shape, dtype or value does not fit; the message names the argument.
+
+    Example:
+        >>> x = torch.tensor([0.3, 2.7, 7.5])
+        >>> gated_fake_quantize(x, torch.tensor([6.0]), torch.tensor([1.0, 0.0]), (2, 4, 8), signed=False)
+        tensor([0.4000, 2.8000, 6.0000])
+    """
+    check_choice("form", form, GATE_FORMS)
+    return _reference.gated_fake_quantize(x, scale_range, gates, precisions, signed=signed, axis=axis, form=form)
+
+
+def mixture_fake_quantize(
+    x: Tensor, scales: Tensor, weights: Tensor, bit_widths: Tensor, *, signed: bool, axis: int | None = None
+) -> Tensor:
+    """`sum_k weights[k] fake_quantize(x, scales[k], 0, bit_widths[k])`, x read once (EdMIPS, arXiv 2004.05795).
+
+    A fractional width is a mixture of its floor and ceil (FracBits, arXiv 2007.02017). Gradients, exactly: dx = g times
+    the weights of the grids in which x lies; dweights[k] = sum g fake_quantize_k(x); dscales[k] = weights[k] times the
+    gradient of `fake_quantize`. Sums are plain and the same for any number of threads.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        scales: float32 [K] or [K, x.shape[axis]], > 0.
+        weights: float32 [K], such as a softmax.
+        bit_widths: float32 [K], whole numbers 1 ... 16.
+        signed: Signed (two's complement) or unsigned grids.
+        axis: Dimension of the channels; None is per tensor.
+
+    Returns:
+        Like x (shape, dtype, layout).
+
+    Raises:
+        ValueError: A shape, dtype or value does not fit; the message names the argument.
+    """
+    return _reference.mixture_fake_quantize(x, scales, weights, bit_widths, signed=signed, axis=axis)
+
+
+def expected_cost(
+    act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: str, temperature: float = 0.5
+) -> Tensor:
+    """The penalty of all gates of a model in one differentiable call, computed in double.
+
+    A gate is open with probability c = sigmoid(logit + temperature ln 11) (stretch -0.1 ... 1.1), the first j gates
+    with C_j = c_1 ... c_j; the width is number k with p_k = C_k (1 - c_(k+1)). With a over the widths of a layer's
+    input, w over those of its weights, and sums over all layers:
+
+    * "expected": sum p_a p_w values[l, a, w], the expected value of a cost table.
+    * "separate" (Free Bits): sum_(a>=1) C_a values[l, a, 0] + sum_(w>=1) C_w values[l, 0, w]; BOPs: values[l, k, 0] =
+      values[l, 0, k] = MACs_l / max MACs * precision k, or 0 for an operand that is not searched.
+    * "joint" (Free Bits): sum_(a>=1, w>=1) C_a C_w values[l, a, w]; BOPs: MACs_l / max MACs * product of both precisions.
+
+    What a form does not read of `values` is ignored. A width that is not searched has the logits +inf (all gates open).
+
+    Args:
+        act_logits: [L, Ka - 1], float32.
+        weight_logits: [L, Kw - 1], float32.
+        values: [L, Ka, Kw], float32 or float64.
+        form: "expected", "separate" or "joint".
+        temperature: That of `sample_gates`.
+
+    Returns:
+        The sum, dtype of act_logits, shape []. Gradients to both logits.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit, temperature is not positive.
+    """
+    check_choice("form", form, COST_FORMS)
+    return _reference.expected_cost(act_logits, weight_logits, values, form, temperature)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -189,3 +192,107 @@ def optimize_rounding(
                 break
         result[row] = codes.float() * s.float()
     return result
+
+
+def sample_gates(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """Twin of `mixbit.ops.sample_gates`."""
+    logits = gate_logits if noise.dim() == 1 else gate_logits.unsqueeze(1)
+    s = torch.sigmoid((torch.log(noise) - torch.log1p(-noise) + logits) / temperature)
+    stretched = s * 1.2 - 0.1
+    # A clamp of torch passes the gradient on at its ends; the derivative of a gate that is shut or open is 0.
+    moving = (stretched > 0) & (stretched < 1)
+    return torch.where(moving, stretched, stretched.detach().clamp(0, 1))
+
+
+def gated_steps(scale_range: Tensor, precisions: Sequence[int], signed: bool) -> list[Tensor]:
+    """Step of the grid at each precision: range / (2^b - 1), or 2 range / 2^b in two's complement."""
+    return [scale_range / float(2 ** (b - 1) if signed else 2**b - 1) for b in precisions]
+
+
+def shares(gates: Tensor) -> Tensor:
+    """What each precision contributes: z_1...z_k (1 - z_(k+1)); [K - 1, ...] -> [K, ...].
+
+    `Q_0 + sum_j z_1...z_j (Q_j - Q_(j-1))` with its terms ordered by Q: gates of 0 and 1 then give one Q exactly.
+    """
+    one = torch.ones_like(gates[:1])
+    open_up_to = torch.cat([one, torch.cumprod(gates, 0)])
+    return torch.cat([open_up_to[:-1] - open_up_to[1:], open_up_to[-1:]])
+
+
+def gated_fake_quantize(
+    x: Tensor,
+    scale_range: Tensor,
+    gates: Tensor,
+    precisions: Sequence[int],
+    *,
+    signed: bool,
+    axis: int | None = None,
+    form: str = "difference",
+) -> Tensor:
+    """Twin of `mixbit.ops.gated_fake_quantize`, forward and (through autograd) gradients."""
+    wide = x.float()
+    steps = [along(s.detach(), x, axis) for s in gated_steps(scale_range, precisions, signed)]
+    levels = []
+    code = value = torch.zeros(1)
+    for k, (step, bits) in enumerate(zip(steps, precisions, strict=True)):
+        low, high = quant_range(torch.tensor([float(bits)]), signed, False)
+        v = wide.detach() / step
+        if form == "difference" or k == 0:
+            code = torch.round(v)
+        else:
+            # Each level of the grid before is a level here, `ratio` codes from the next one.
+            before = precisions[k - 1]
+            ratio = 2.0 ** (bits - before) if signed else (2.0**bits - 1) / (2.0**before - 1)
+            code = code * ratio + torch.round((wide.detach() - value) / step)
+        code = torch.minimum(torch.maximum(code, low), high)
+        value = code * step
+        levels.append(value)
+    inside = (v >= low) & (v <= high)
+    to_x = torch.where(inside, wide, wide.detach())
+    ghost = to_x - to_x.detach()
+    if form == "residual":
+        step = along(gated_steps(scale_range, precisions, signed)[-1], x, axis)
+        to_scale = step * torch.where(inside, code - v, code).detach()
+        ghost = ghost + (to_scale - to_scale.detach())
+    weights = shares(gates)
+    if weights.dim() == 2:
+        weights = weights.reshape([len(precisions), -1] + [1] * (x.dim() - 1))
+    y = weights[0] * levels[0]
+    for weight, level in zip(weights[1:], levels[1:], strict=True):
+        y = y + weight * level
+    # Infinite x makes inf - inf in the ghost; it carries no value, only gradient.
+    return (y + torch.nan_to_num(ghost, nan=0.0, posinf=0.0, neginf=0.0)).to(x.dtype)
+
+
+def mixture_fake_quantize(
+    x: Tensor, scales: Tensor, weights: Tensor, bit_widths: Tensor, *, signed: bool, axis: int | None = None
+) -> Tensor:
+    """Twin of `mixbit.ops.mixture_fake_quantize`, forward and (through autograd) gradients."""
+    y = None
+    for scale, weight, bits in zip(scales, weights, bit_widths, strict=True):
+        level = fake_quantize(x.float(), scale.reshape(-1), torch.zeros(1), bits.reshape(1), signed=signed, axis=axis)
+        y = weight * level if y is None else y + weight * level
+    assert y is not None
+    return y.to(x.dtype)
+
+
+def expected_cost(
+    act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: str, temperature: float = 0.5
+) -> Tensor:
+    """Twin of `mixbit.ops.expected_cost`, in double."""
+    shift = temperature * math.log(11.0)  # -T ln(-lo / hi) of the stretch -0.1 ... 1.1
+
+    def opened(logits: Tensor) -> Tensor:
+        """C_0 = 1, C_j: the probability that the first j gates are open, [L, K]."""
+        c = torch.cumprod(torch.sigmoid(logits.double() + shift), 1)
+        return torch.cat([torch.ones_like(c[:, :1]), c], 1)
+
+    act, weight, v = opened(act_logits), opened(weight_logits), values.double()
+    if form == "expected":
+        p_act, p_weight = (torch.cat([c[:, :-1] - c[:, 1:], c[:, -1:]], 1) for c in (act, weight))
+        total = torch.einsum("la,lw,law->", p_act, p_weight, v)
+    elif form == "separate":
+        total = (act[:, 1:] * v[:, 1:, 0]).sum() + (weight[:, 1:] * v[:, 0, 1:]).sum()
+    else:
+        total = torch.einsum("la,lw,law->", act[:, 1:], weight[:, 1:], v[:, 1:, 1:])
+    return total.to(act_logits.dtype)

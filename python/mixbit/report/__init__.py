@@ -140,9 +140,10 @@ def _db(ratio: float | None) -> str:
 
 
 def _cost_row(name: str, cost: CostTable, recipe: Recipe) -> dict[str, Any]:
-    """Cost of the recipe and how much less it is than each uniform baseline."""
+    """Cost of the recipe and how much less it is than each uniform baseline, None where the table lacks its width."""
     total = cost.total(recipe)
-    less = [100.0 * (1.0 - total / cost.uniform(b, b)) for b in BASELINES]
+    known = {*cost.act_bits} & {*cost.weight_bits}
+    less = [100.0 * (1.0 - total / cost.uniform(b, b)) if b in known else None for b in BASELINES]
     return {"name": name, "unit": cost.unit, "total": total, "less": less}
 
 

@@ -1,0 +1,79 @@
+"""Costs by name, as configs and the command line give them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from mixbit.costs.mapper import mapper
+from mixbit.errors import MixbitError, check_choice
+from mixbit.hw import OBJECTIVES, Architecture
+from mixbit.hw.documents import known
+from mixbit.tables import CostTable
+
+MAPPER = "mapper"
+_SYNTAX = (
+    f'"{MAPPER}:ARCHITECTURE", "{MAPPER}:ARCHITECTURE:OBJECTIVE" or {{"{MAPPER}": {{"arch": ..., "objective": ...}}}}'
+)
+#: Options of the mapper beside the architecture, with their defaults and what they add to the cost's name.
+_FLAGS = {"depthwise_as_full": "full", "scale_mac": "scaled"}
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedCost:
+    """A cost that was asked for.
+
+    Attributes:
+        name: Of the cost in results; fit for a file name.
+        digest: Names what the numbers depend on beside the network, or "".
+        make: (model, example, widths) -> table; widths are those that recipes may use.
+    """
+
+    name: str
+    digest: str
+    make: Callable[[nn.Module, Any, Iterable[int]], CostTable]
+
+
+def named_cost(argument: str, given: Any, tables: Mapping[str, Callable[[nn.Module, Any], CostTable]]) -> NamedCost:
+    """Reads a cost.
+
+    Args:
+        argument: What errors call it.
+        given: A name of `tables`, "mapper:ARCHITECTURE[:OBJECTIVE]", or {"mapper": {"arch": name or file, "objective":
+            "energy" (default), "delay", "edp" or "last_level_accesses", "depthwise_as_full", "scale_mac"}}.
+        tables: Costs that need no options.
+
+    Raises:
+        MixbitError: There is no such cost, architecture, objective or option.
+    """
+    options: Any
+    if isinstance(given, str) and given.partition(":")[0] == MAPPER:
+        arch, colon, objective = given[len(MAPPER) + 1 :].rpartition(":")
+        options = {"arch": arch, "objective": objective} if colon else {"arch": objective}
+    elif isinstance(given, Mapping) and list(given) == [MAPPER]:
+        options = given[MAPPER]
+    elif isinstance(given, Mapping):
+        raise MixbitError(f"{argument}={dict(given)!r}: expected one of {[*tables]} or {_SYNTAX}")
+    else:
+        name = check_choice(argument, given, [*tables, MAPPER])
+        return NamedCost(name, "", lambda model, example, widths: tables[name](model, example))
+    where = f"{argument}: {MAPPER}"
+    found = known(where, options, ["arch"], ["objective", *_FLAGS])
+    if not isinstance(found["arch"], str) or not found["arch"]:
+        raise MixbitError(f"{where}: arch is {found['arch']!r}; expected an architecture: {_SYNTAX}")
+    arch = Architecture.load(found["arch"])
+    objective = check_choice(f"{where}: objective", found.get("objective", "energy"), OBJECTIVES)
+    flags = {flag: found.get(flag, False) for flag in _FLAGS}
+    for flag, value in flags.items():
+        if not isinstance(value, bool):
+            raise MixbitError(f"{where}: {flag} is {value!r}; expected true or false")
+    said = [MAPPER, arch.name, objective, *(text for flag, text in _FLAGS.items() if flags[flag])]
+
+    def make(model: nn.Module, example: Any, widths: Iterable[int]) -> CostTable:
+        return mapper(arch, model, example, objective, widths=widths, **flags)
+
+    return NamedCost(re.sub(r"[^\w.-]", "_", "-".join(said)), arch.digest, make)
