@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit import costs, export, hw, ops, quantizers, report, search, zoo
+    from mixbit import costs, export, hw, ops, quantizers, report, retrain, search, training, zoo
     from mixbit._build_info import VERSION as __version__
     from mixbit.analysis import analyze
     from mixbit.assignment import assign
@@ -55,8 +55,10 @@ __all__ = [
     "refine",
     "report",
     "restore_",
+    "retrain",
     "search",
     "sweep",
+    "training",
     "zoo",
 ]
 
@@ -87,7 +89,9 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "ops": ("mixbit.ops", None),
     "quantizers": ("mixbit.quantizers", None),
     "report": ("mixbit.report", None),
+    "retrain": ("mixbit.retrain", None),
     "search": ("mixbit.search", None),
+    "training": ("mixbit.training", None),
     "zoo": ("mixbit.zoo", None),
 }
 

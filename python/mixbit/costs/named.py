@@ -52,8 +52,8 @@ def named_cost(argument: str, given: Any, tables: Mapping[str, Callable[[nn.Modu
     """
     options: Any
     if isinstance(given, str) and given.partition(":")[0] == MAPPER:
-        arch, colon, objective = given[len(MAPPER) + 1 :].rpartition(":")
-        options = {"arch": arch, "objective": objective} if colon else {"arch": objective}
+        name, colon, last = given[len(MAPPER) + 1 :].rpartition(":")
+        options = {"arch": name, "objective": last} if colon else {"arch": last}
     elif isinstance(given, Mapping) and list(given) == [MAPPER]:
         options = given[MAPPER]
     elif isinstance(given, Mapping):

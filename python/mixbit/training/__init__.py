@@ -1,6 +1,7 @@
 """Training loops that can be killed: data in memory, objectives, batch-norm statistics."""
 
 from mixbit.training.batchnorm import reestimate_batchnorm_
+from mixbit.training.groups import scale_groups, weight_groups
 from mixbit.training.images import AUGMENTATIONS, Augmentation, Images, crop_flip
 from mixbit.training.loop import AfterStep, History, train
 from mixbit.training.objectives import Objective, cross_entropy, distill, unwrapped
@@ -16,6 +17,8 @@ __all__ = [
     "cross_entropy",
     "distill",
     "reestimate_batchnorm_",
+    "scale_groups",
     "train",
     "unwrapped",
+    "weight_groups",
 ]

