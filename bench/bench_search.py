@@ -30,14 +30,13 @@ os.environ.pop("OPENBLAS_CORETYPE", None)
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cifar import jpeg
 from rows import measure
 from torch import Tensor, nn
 
 import mixbit
-from mixbit import search, sources
+from mixbit import retrain, search, sources, zoo
 from mixbit.analysis import fisher
-from mixbit.training import Images, cross_entropy, train
+from mixbit.training import Images
 
 CANDIDATES = (2, 3, 4, 5, 6, 8)
 #: (act, weight) of the uniform recipe that sets the budget; layers that read the image take 8 bits of it.
@@ -53,7 +52,11 @@ class Study:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.data = jpeg(IMAGES, seed)
+        self.data = {
+            "train": zoo.cifar10_jpeg("train", IMAGES, seed),
+            "test": zoo.cifar10_jpeg("test"),
+            "lossless": zoo.cifar10("test"),
+        }
         x, y = self.data["train"]
         self.images = Images(x, y, BATCH, seed=seed, augment="crop_flip")
         self.sample = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 256, 64)]
@@ -79,15 +82,8 @@ class Study:
 
     def qat(self, model: nn.Module) -> nn.Module:
         """Three epochs of weights and scales, in place."""
-        decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        rest = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-        optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": rest}], lr=LEARNING_RATE, momentum=0.9
-        )
-        steps = EPOCHS * len(self.images)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         torch.manual_seed(self.seed)
-        train(model, self.images, cross_entropy(), optimizer, epochs=EPOCHS, scheduler=schedule)
+        retrain.fit(model, self.images, epochs=EPOCHS, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         return model
 
     def warm(self) -> nn.Module:
@@ -203,7 +199,9 @@ def interval(right: np.ndarray, other: np.ndarray) -> list[float]:
     generator = np.random.default_rng(0)
     difference = right.astype(np.int64) - other.astype(np.int64)
     samples = [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(2000)]
-    return [round(100 * float(v), 2) for v in (np.quantile(samples, 0.025), difference.mean(), np.quantile(samples, 0.975))]
+    return [
+        round(100 * float(v), 2) for v in (np.quantile(samples, 0.025), difference.mean(), np.quantile(samples, 0.975))
+    ]
 
 
 def main() -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from mixbit.assignment.landing import Options, land
 from mixbit.errors import MixbitError
-from mixbit.quantizers import QuantizedLayer, Quantizer, quantized_layers
+from mixbit.quantizers import QuantizedLayer, quantized_layers
 from mixbit.recipe import LayerPrecision, Recipe
 from mixbit.search.penalty import Choices, check_searching, search_quantizers
 from mixbit.search.quantizers import DECIDED, SAMPLED, GatedQuantizer, SearchQuantizer, gate_threshold
 from mixbit.tables import FLOAT_BITS, CostTable
+from mixbit.training import scale_groups
 
 #: Preference for a candidate that the search has all but ruled out.
 _LEAST = -30.0
@@ -49,15 +50,9 @@ def param_groups(
         own[id(parameter)] = parameter
     if total_steps is not None:
         lr = max(lr, 3 * max(travel(q) for q in found.values()) / total_steps)
-    others: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        if isinstance(module, Quantizer):
-            others |= {id(p): p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in own}
+    rate = lr if scale_lr is None else scale_lr
     groups = [{"params": list(own.values()), "lr": lr, "weight_decay": 0.0, "name": "search"}]
-    if others:
-        rate = lr if scale_lr is None else scale_lr
-        groups.append({"params": list(others.values()), "lr": rate, "weight_decay": 0.0, "name": "scales"})
-    return groups
+    return groups + [{**group, "lr": rate} for group in scale_groups(model, 0.0, own.values())]
 
 
 def travel(quantizer: SearchQuantizer) -> float:

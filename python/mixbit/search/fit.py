@@ -18,7 +18,7 @@ from mixbit.recipe import Recipe
 from mixbit.search.extract import extract, freeze_, param_groups, travel
 from mixbit.search.penalty import Penalty, check_searching
 from mixbit.tables import CostTable
-from mixbit.training import History, Objective, cross_entropy, distill, train
+from mixbit.training import History, Objective, cross_entropy, distill, train, weight_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,24 +165,19 @@ def fit(
         start_step=start_epoch * length,
         final_temperature=final_temperature,
     )
-    groups = param_groups(model, search_lr, scale_lr=lr / 10 if scale_lr is None else scale_lr, total_steps=active)
+    # Without a price nothing has to travel, and a larger rate would only follow the noise.
+    priced = strength is None or strength > 0
+    groups = param_groups(
+        model, search_lr, scale_lr=lr / 10 if scale_lr is None else scale_lr, total_steps=active if priced else None
+    )
     if say is not None and groups[0]["lr"] > search_lr:
         way = max(travel(q) for q in quantizers.values())
         say(
             f"search_lr={search_lr:g} moves by at most {search_lr * active:.2g} in {active} steps, but {way:.3g} lie "
             f"between the widest and the narrowest candidate: {groups[0]['lr']:.2g} is used"
         )
-    held = {id(p) for group in groups for p in group["params"]}
-    rest = [p for p in model.parameters() if id(p) not in held and p.requires_grad]
-    decayed = [p for p in rest if p.dim() > 1]
-    weights = torch.optim.SGD(
-        [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=lr,
-        momentum=momentum,
-    )
+    held = [p for group in groups for p in group["params"]]
+    weights = torch.optim.SGD(weight_groups(model, weight_decay, held), lr=lr, momentum=momentum)
     optimizer = Together({"weights": weights, "search": torch.optim.Adam(groups)})
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(weights, steps)
     if objective is None:

@@ -324,7 +324,10 @@ class GatedQuantizer(RangedQuantizer):
 
     def quantize(self, x: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         """See `mixbit.ops.gated_fake_quantize`."""
-        return ops.gated_fake_quantize(x, *drawn, self.candidates, signed=self.signed, axis=self.axis, form=self.form)
+        scale_range, gates = drawn
+        return ops.gated_fake_quantize(
+            x, scale_range, gates, self.candidates, signed=self.signed, axis=self.axis, form=self.form
+        )
 
 
 class MixtureQuantizer(SearchQuantizer):
