@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -21,7 +22,7 @@ import mixbit
 from mixbit import report as reports
 from mixbit.analysis import network_sqnr
 from mixbit.assignment import METHODS, MODES
-from mixbit.costs.named import NamedCost, named_cost
+from mixbit.costs.named import FAMILIES, NamedCost, named_cost
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
@@ -29,7 +30,7 @@ from mixbit.files import PathLike, file_digest, remove_temporaries, write_text
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import TensorStatistics, first_images, input_statistics
-from mixbit.recipe import Recipe
+from mixbit.recipe import Recipe, check_bits
 from mixbit.sources import fingerprint, load_data, load_model
 from mixbit.sweeps import SHARES, points_as_csv
 from mixbit.tables import CostTable, SensitivityTable
@@ -62,6 +63,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "first_last_min": None,
         "depthwise_min": None,
     },
+    "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),
         "modes": list(MODES),
@@ -86,6 +88,9 @@ Say = Callable[[str], None]
 
 #: Folder of a sweep's recipes, below the output folder.
 RECIPES = "recipes"
+
+#: What a refinement makes of recipe.json.
+REFINED = "refined_recipe.json"
 
 
 _CONFIG: dict[str, Any] = {
@@ -168,6 +173,8 @@ class Config:
                 raise MixbitError(f"config: stages: {verb!r} appears twice")
             known = _known(f"config: stages: {verb}", options, STAGES[verb])
             named_costs(known)
+            if known.get("recipe") is not None and "assign" in [v for v, _ in stages]:
+                raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage 'assign'")
             stages.append((verb, known))
         calibration = data_source("calibration")
         assert calibration is not None
@@ -207,10 +214,24 @@ def named_costs(options: Mapping[str, Any]) -> list[NamedCost]:
     """
     if "cost" in options:
         return [named_cost("cost", options["cost"], COSTS)]
+    if "latency" in options:
+        given = options["latency"]
+        if not isinstance(given, str):
+            raise MixbitError(f"latency={given!r}: expected FILE.csv, pulp:TARGET or mapper:ARCHITECTURE:delay")
+        return [named_cost("latency", given if given.partition(":")[0] in FAMILIES else f"latency:{given}", COSTS)]
     given = options.get("costs", [])
     if not isinstance(given, list):
         raise MixbitError(f"costs={given!r}: expected a list of at least one entry")
     return [named_cost("costs", entry, COSTS) for entry in given]
+
+
+def refinement_of(folder: Path) -> dict[str, Any] | None:
+    """What refinement.json says, if it was made of the recipe.json that is there."""
+    path, recipe = folder / "refinement.json", folder / "recipe.json"
+    if not (path.exists() and recipe.exists() and (folder / REFINED).exists()):
+        return None
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document if document["of"] == file_digest(recipe) else None
 
 
 def versions() -> dict[str, str]:
@@ -268,8 +289,10 @@ class Pipeline:
         manifest = self.folder / f"{verb}.manifest.json"
         earlier = [v for v, _ in self.config.stages[: [v for v, _ in self.config.stages].index(verb)]]
         inputs = {v: self._outputs(v) for v in earlier}
-        costs = [cost.digest for cost in named_costs(options)]
-        key = _digest(verb, options, costs, self.config.seed, self.content, inputs, versions())
+        files = [cost.digest for cost in named_costs(options)]
+        if options.get("recipe") is not None:
+            files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
+        key = _digest(verb, options, files, self.config.seed, self.content, inputs, versions())
         kept = self._manifest(manifest)
         if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
             self.say(f"{verb}: done before, kept")
@@ -384,6 +407,40 @@ class Pipeline:
             arguments["budget"] = float(options["budget_share"]) * costs.uniform(8, 8)
         return mixbit.assign(table, costs, **arguments)
 
+    def refine(self, options: dict[str, Any]) -> list[str]:
+        """refined_recipe.json, refinement.json and the latency table; recipe.json too where a recipe is given."""
+        made = []
+        if options["recipe"] is not None:
+            Recipe.load(options["recipe"]).save(self.folder / "recipe.json")
+            made.append("recipe.json")
+        path = self._read("recipe.json", "assign")
+        recipe = Recipe.load(path)
+        precisions = [recipe[name] for name in mixbit.layers(self.model, self.example).names]
+        widths = {bits for p in precisions for bits in (p.act, p.weight) if bits is not None}
+        if not isinstance(options["widths"], list):
+            raise MixbitError(f"widths={options['widths']!r}: expected a list of bits, e.g. [2, 4, 8]")
+        widths |= {bits for b in options["widths"] if (bits := check_bits("widths", b)) is not None}
+        (cost,) = named_costs(options)
+        table = cost.make(self.model, self.example, widths)
+        refined = mixbit.refine(recipe, table, options["mode"])
+        sensitivity = self.folder / "sensitivity.json"
+        if sensitivity.exists():
+            with contextlib.suppress(KeyError):  # widths that were not analyzed: nothing is predicted
+                predicted = SensitivityTable.load(sensitivity).predicted_sqnr_db(refined)
+                refined.sqnr_db = predicted if math.isfinite(predicted) else None
+        refined.save(self.folder / REFINED)
+        table.save(self.folder / "latency.json")
+        document = {"of": file_digest(path), "latency": cost.name, "unit": table.unit, **refined.report}
+        write_text(self.folder / "refinement.json", json.dumps(document, indent=2) + "\n")
+        return [*made, REFINED, "latency.json", "refinement.json"]
+
+    def _recipe(self) -> tuple[Recipe, dict[str, Any] | None]:
+        """The recipe to evaluate and report, and its refinement: the refined one, unless a config only assigns."""
+        verbs = [verb for verb, _ in self.config.stages]
+        path = self._read("recipe.json", "assign")
+        refinement = refinement_of(self.folder) if "refine" in verbs or "assign" not in verbs else None
+        return Recipe.load(path if refinement is None else self.folder / REFINED), refinement
+
     def _minima(self, options: dict[str, Any]) -> dict[str, Any]:
         """What `assign` and `sweep` take of least widths."""
         found = mixbit.layers(self.model, self.example)
@@ -424,7 +481,9 @@ class Pipeline:
     def evaluate(self, options: dict[str, Any]) -> list[str]:
         """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR."""
         test = self._test("evaluate")
-        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        recipe, refinement = self._recipe()
+        if refinement is not None:
+            self.say(f"evaluate: the recipe as refined for {refinement['latency']}")
         metric = check_choice("metric", options["metric"], METRICS)
         partial = self.folder / ".evaluate.partial"
         scores = self._scores(partial, _digest(options, recipe.to_dict(), self.content))
@@ -536,7 +595,7 @@ class Pipeline:
 
     def report(self, options: dict[str, Any]) -> list[str]:
         """report.html."""
-        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        recipe, refinement = self._recipe()
         evaluation = self.folder / "evaluation.json"
         found = mixbit.layers(self.model, self.example)
         sweep = self.folder / "sweep.json"
@@ -545,6 +604,8 @@ class Pipeline:
         for cost in [] if assigned is None else named_costs(assigned["options"]):
             if cost.name not in costs:
                 costs[cost.name] = CostTable.load(self._read("costs.json", "assign"))
+        if refinement is not None:
+            costs[refinement["latency"]] = CostTable.load(self._read("latency.json", "refine"))
         html = reports.render(
             title=options["title"] or self.config.model["source"],
             layers=[dataclasses.asdict(layer) for layer in found],
@@ -555,6 +616,7 @@ class Pipeline:
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
+            refinement=refinement,
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
         )
         write_text(self.folder / "report.html", html)

@@ -607,7 +607,7 @@ def expected_cost(
     * "expected": sum p_a p_w values[l, a, w], the expected value of a cost table.
     * "separate" (Free Bits): sum_(a>=1) C_a values[l, a, 0] + sum_(w>=1) C_w values[l, 0, w]; BOPs: values[l, k, 0] =
       values[l, 0, k] = MACs_l / max MACs * precision k, or 0 for an operand that is not searched.
-    * "joint" (Free Bits): sum_(a>=1, w>=1) C_a C_w values[l, a, w]; BOPs: MACs_l / max MACs * product of both precisions.
+    * "joint" (Free Bits): sum_(a>=1, w>=1) C_a C_w values[l, a, w]; BOPs: MACs_l / max MACs * both precisions.
 
     What a form does not read of `values` is ignored. A width that is not searched has the logits +inf (all gates open).
 
