@@ -2,7 +2,7 @@
 
 Every run starts from the published float weights and trains six epochs on the same 10,000 JPEG images: the search
 three epochs with the penalty, then three at the recipe it found; all others three at 8 bits (once for each seed), then
-three at their recipe. The budgets are the costs (operations x bits, all layers counted) of uniform widths, so that
+three at their recipe; weights and scales by SGD in bfloat16 autocast. The budgets are the costs (operations x bits, all layers counted) of uniform widths, so that
 "uniform" spends each of them exactly. Methods beside it:
 
   search    gates over the candidates, the expected cost led to the budget; trained on from the searched weights
@@ -62,6 +62,7 @@ class Study:
         self.sample = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 256, 64)]
         self.inputs = [x for x, _ in self.sample]
         self.float = sources.load_model("zoo:cifar_resnet", "cifar10_resnet20_fp32.npz", {"depth": 20}).eval()
+        self.float.to(memory_format=torch.channels_last)
         self.folded = mixbit.fold_batchnorm_(copy.deepcopy(self.float), self.inputs[0])
         self.costs = mixbit.costs.bops(self.folded, self.inputs[0][:2])
         self.names = list(self.costs.layers)
@@ -83,7 +84,7 @@ class Study:
     def qat(self, model: nn.Module) -> nn.Module:
         """Three epochs of weights and scales, in place."""
         torch.manual_seed(self.seed)
-        retrain.fit(model, self.images, epochs=EPOCHS, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        retrain.fit(model, self.images, epochs=EPOCHS, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, bf16=True)
         return model
 
     def warm(self) -> nn.Module:
@@ -108,6 +109,7 @@ class Study:
                 budget=self.budget(point),
                 lr=LEARNING_RATE,
                 weight_decay=WEIGHT_DECAY,
+                bf16=True,
             )
             return model, found.recipe
 

@@ -18,7 +18,7 @@ from mixbit.recipe import Recipe
 from mixbit.search.extract import extract, freeze_, param_groups, travel
 from mixbit.search.penalty import Penalty, check_searching
 from mixbit.tables import CostTable
-from mixbit.training import History, Objective, cross_entropy, distill, train, weight_groups
+from mixbit.training import History, Objective, cross_entropy, distill, in_bf16, train, weight_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,7 @@ def fit(
     teacher: nn.Module | None = None,
     temperature: float = 1.0,
     teacher_weight: float = 1.0,
+    bf16: bool = False,
     clip_norm: float | None = None,
     checkpoint: PathLike | None = None,
     checkpoint_every: int | None = None,
@@ -117,6 +118,7 @@ def fit(
         teacher: The float network, in eval mode, whose outputs are learned.
         temperature: Of the distillation.
         teacher_weight: Share of the distillation in the loss.
+        bf16: Runs the objective, but not the penalty, under bfloat16 autocast.
         clip_norm: Largest norm of the whole gradient.
         checkpoint: File that makes the search resumable; see `mixbit.training.train`.
         checkpoint_every: Steps from one checkpoint to the next, beside the one of each epoch.
@@ -182,7 +184,7 @@ def fit(
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(weights, steps)
     if objective is None:
         objective = cross_entropy() if teacher is None else distill(teacher, temperature, teacher_weight)
-    task = objective
+    task = in_bf16(objective) if bf16 else objective
 
     def with_penalty(trained: nn.Module, item: Any) -> Any:
         return task(trained, item) + penalty()
@@ -213,7 +215,7 @@ def fit(
         after_step=record,
         progress=progress,
         clip_norm=clip_norm,
-        identity=identity,
+        identity={"bf16": bf16, **(identity or {})},
     )
     recipe = extract(model)
     freeze_(model, recipe)
