@@ -49,9 +49,9 @@ def fold_batchnorm_(model: nn.Module, example: Any) -> nn.Module:
 
 
 def _check_scales(name: str, layer: nn.Module) -> None:
-    quantizer = layer.weight_quantizer if isinstance(layer, QuantizedLayer) else None
-    if quantizer is None:
+    if not isinstance(layer, QuantizedLayer) or layer.weight_quantizer is None:
         return
+    quantizer = layer.weight_quantizer
     reason = (
         "one weight scale for all its channels"
         if quantizer.channels != layer.weight.shape[0]

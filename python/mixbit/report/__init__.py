@@ -13,7 +13,7 @@ from mixbit.recipe import Recipe
 from mixbit.report.svg import Dot, bits_chart, front_chart, heat_map, scatter, stacked_bars, standalone
 from mixbit.tables import CostTable, SensitivityTable
 
-__all__ = ["bits_figure", "front_chart", "render", "stacked_bars", "standalone"]
+__all__ = ["bits_figure", "front_chart", "loss_curve", "render", "stacked_bars", "standalone"]
 
 BASELINES = (32, 16, 8)
 #: Metrics that are percent.
@@ -32,6 +32,7 @@ def render(
     assignment: Mapping[str, Any],
     options: Mapping[str, Any],
     sweep: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> str:
     """Builds the report.
 
@@ -46,6 +47,7 @@ def render(
         assignment: The report of `assign`.
         options: Options of every stage, and versions.
         sweep: The document of a sweep (`sweep.json`); None if not run.
+        training: The history of the training at the recipe's bits (`history.json`); None if not trained.
 
     Returns:
         HTML.
@@ -84,7 +86,19 @@ def render(
         table=table,
         sweeps=[] if sweep is None else [_sweep_of(sweep, cost) for cost in sweep["costs"]],
         sweep=sweep,
+        training=training,
+        curve="" if training is None else jinja2.filters.Markup(loss_curve(training["loss"])),
     )
+
+
+def loss_curve(losses: Sequence[float], points: int = 60) -> str:
+    """Loss of a training run over its steps, averaged over windows so that no more than so many points are drawn."""
+    window = math.ceil(len(losses) / points)
+    parts = [losses[i : i + window] for i in range(0, len(losses), window)]
+    ends = [min((i + 1) * window, len(losses)) for i in range(len(parts))]
+    means = [(float(end), math.fsum(part) / len(part)) for end, part in zip(ends, parts, strict=True)]
+    title = "Loss" if window == 1 else f"Loss, means of {window} steps"
+    return front_chart([("loss", means)], [], ("step", "loss"), title)
 
 
 def _sweep_of(sweep: Mapping[str, Any], cost: str) -> dict[str, Any]:
