@@ -48,6 +48,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "hw": _DATA | {"network", "pareto", "_C"},
     "costs": _DATA | {"network", "hw", "_C"},
     "assignment": _DATA | {"_C"},
+    "refinement": {"errors", "recipe", "tables"},
     "sweeps": _DATA | {"assignment", "pareto", "progress"},
     "export": _DATA | {"ops", "network", "quantizers", "_C"},
     "training": _BASE | {"ops", "network", "quantizers", "progress"},

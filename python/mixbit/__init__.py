@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit import costs, export, hw, ops, quantizers, report, zoo
+    from mixbit import costs, export, hw, ops, quantizers, report, retrain, search, training, zoo
     from mixbit._build_info import VERSION as __version__
     from mixbit.analysis import analyze
     from mixbit.assignment import assign
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         restore_,
     )
     from mixbit.recipe import LayerPrecision, Recipe
+    from mixbit.refinement import refine
     from mixbit.sweeps import sweep
     from mixbit.tables import CostTable, SensitivityTable
 
@@ -51,9 +52,13 @@ __all__ = [
     "optimize_rounding_",
     "prepare_",
     "quantizers",
+    "refine",
     "report",
     "restore_",
+    "retrain",
+    "search",
     "sweep",
+    "training",
     "zoo",
 ]
 
@@ -69,6 +74,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "analyze": ("mixbit.analysis", "analyze"),
     "assign": ("mixbit.assignment", "assign"),
     "sweep": ("mixbit.sweeps", "sweep"),
+    "refine": ("mixbit.refinement", "refine"),
     "prepare_": ("mixbit.quantizers", "prepare_"),
     "restore_": ("mixbit.quantizers", "restore_"),
     "calibrate_": ("mixbit.quantizers", "calibrate_"),
@@ -83,6 +89,9 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "ops": ("mixbit.ops", None),
     "quantizers": ("mixbit.quantizers", None),
     "report": ("mixbit.report", None),
+    "retrain": ("mixbit.retrain", None),
+    "search": ("mixbit.search", None),
+    "training": ("mixbit.training", None),
     "zoo": ("mixbit.zoo", None),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -21,6 +22,7 @@ import mixbit
 from mixbit import report as reports
 from mixbit.analysis import network_sqnr
 from mixbit.assignment import METHODS, MODES
+from mixbit.costs.named import FAMILIES, NamedCost, named_cost
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
@@ -28,7 +30,7 @@ from mixbit.files import PathLike, file_digest, remove_temporaries, write_text
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import TensorStatistics, first_images, input_statistics
-from mixbit.recipe import Recipe
+from mixbit.recipe import Recipe, check_bits
 from mixbit.sources import fingerprint, load_data, load_model
 from mixbit.sweeps import SHARES, points_as_csv
 from mixbit.tables import CostTable, SensitivityTable
@@ -61,6 +63,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "first_last_min": None,
         "depthwise_min": None,
     },
+    "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),
         "modes": list(MODES),
@@ -85,6 +88,9 @@ Say = Callable[[str], None]
 
 #: Folder of a sweep's recipes, below the output folder.
 RECIPES = "recipes"
+
+#: What a refinement makes of recipe.json.
+REFINED = "refined_recipe.json"
 
 
 _CONFIG: dict[str, Any] = {
@@ -165,7 +171,11 @@ class Config:
                 )
             if verb in [v for v, _ in stages]:
                 raise MixbitError(f"config: stages: {verb!r} appears twice")
-            stages.append((verb, _known(f"config: stages: {verb}", options, STAGES[verb])))
+            known = _known(f"config: stages: {verb}", options, STAGES[verb])
+            named_costs(known)
+            if known.get("recipe") is not None and "assign" in [v for v, _ in stages]:
+                raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage 'assign'")
+            stages.append((verb, known))
         calibration = data_source("calibration")
         assert calibration is not None
         return cls(
@@ -194,6 +204,34 @@ def _single(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise MixbitError(f"config: stages: {entry!r}; expected a verb, or one verb with its options")
     return {str(k): v for k, v in entry.items()}
+
+
+def named_costs(options: Mapping[str, Any]) -> list[NamedCost]:
+    """The costs that a stage's options name.
+
+    Raises:
+        MixbitError: Some cost is unknown, or is named twice.
+    """
+    if "cost" in options:
+        return [named_cost("cost", options["cost"], COSTS)]
+    if "latency" in options:
+        given = options["latency"]
+        if not isinstance(given, str):
+            raise MixbitError(f"latency={given!r}: expected FILE.csv, pulp:TARGET or mapper:ARCHITECTURE:delay")
+        return [named_cost("latency", given if given.partition(":")[0] in FAMILIES else f"latency:{given}", COSTS)]
+    given = options.get("costs", [])
+    if not isinstance(given, list):
+        raise MixbitError(f"costs={given!r}: expected a list of at least one entry")
+    return [named_cost("costs", entry, COSTS) for entry in given]
+
+
+def refinement_of(folder: Path) -> dict[str, Any] | None:
+    """What refinement.json says, if it was made of the recipe.json that is there."""
+    path, recipe = folder / "refinement.json", folder / "recipe.json"
+    if not (path.exists() and recipe.exists() and (folder / REFINED).exists()):
+        return None
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document if document["of"] == file_digest(recipe) else None
 
 
 def versions() -> dict[str, str]:
@@ -251,7 +289,10 @@ class Pipeline:
         manifest = self.folder / f"{verb}.manifest.json"
         earlier = [v for v, _ in self.config.stages[: [v for v, _ in self.config.stages].index(verb)]]
         inputs = {v: self._outputs(v) for v in earlier}
-        key = _digest(verb, options, self.config.seed, self.content, inputs, versions())
+        files = [cost.digest for cost in named_costs(options)]
+        if options.get("recipe") is not None:
+            files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
+        key = _digest(verb, options, files, self.config.seed, self.content, inputs, versions())
         kept = self._manifest(manifest)
         if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
             self.say(f"{verb}: done before, kept")
@@ -278,7 +319,7 @@ class Pipeline:
             return None
         try:
             document = json.loads(path.read_text())
-            return document if {"key", "outputs"} <= set(document) else None
+            return document if {"key", "options", "outputs"} <= set(document) else None
         except (ValueError, TypeError):
             return None
 
@@ -330,12 +371,17 @@ class Pipeline:
         table = SensitivityTable.load(self._read("sensitivity.json", "analyze"))
         check_choice("method", options["method"], METHODS)
         check_choice("mode", options["mode"], MODES)
-        costs = COSTS[check_choice("cost", options["cost"], COSTS)](self.model, self.example)
+        costs = self._costs(options, table)[0][1]
         recipe = self._assigned(table, costs, options)
         recipe.save(self.folder / "recipe.json")
         costs.save(self.folder / "costs.json")
         write_text(self.folder / "assignment.json", json.dumps(_plain(recipe.report), indent=2) + "\n")
         return ["recipe.json", "costs.json", "assignment.json"]
+
+    def _costs(self, options: Mapping[str, Any], table: SensitivityTable) -> list[tuple[str, CostTable]]:
+        """The cost tables that options name, at the widths of a sensitivity table."""
+        widths = {*table.act_bits, *table.weight_bits}
+        return [(cost.name, cost.make(self.model, self.example, widths)) for cost in named_costs(options)]
 
     def _assigned(self, table: SensitivityTable, costs: CostTable, options: dict[str, Any]) -> Recipe:
         asked = [k for k in ("target_sqnr_db", "budget", "budget_share", "max_drop") if options[k] is not None]
@@ -360,6 +406,40 @@ class Pipeline:
         else:
             arguments["budget"] = float(options["budget_share"]) * costs.uniform(8, 8)
         return mixbit.assign(table, costs, **arguments)
+
+    def refine(self, options: dict[str, Any]) -> list[str]:
+        """refined_recipe.json, refinement.json and the latency table; recipe.json too where a recipe is given."""
+        made = []
+        if options["recipe"] is not None:
+            Recipe.load(options["recipe"]).save(self.folder / "recipe.json")
+            made.append("recipe.json")
+        path = self._read("recipe.json", "assign")
+        recipe = Recipe.load(path)
+        precisions = [recipe[name] for name in mixbit.layers(self.model, self.example).names]
+        widths = {bits for p in precisions for bits in (p.act, p.weight) if bits is not None}
+        if not isinstance(options["widths"], list):
+            raise MixbitError(f"widths={options['widths']!r}: expected a list of bits, e.g. [2, 4, 8]")
+        widths |= {bits for b in options["widths"] if (bits := check_bits("widths", b)) is not None}
+        (cost,) = named_costs(options)
+        table = cost.make(self.model, self.example, widths)
+        refined = mixbit.refine(recipe, table, options["mode"])
+        sensitivity = self.folder / "sensitivity.json"
+        if sensitivity.exists():
+            with contextlib.suppress(KeyError):  # widths that were not analyzed: nothing is predicted
+                predicted = SensitivityTable.load(sensitivity).predicted_sqnr_db(refined)
+                refined.sqnr_db = predicted if math.isfinite(predicted) else None
+        refined.save(self.folder / REFINED)
+        table.save(self.folder / "latency.json")
+        document = {"of": file_digest(path), "latency": cost.name, "unit": table.unit, **refined.report}
+        write_text(self.folder / "refinement.json", json.dumps(document, indent=2) + "\n")
+        return [*made, REFINED, "latency.json", "refinement.json"]
+
+    def _recipe(self) -> tuple[Recipe, dict[str, Any] | None]:
+        """The recipe to evaluate and report, and its refinement: the refined one, unless a config only assigns."""
+        verbs = [verb for verb, _ in self.config.stages]
+        path = self._read("recipe.json", "assign")
+        refinement = refinement_of(self.folder) if "refine" in verbs or "assign" not in verbs else None
+        return Recipe.load(path if refinement is None else self.folder / REFINED), refinement
 
     def _minima(self, options: dict[str, Any]) -> dict[str, Any]:
         """What `assign` and `sweep` take of least widths."""
@@ -401,7 +481,9 @@ class Pipeline:
     def evaluate(self, options: dict[str, Any]) -> list[str]:
         """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR."""
         test = self._test("evaluate")
-        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        recipe, refinement = self._recipe()
+        if refinement is not None:
+            self.say(f"evaluate: the recipe as refined for {refinement['latency']}")
         metric = check_choice("metric", options["metric"], METRICS)
         partial = self.folder / ".evaluate.partial"
         scores = self._scores(partial, _digest(options, recipe.to_dict(), self.content))
@@ -428,7 +510,8 @@ class Pipeline:
         table = SensitivityTable.load(self._read("sensitivity.json", "analyze"))
         metric = check_choice("metric", options["metric"], METRICS)
         integer = bool(options["integer"])
-        document: dict[str, Any] = {"costs": options["costs"], "metric": None}
+        asked = self._costs(options, table)
+        document: dict[str, Any] = {"costs": [name for name, _ in asked], "metric": None}
         measure: Callable[[Recipe], float] | None = None
         if options["measure"]:
             test = self._test("sweep with measure")
@@ -449,11 +532,11 @@ class Pipeline:
                 "images": sum(batch_size(item) for item in test),
                 "float": self._score(scores, "float", lambda: self.model, metric),
             }
-        costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
+        costs = {name: make(self.model, self.example) for name, make in COSTS.items()} | dict(asked)
         points = mixbit.sweep(
             table,
             costs,
-            over=options["costs"],
+            over=[name for name, _ in asked],
             shares=options["shares"],
             methods=options["methods"],
             modes=options["modes"],
@@ -512,20 +595,28 @@ class Pipeline:
 
     def report(self, options: dict[str, Any]) -> list[str]:
         """report.html."""
-        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        recipe, refinement = self._recipe()
         evaluation = self.folder / "evaluation.json"
         found = mixbit.layers(self.model, self.example)
         sweep = self.folder / "sweep.json"
+        costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
+        assigned = self._manifest(self.folder / "assign.manifest.json")
+        for cost in [] if assigned is None else named_costs(assigned["options"]):
+            if cost.name not in costs:
+                costs[cost.name] = CostTable.load(self._read("costs.json", "assign"))
+        if refinement is not None:
+            costs[refinement["latency"]] = CostTable.load(self._read("latency.json", "refine"))
         html = reports.render(
             title=options["title"] or self.config.model["source"],
             layers=[dataclasses.asdict(layer) for layer in found],
             float_modules=[module._asdict() for module in found.float_modules],
             table=SensitivityTable.load(self._read("sensitivity.json", "analyze")),
-            costs={name: make(self.model, self.example) for name, make in COSTS.items()},
+            costs=costs,
             recipe=recipe,
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
+            refinement=refinement,
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
         )
         write_text(self.folder / "report.html", html)

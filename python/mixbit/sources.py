@@ -38,6 +38,11 @@ def _raw_cifar(split: str, images: int | None) -> tuple[Tensor, Tensor]:
     return x.float(), y
 
 
+def _raw_cifar_jpeg(split: str, images: int | None) -> tuple[Tensor, Tensor]:
+    x, y = zoo.cifar10_jpeg_pixels(split, images)
+    return x.float(), y
+
+
 def _persons(split: str, images: int | None) -> tuple[Tensor, Tensor]:
     x, boxes = zoo.coco(split, images, "vww")
     return x, zoo.person_labels(boxes)
@@ -54,6 +59,8 @@ ZOO_DATA: dict[str, Callable[[int | None], tuple[Tensor, Any]]] = {
 for _split in ("train", "test"):
     ZOO_DATA[f"cifar10-{_split}"] = partial(lambda split, n: zoo.cifar10(split, n), _split)
     ZOO_DATA[f"cifar10-{_split}-raw"] = partial(_raw_cifar, _split)
+    ZOO_DATA[f"cifar10-{_split}-jpeg"] = partial(lambda split, n: zoo.cifar10_jpeg(split, n), _split)
+    ZOO_DATA[f"cifar10-{_split}-jpeg-raw"] = partial(_raw_cifar_jpeg, _split)
 for _split in ("train", "val"):
     for _network in ("fastestdet", "ssd_mobilenet_v2", "ssdlite_mobilenet_v2", "yolov2"):
         ZOO_DATA[f"coco-{_split}-{_network}"] = partial(

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixbit import pareto
 from mixbit.errors import MixbitError
-from mixbit.pareto import pareto_front
+from mixbit.pareto import pareto_front, pareto_indices, pareto_sums
 
 
 def test_written_out_cases() -> None:
@@ -39,6 +40,39 @@ def test_the_front_is_what_nothing_dominates(case) -> None:
 
     expected = [not any(dominates(other, point) for other in less) for point in less]
     assert pareto_front(values, maximize).tolist() == expected
+
+
+def staircase(random: np.random.Generator, size: int, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A Pareto set: costs rise, noises fall; whole numbers have sums that tie."""
+    if whole:
+        cost, noise = (np.sort(random.choice(3 * size, size, replace=False)).astype(float) for _ in range(2))
+    else:
+        cost, noise = np.cumsum(random.exponential(1, size)), np.sort(random.lognormal(0, 3, size))
+    return cost, noise[::-1].copy()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 60), st.booleans(), st.booleans())
+def test_sums_are_those_of_all_pairs(seed: int, n: int, m: int, whole: bool, infinite: bool) -> None:
+    random = np.random.default_rng(seed)
+    a, b = staircase(random, n, whole), staircase(random, m, whole)
+    if infinite:
+        a[1][0] = np.inf
+    cost, noise = np.add.outer(a[0], b[0]).ravel(), np.add.outer(a[1], b[1]).ravel()
+    # The definition: nothing is as good in both and better in one.
+    expected = sorted(
+        {(c, e) for c, e in zip(cost, noise) if not ((cost <= c) & (noise <= e) & ((cost < c) | (noise < e))).any()}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for few in (0, 1 << 20):  # by buckets, and all of them sorted
+            patch.setattr(pareto, "_FEW", few)
+            i, j = pareto_sums(a, b)
+            assert list(zip((a[0][i] + b[0][j]).tolist(), (a[1][i] + b[1][j]).tolist())) == expected
+
+
+def test_indices_are_cheapest_first_and_one_of_equals() -> None:
+    cost, noise = np.array([3.0, 1, 1, 2, 2, 4]), np.array([1.0, 5, 5, 5, 2, 1])
+    assert pareto_indices(cost, noise).tolist() == [1, 4, 0]
+    assert pareto_indices(np.zeros(0), np.zeros(0)).tolist() == []
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,16 @@ _names = _listed(str, "names with commas")
 #: What the named options may be; the stages check them.
 _METRICS = "top1 (default), top5, or of detectors coco_map, ap50"
 _RANGES = "mse (default), maxabs, qformat or percentile"
-_COSTS = "bops, ops, weight_memory or activation_memory"
+_COSTS = (
+    "bops (default), ops, weight_memory, activation_memory, mapper:ARCHITECTURE[:OBJECTIVE], latency:FILE.csv or "
+    "pulp:TARGET (a stand-in)"
+)
 
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="mixbit", description="Bits per layer: analyze, assign, sweep, evaluate, report, map, cosearch, bench."
+        prog="mixbit",
+        description="Bits per layer: analyze, assign, refine, sweep, evaluate, report, map, cosearch, bench.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -111,7 +115,7 @@ def _parser() -> _Parser:
     sub.add_argument(
         "--mode", default="sqnr", help="shares of the threshold rule: sqnr (default), ops or weight_memory"
     )
-    sub.add_argument("--cost", default="bops", help=f"what is saved: {_COSTS} (default: bops)")
+    sub.add_argument("--cost", default="bops", help=f"what is saved: {_COSTS}")
     sub.add_argument("--target-sqnr-db", type=float, help="predicted SQNR to reach, in dB")
     sub.add_argument("--budget", type=float, help="largest total of the cost, in its unit")
     sub.add_argument("--budget-share", type=float, help="budget as a share of uniform 8/8")
@@ -122,6 +126,13 @@ def _parser() -> _Parser:
     sub.add_argument("--first-last-min", type=int, help="least bits of the first and last layer")
     sub.add_argument("--depthwise-min", type=int, help="least bits of depthwise layers")
 
+    sub = verb("refine", "bits raised in the recipe in the output folder where the target is not slower for it")
+    latency = "FILE.csv, pulp:TARGET (8bit, xpulpv2, xpulpnn, xpulpnn-mixed; a stand-in) or mapper:ARCHITECTURE:delay"
+    sub.add_argument("--latency", required=True, help=f"latencies of layers: {latency}")
+    sub.add_argument("--mode", default="strict", help="where it is faster: strict (default), or also no_slower")
+    sub.add_argument("--widths", type=_bits, default=[2, 4, 8], metavar="B,B,...", help="widths beside the recipe's")
+    sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
+
     sub = verb("sweep", "recipes of several methods at many budgets, and which of them nothing beats")
     sub.add_argument("--methods", type=_names, metavar="NAME,NAME,...", help="methods of assign (default: all)")
     sub.add_argument("--modes", type=_names, metavar="NAME,NAME,...", help="modes of the threshold rule (default: all)")
@@ -130,7 +141,7 @@ def _parser() -> _Parser:
         type=_names,
         default=["bops"],
         metavar="NAME,NAME,...",
-        help=f"costs that get budgets: {_COSTS} (default: bops)",
+        help=f"costs that get budgets: {_COSTS}",
     )
     sub.add_argument("--shares", type=_numbers, metavar="S,S,...", help="budgets as shares of uniform 8/8")
     sub.add_argument("--test", help="labelled data to measure on")
@@ -214,6 +225,7 @@ def _hardware(verb: Any) -> None:
 _RESULTS = {
     "analyze": "sensitivity.json",
     "assign": "recipe.json",
+    "refine": "refinement.json",
     "sweep": "sweep.json",
     "evaluate": "evaluation.json",
     "report": "report.html",
@@ -334,7 +346,9 @@ def _summary(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mixbit.pipeline import refinement_of
     from mixbit.recipe import Recipe
+    from mixbit.report import number
 
     recipe_file, evaluation_file, sweep_file = (folder / f"{n}.json" for n in ("recipe", "evaluation", "sweep"))
     console = Console()
@@ -345,7 +359,21 @@ def _summary(folder: Path) -> None:
             table.add_row(name, *("float" if b is None else str(b) for b in (precision.weight, precision.act)))
         console.print(table)
         for unit, value in recipe.cost.items():
-            console.print(f"cost: {value:,.0f} {unit}")
+            console.print(f"cost: {number(value)} {unit}")
+    refinement = refinement_of(folder)
+    if refinement is not None:
+        title = f"refined for {refinement['latency']} ({refinement['mode']})"
+        table = Table("layer", "act/weight bits", "raised to", "before", "after", title=title)
+        raised = {row["layer"]: row for row in refinement["raised"]}
+        for row in refinement["layers"]:
+            if row["layer"] in raised:
+                bits = ["{act}/{weight}".format(**raised[row["layer"]][end]) for end in ("from", "to")]
+                table.add_row(row["layer"], *bits, number(row["before"]), number(row["after"]))
+        console.print(table)
+        said = [f"{number(refinement[f'latency_{key}'])} {key}" for key in ("before", "after")]
+        if refinement["latency_8bit"] is not None:
+            said.append(f"{number(refinement['latency_8bit'])} at uniform 8 bit")
+        console.print(f"latency: {', '.join(said)} ({refinement['unit']})")
     if evaluation_file.exists():
         evaluation = json.loads(evaluation_file.read_text())
         table = Table("network", str(evaluation["metric"]), title=f"{evaluation['images']} images")

@@ -1,7 +1,7 @@
 """Cost tables of a model: operations, bit operations, memory, latency, an accelerator. All for one image.
 
-Functions of `(model, example)` return a CostTable over the widths 1 ... 8, 16 and 32 (float); `latency` and `mapper`
-have widths of their own.
+Functions of `(model, example)` return a CostTable over the widths 1 ... 8, 16 and 32 (float); `latency`, `mapper` and
+`pulp` have widths of their own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,21 @@ from torch import nn
 
 from mixbit.costs.latency import latency
 from mixbit.costs.mapper import mapper
+from mixbit.costs.pulp import pulp, pulp_csv
 from mixbit.network import Layer, LayerList, layers
 from mixbit.tables import CostTable
 
-__all__ = ["WIDTHS", "activation_memory", "bops", "latency", "mapper", "ops", "weight_memory"]
+__all__ = [
+    "WIDTHS",
+    "activation_memory",
+    "bops",
+    "latency",
+    "mapper",
+    "ops",
+    "pulp",
+    "pulp_csv",
+    "weight_memory",
+]
 
 #: Widths of both axes; 32 stands for float.
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)

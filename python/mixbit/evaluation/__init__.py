@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from mixbit.errors import MixbitError, check_choice
 from mixbit.evaluation.detection import Found, average_precision, coco_map
 from mixbit.export import simulation
-from mixbit.network import batch_size, call_model, check_batches, check_eval_mode, check_truths, flatten_outputs
+from mixbit.network import (
+    batch_size,
+    call_model,
+    check_batches,
+    check_eval_mode,
+    check_labels,
+    check_truths,
+    flatten_outputs,
+)
 from mixbit.quantizers import first_images
 
 __all__ = ["DETECTION_METRICS", "METRICS", "evaluate"]
@@ -97,12 +105,7 @@ def _top(output: Any, item: Any, k: int) -> float:
         )
     if not (isinstance(item, (tuple, list)) and len(item) > 1 and isinstance(item[1], Tensor)):
         raise MixbitError(f"top{k} needs items (input, labels); got {_described(item)} without labels")
-    labels = item[1]
-    if labels.shape != logits.shape[:1]:
-        raise MixbitError(f"labels have shape {tuple(labels.shape)}; expected ({logits.shape[0]},)")
-    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-    if low < 0 or high >= logits.shape[1]:
-        raise MixbitError(f"labels run from {low} to {high}; expected classes from 0 to {logits.shape[1] - 1}")
+    labels = check_labels(item[1], logits)
     if torch.isnan(logits).any():
         raise MixbitError("the model's output holds NaN; nothing can be ranked")
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices

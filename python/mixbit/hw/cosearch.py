@@ -19,7 +19,8 @@ import numpy as np
 
 from mixbit.errors import MixbitError, check_choice
 from mixbit.files import PathLike, read_document, write_document
-from mixbit.hw.front import Array, Front, Genome, Indices, Point, TableIndex, nondominated, precisions
+from mixbit.hw.front import Array, Front, Genome, Indices, Point, TableIndex, precisions
+from mixbit.pareto import pareto_indices
 from mixbit.recipe import Recipe
 from mixbit.tables import CostTable, SensitivityTable
 
@@ -338,7 +339,7 @@ def _front(index: TableIndex, archive: _Archive, predicted: bool, made_by: Mappi
         index.layers,
         index.costs.unit,
         "predicted_sqnr_db" if predicted else "accuracy",
-        tuple(points[i] for i in nondominated(value, cost)),
+        tuple(points[i] for i in pareto_indices(cost, -value)),
         tuple(uniform),
         failures,
         len(archive.asked),

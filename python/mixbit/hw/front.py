@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mixbit.errors import MixbitError, did_you_mean
 from mixbit.files import PathLike, read_document, write_document
+from mixbit.pareto import pareto_indices, pareto_sums
 from mixbit.recipe import LayerPrecision, Recipe
 from mixbit.tables import CostTable, SensitivityTable
 
@@ -121,19 +122,6 @@ def precisions(layers: Sequence[str], genome: Genome) -> dict[str, LayerPrecisio
         name: LayerPrecision(act=genome[2 * i], weight=genome[2 * i + 1], narrow_range=genome[2 * i + 1] > 1)
         for i, name in enumerate(layers)
     }
-
-
-def nondominated(accuracy: Array, cost: Array) -> Indices:
-    """Indices of the points that no other beats, cheapest first; of equal points the first.
-
-    Args:
-        accuracy: [N], more is better.
-        cost: [N], less is better.
-    """
-    order = np.lexsort((np.arange(len(cost)), -accuracy, cost))
-    best = np.maximum.accumulate(accuracy[order])
-    rises = np.r_[True, best[1:] > best[:-1]] if len(order) else np.zeros(0, bool)
-    return np.asarray(order[rises], dtype=np.int64)
 
 
 class TableIndex:
@@ -249,15 +237,16 @@ class _Sums:
     cost: Array
     choice: npt.NDArray[np.int16]
 
+    def __getitem__(self, which: Indices) -> _Sums:
+        return _Sums(self.noise[which], self.cost[which], self.choice[which])
 
-def _thin(noise: Array, cost: Array, step: float) -> Indices:
-    """Indices of the Pareto set; with `step`, one point a bucket of costs within a factor 1 + step."""
-    front = nondominated(-noise, cost)
-    if step > 0 and len(front) > 1 and cost[front[0]] > 0:
-        bucket = np.floor(np.log(cost[front] / cost[front[0]]) / np.log1p(step))
+    def thinned(self, step: float) -> _Sums:
+        """With `step`, one point a bucket of costs within a factor 1 + step."""
+        if step == 0 or len(self.cost) == 1 or self.cost[0] == 0:
+            return self
+        bucket = np.floor(np.log(self.cost / self.cost[0]) / np.log1p(step))
         # The last of a bucket is the least noisy.
-        front = front[np.r_[bucket[1:] != bucket[:-1], True]]
-    return front
+        return self[np.flatnonzero(np.r_[bucket[1:] != bucket[:-1], True])]
 
 
 def exact_front(
@@ -302,27 +291,25 @@ def exact_front(
         for assigned in itertools.product(range(count), repeat=len(scope)):
             noise = index.noise_ratio[i, assigned[0]]
             cost = index.cost[i, assigned[0], :, assigned[-1] if reader >= 0 else 0]
-            keep = nondominated(-noise, cost)
+            keep = pareto_indices(cost, noise)
             choice = np.full((len(keep), layers), -1, dtype=np.int16)
             choice[:, i] = assigned[0] * count + keep
             sets[assigned] = _Sums(noise[keep], cost[keep], choice)
         factors.append((scope, sets))
 
     def merged(a: _Sums, b: _Sums) -> _Sums:
-        noise = np.add.outer(a.noise, b.noise).ravel()
-        cost = np.add.outer(a.cost, b.cost).ravel()
-        keep = _thin(noise, cost, step)
-        if len(keep) > limit:
+        i, j = pareto_sums((a.cost, a.noise), (b.cost, b.noise))
+        choice = np.maximum(a.choice[i], b.choice[j])
+        found = _Sums(a.noise[i] + b.noise[j], a.cost[i] + b.cost[j], choice).thinned(step)
+        if len(found.cost) > limit:
             raise MixbitError(
                 f"the exact front has more than limit={limit} points on the way; a tolerance such as 1e-4 bounds it"
             )
-        i, j = np.divmod(keep, len(b.noise))
-        return _Sums(noise[keep], cost[keep], np.maximum(a.choice[i], b.choice[j]))
+        return found
 
     def union(sets: list[_Sums]) -> _Sums:
-        noise, cost = (np.concatenate([getattr(s, n) for s in sets]) for n in ("noise", "cost"))
-        keep = nondominated(-noise, cost)
-        return _Sums(noise[keep], cost[keep], np.concatenate([s.choice for s in sets])[keep])
+        noise, cost, choice = (np.concatenate([getattr(s, n) for s in sets]) for n in ("noise", "cost", "choice"))
+        return _Sums(noise, cost, choice)[pareto_indices(cost, noise)]
 
     left = sorted(set(index.leader.tolist()))
     while left:
@@ -351,8 +338,9 @@ def exact_front(
     genomes = np.empty((len(total.noise), 2 * layers), dtype=np.int64)
     genomes[:, 0::2], genomes[:, 1::2] = np.divmod(total.choice.astype(np.int64), count)
     accuracy, cost = index.predicted_sqnr_db(genomes), index.totals(genomes)
+    bits = np.asarray(index.widths)[genomes]
     points = tuple(
-        Point(index.genome(genomes[i]), float(accuracy[i]), float(cost[i])) for i in nondominated(accuracy, cost)
+        Point(tuple(bits[i].tolist()), float(accuracy[i]), float(cost[i])) for i in pareto_indices(cost, -accuracy)
     )
     return Front(
         index.layers,

@@ -98,6 +98,27 @@ def check_eval_mode(model: nn.Module) -> None:
             raise MixbitError(f"model: {which} in training mode; call model.eval() first")
 
 
+def check_labels(labels: Any, logits: Tensor) -> Tensor:
+    """Labels of a batch of logits as int64, checked.
+
+    Args:
+        labels: Whole numbers [N].
+        logits: [N, classes].
+
+    Raises:
+        MixbitError: They have another type or shape, or a class is out of range.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        got = f"a Tensor of {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        raise MixbitError(f"labels are {got}; expected an int64 Tensor of shape ({logits.shape[0]},)")
+    if labels.shape != logits.shape[:1]:
+        raise MixbitError(f"labels have shape {tuple(labels.shape)}; expected ({logits.shape[0]},)")
+    low, high = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+    if low < 0 or high >= logits.shape[1]:
+        raise MixbitError(f"labels run from {low} to {high}; expected classes from 0 to {logits.shape[1] - 1}")
+    return labels.long()
+
+
 def check_truths(truths: Any, images: int, classes: int | None = None) -> list[Tensor]:
     """The boxes of a batch, checked.
 

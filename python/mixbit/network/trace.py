@@ -45,6 +45,7 @@ class Layer:
         consumer: The first layer that reads the output, through operations of one tensor (activations, normalization,
             pools, reshapes); None where there is none.
         joined: Whether the output enters an operation of several tensors, such as an add or a concatenation.
+        call_shapes: Shapes of each call, in forward order.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Layer:
     other_live: int
     consumer: str | None = None
     joined: bool = False
+    call_shapes: tuple[Shapes, ...] = ()
 
     @property
     def depthwise(self) -> bool:
@@ -353,12 +355,14 @@ def _layer(
     per_output = module.weight[0].numel()
     macs = sum(torch.Size(call.output_shape).numel() for call in calls) * per_output // images
     conv = isinstance(module, nn.Conv2d)
+    weight = tuple(module.weight.shape)
+    shapes = tuple(Shapes(call.input_shape[1:], weight, call.output_shape[1:]) for call in calls)
     return Layer(
         name=name,
         kind="conv2d" if conv else "linear",
         macs=macs,
         weights=module.weight.numel(),
-        shapes=Shapes(calls[0].input_shape[1:], tuple(module.weight.shape), calls[0].output_shape[1:]),
+        shapes=shapes[0],
         groups=module.groups if isinstance(module, nn.Conv2d) else 1,
         stride=tuple(int(s) for s in module.stride) if isinstance(module, nn.Conv2d) else (),
         padding=conv_padding(module) if isinstance(module, nn.Conv2d) else (),
@@ -370,6 +374,7 @@ def _layer(
         other_live=max(
             flow.live_elements(call.time, {call.input_storage, call.output_storage}) // images for call in calls
         ),
+        call_shapes=shapes,
     )
 
 

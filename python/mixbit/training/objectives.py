@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixbit.errors import MixbitError
-from mixbit.network import call_model, check_eval_mode, flatten_outputs
+from mixbit.network import call_model, check_eval_mode, check_labels, flatten_outputs
 
 #: (model, item of `batches`) -> scalar Tensor.
 Objective = Callable[[nn.Module, Any], Tensor]
@@ -97,11 +97,7 @@ def _task_loss(model: nn.Module, outputs: Any, item: Any, label_smoothing: float
         loss: Tensor = own(outputs, item[1])
         return loss
     logits = _logits(outputs)
-    labels = item[1]
-    if not isinstance(labels, Tensor) or labels.shape != logits.shape[:1]:
-        got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise MixbitError(f"labels are {got}; expected a Tensor of shape ({logits.shape[0]},)")
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits, check_labels(item[1], logits), label_smoothing=label_smoothing)
 
 
 def _logits(outputs: Any) -> Tensor:
@@ -125,3 +121,14 @@ def _distance(model: nn.Module, outputs: Any, wanted: Any, temperature: float) -
         raise MixbitError(f"the teacher returns {tuple(other.shape)} where the model returns {tuple(own.shape)}")
     soft, target = (F.log_softmax(logits.float() / temperature, 1) for logits in (own, other))
     return temperature**2 * F.kl_div(soft, target, reduction="batchmean", log_target=True)
+
+
+def in_bf16(objective: Objective) -> Objective:
+    """The objective under bfloat16 autocast: operands are quantized in their own type and multiplied in bfloat16."""
+
+    def run(model: nn.Module, item: Any) -> Tensor:
+        device = next((p.device.type for p in model.parameters()), "cpu")
+        with torch.autocast(device, torch.bfloat16):
+            return objective(model, item)
+
+    return run

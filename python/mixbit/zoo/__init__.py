@@ -1,7 +1,16 @@
 """Networks with real weights, and the small data packs to run them on."""
 
 from mixbit.zoo.cifar import VGG9, CifarResNet, ResNet8, cifar_resnet, resnet8, vgg9
-from mixbit.zoo.data import cifar10, cifar10_pixels, coco, data_dir, imagenet_compat, person_labels
+from mixbit.zoo.data import (
+    cifar10,
+    cifar10_jpeg,
+    cifar10_jpeg_pixels,
+    cifar10_pixels,
+    coco,
+    data_dir,
+    imagenet_compat,
+    person_labels,
+)
 from mixbit.zoo.fastestdet import FastestDet, fastestdet
 from mixbit.zoo.imagenet import (
     MobileNetV1,
@@ -24,6 +33,8 @@ __all__ = [
     "ResNet8",
     "YoloV2",
     "cifar10",
+    "cifar10_jpeg",
+    "cifar10_jpeg_pixels",
     "cifar10_pixels",
     "cifar_resnet",
     "coco",

@@ -17,6 +17,7 @@ from mixbit.zoo.weights import Arrays, read_arrays
 CIFAR_MEAN = (0.485, 0.456, 0.406)
 CIFAR_STD = (0.229, 0.224, 0.225)
 _CIFAR_PACKS = ("cifar10_lossless_4k1k.npz", "cifar10_512_1000.npz")
+_CIFAR_JPEG_PACKS = ("cifar10_jpegq75_60k.npz",)
 _COCO_PACKS = ("coco2017_177val_178train_480px.npz", "coco2017_48.npz")
 _IMAGENET_PACKS = ("nips17_imagenet_compat_911_256px.npz", "imagenet_compat_64.npz")
 
@@ -106,6 +107,32 @@ def cifar10_pixels(split: str = "test", count: int | None = None) -> tuple[Tenso
     return torch.from_numpy(np.ascontiguousarray(images[: len(labels)][:count])), labels[:count]
 
 
+def cifar10_jpeg_pixels(split: str = "train", count: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """All of CIFAR-10 as JPEG of quality 75: enough for training; networks trained on lossless images lose points here.
+
+    Args:
+        split: "train" (50,000) or "test" (10,000).
+        count: The first so many of the order that the seed gives (the pack is sorted by class); None is all.
+        seed: Of the order.
+
+    Returns:
+        images: uint8 [N, 3, 32, 32], RGB; labels: int64 [N].
+
+    Raises:
+        MixbitError: As `cifar10_pixels`; this pack is part of the full data only.
+    """
+    check_choice("split", split, ("train", "test"))
+    _check_positive(count=count)
+    path, pack = _pack(_CIFAR_JPEG_PACKS, "data", "off", "label", "split")
+    chosen = np.flatnonzero(pack["split"] == (split == "test"))
+    chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed)).numpy()][:count]
+    labels = torch.from_numpy(pack["label"][chosen].astype(np.int64))
+    _check_classes(path, "labels", labels, 10)
+    data, offsets = pack["data"].tobytes(), pack["off"]
+    images = [np.asarray(_decoded(path, f"image {i}", data[offsets[i] : offsets[i + 1]])) for i in chosen]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), labels
+
+
 def cifar10(split: str = "test", count: int | None = None) -> tuple[Tensor, Tensor]:
     """CIFAR-10 images as the ResNets want them: x / 255, normalized.
 
@@ -120,8 +147,18 @@ def cifar10(split: str = "test", count: int | None = None) -> tuple[Tensor, Tens
         MixbitError: As `cifar10_pixels`.
     """
     images, labels = cifar10_pixels(split, count)
+    return _normalized(images), labels
+
+
+def cifar10_jpeg(split: str = "train", count: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """`cifar10_jpeg_pixels` as the ResNets want them: float32 [N, 3, 32, 32], x / 255, normalized."""
+    images, labels = cifar10_jpeg_pixels(split, count, seed)
+    return _normalized(images), labels
+
+
+def _normalized(images: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (CIFAR_MEAN, CIFAR_STD))
-    return (images.float() / 255 - mean) / std, labels
+    return (images.float() / 255 - mean) / std
 
 
 #: Size and preparation of the ImageNet networks' inputs.

@@ -17,10 +17,12 @@ from mixbit import sources
 from mixbit.analysis import POINTS
 from mixbit.assignment import METHODS, MODES
 from mixbit.cli import main
+from mixbit.costs.pulp import TARGETS
 from mixbit.errors import MixbitError
 from mixbit.evaluation import METRICS
 from mixbit.pipeline import COSTS
 from mixbit.quantizers import METHODS as RANGES
+from mixbit.refinement import REFINE_MODES
 
 JOURNEY = Path(__file__).resolve().parents[2] / "integration" / "journey_model.py"
 MODEL = f"{JOURNEY}:network"
@@ -57,6 +59,46 @@ def test_verb_by_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["report", MODEL, *DATA, *output, "--force"]) == 0
 
 
+def test_bits_bought_with_an_accelerators_energy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mapper as a cost: its numbers are those of the library, and another accelerator is another cost."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump({"base": "eyeriss", "name": "mine/own"}))
+    options = ["--output", "out"]
+    assert main(["analyze", MODEL, *DATA, *options, "--precisions", "2,4,8"]) == 0
+    assert main(["assign", MODEL, *DATA, *options, "--cost", "mapper:mine.yaml", "--budget-share", "0.7"]) == 0
+    model, example = sources.load_model(MODEL), sources.load_data(DATA[1])[0]
+    eyeriss = mixbit.hw.Architecture.load("eyeriss")
+    table = mixbit.costs.mapper(eyeriss, model, example, widths=(2, 4, 8))
+    saved, recipe = mixbit.CostTable.load("out/costs.json"), mixbit.Recipe.load("out/recipe.json")
+    assert (saved.values_out == table.values_out).all()
+    best = mixbit.hw.map_network(eyeriss, mixbit.hw.Workload.from_model(model, example), recipe, "energy")
+    assert best.total() == table.total(recipe) == recipe.cost["pJ"] <= 0.7 * table.uniform(8, 8)
+    sweep = ["sweep", MODEL, *DATA, *options, "--no-measure", "--methods", "greedy", "--shares", "0.7"]
+    assert main([*sweep, "--costs", "bops,mapper:mine.yaml:delay"]) == 0
+    assert "Pareto front over mapper-mine_own-delay" in capsys.readouterr().out
+    swept = json.loads(Path("out/sweep.json").read_text())
+    assert {"bops", "mapper-mine_own-delay", "ops"} < set(swept["uniform_8_8"])
+    assert "recipes/mapper-mine_own-delay-greedy-0.7.json" in [p["recipe"] for p in swept["points"]]
+    assert main(["report", MODEL, *DATA, *options]) == 0
+    row = re.search(r"<tr><td>mapper-mine_own-energy</td>.*", Path("out/report.html").read_text())
+    assert row is not None
+    assert row[0].count("<td>–</td>") == 2  # no widths of 32 and 16 in the table, but of 8
+    # A stage is kept while the file says the same, and made again when it does not.
+    mapped = {"mapper": {"arch": "mine.yaml", "objective": "energy"}}
+    stages = [{"analyze": {"precisions": [2, 4, 8]}}, {"assign": {"cost": mapped, "budget_share": 0.7}}]
+    config = document(data={"calibration": DATA[1]}, stages=stages)
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    for change, kept in ((None, 1), (None, 2), ("about", 2), ("levels", 1)):
+        if change is not None:
+            changed = {"about": "same numbers", "levels": {"shared_glb": {"size": 25600}}}[change]
+            mine = yaml.safe_load(Path("mine.yaml").read_text())
+            Path("mine.yaml").write_text(yaml.safe_dump({**mine, change: changed}))
+        assert main(["run", "config.yaml", "--output", "out"]) == 0
+        assert capsys.readouterr().out.count("done before, kept") == kept
+
+
 def test_evaluate_takes_another_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "mine.json"
     mixbit.Recipe.uniform(["stem", "a"], weight=8, act=8).save(recipe)
@@ -82,6 +124,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("assign", [*METHODS, *MODES, *COSTS, *METRICS]),
         ("sweep", [*COSTS, *METRICS, *RANGES]),
         ("evaluate", METRICS),
+        ("refine", [*(t for t in TARGETS if "-" not in t), *REFINE_MODES]),
     ],
 )
 def test_help_names_what_an_option_may_be(verb: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +153,8 @@ def test_a_network_without_an_integer_twin_says_what_can_be_done(
 
 
 ANALYZE = ["analyze", MODEL, *DATA, "--output", "OUT"]
+ASSIGN = ["assign", MODEL, *DATA, "--output", "OUT", "--budget-share", "0.5"]
+REFINE = ["refine", MODEL, *DATA, "--output", "OUT", "--latency", "pulp:xpulpnn"]
 BAD: list[tuple[str, list[str], list[str]]] = [
     ("verb", ["analize"], ["analize", "did you mean", "analyze"]),
     ("missing option", ["analyze", MODEL, "--output", "OUT"], ["--data"]),
@@ -150,6 +195,21 @@ BAD: list[tuple[str, list[str], list[str]]] = [
         ["none.json", "No such file"],
     ),
     ("config file", ["run", "none.yaml"], ["none.yaml"]),
+    ("mapper's accelerator", [*ASSIGN, "--cost", "mapper:eyeris"], ["eyeris", "did you mean 'eyeriss"]),
+    ("no accelerator", [*ASSIGN, "--cost", "mapper"], ["arch is ''", "mapper:ARCHITECTURE"]),
+    ("mapper's objective", [*ASSIGN, "--cost", "mapper:simba:enrgy"], ["enrgy", "did you mean 'energy'"]),
+    ("another cost", [*ASSIGN, "--cost", "maper:simba"], ["maper:simba", "did you mean 'mapper'"]),
+    ("pulp's target", [*ASSIGN, "--cost", "pulp:xpulpn"], ["xpulpn", "did you mean 'xpulpnn'"]),
+    ("no latency table", [*ASSIGN, "--cost", "latency:none.csv"], ["none.csv", "latency:FILE.csv"]),
+    ("latency missing", REFINE[:-2], ["--latency"]),
+    ("latency file", [*REFINE[:-1], "none.csv"], ["latency='latency:none.csv'", "none.csv"]),
+    ("latency's target", [*REFINE[:-1], "pulp:"], ["latency: pulp=''", "xpulpnn-mixed"]),
+    ("nothing to refine", REFINE, ["recipe.json", "assign"]),
+    ("refined recipe", [*REFINE, "--recipe", "none.json"], ["none.json"]),
+    ("refine mode", [*REFINE, "--mode", "no_slow", "--recipe", "mine.json"], ["no_slow", "did you mean 'no_slower'"]),
+    ("float recipe", [*REFINE, "--recipe", "part.json"], ["layer 'head' has act=None, weight=None"]),
+    ("wide recipe", [*REFINE, "--recipe", "wide.json"], ["widths=[2, 4, 8, 16]", "1 ... 8"]),
+    ("refine widths", [*REFINE, "--recipe", "mine.json", "--widths", "2,17"], ["widths=17", "16"]),
     ("output", ["analyze", MODEL, *DATA, "--output", "FILE/folder"], ["FILE/folder", "output"]),
 ]
 
@@ -165,6 +225,10 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("FILE").write_text("a file, not a folder")
+    layers = ["stem", "a", "b", "side", "head"]
+    mixbit.Recipe.uniform(layers).save("mine.json")
+    mixbit.Recipe.uniform(layers[:-1]).save("part.json")
+    mixbit.Recipe.uniform(layers, act=16).save("wide.json")
     assert main(arguments) == 2
     shown = capsys.readouterr()
     lines = shown.err.strip().splitlines()
@@ -217,6 +281,22 @@ CONFIGS: list[tuple[str, dict, list[str]]] = [
     ),
     ("metric", document(stages=["analyze", {"sweep": {"metric": "ap5"}}]), ["ap5", "ap50"]),
     ("swept cost", document(stages=["analyze", {"sweep": {"costs": ["bop"]}}]), ["bop", "bops"]),
+    ("costs", document(stages=[{"sweep": {"costs": "bops"}}]), ["costs='bops'", "list"]),
+    ("cost of a kind", document(stages=[{"assign": {"cost": {"maper": {}}}}]), ["maper", "bops", "mapper:ARCH"]),
+    ("mapper's key", document(stages=[{"assign": {"cost": {"mapper": {"arc": "simba"}}}}]), ["arc", "'arch'"]),
+    ("mapper's arch", document(stages=[{"assign": {"cost": {"mapper": {"arch": 3}}}}]), ["arch is 3", "mapper:ARCH"]),
+    (
+        "mapper's flag",
+        document(stages=[{"sweep": {"costs": [{"mapper": {"arch": "simba", "scale_mac": 1}}]}}]),
+        ["scale_mac is 1", "true or false"],
+    ),
+    ("nothing to refine for", document(stages=["refine"]), ["latency=None", "FILE.csv", "pulp:TARGET"]),
+    ("latency", document(stages=[{"refine": {"latency": "pulp:riscv"}}]), ["riscv", "xpulpv2"]),
+    (
+        "two recipes",
+        document(stages=["analyze", "assign", {"refine": {"latency": "pulp:8bit", "recipe": "mine.json"}}]),
+        ["mine.json", "assign"],
+    ),
     ("shares", document(stages=["analyze", {"sweep": {"shares": [-1]}}]), ["shares", "-1", "above 0"]),
     (
         "nothing to measure on",

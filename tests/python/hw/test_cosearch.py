@@ -11,7 +11,8 @@ import pytest
 
 from mixbit.errors import MixbitError
 from mixbit.hw import ENGINES, Front, Point, cosearch, exact_front
-from mixbit.hw.front import TableIndex, nondominated
+from mixbit.hw.front import TableIndex
+from mixbit.pareto import pareto_indices
 from mixbit.recipe import Recipe
 from mixbit.tables import CostTable, SensitivityTable
 
@@ -54,7 +55,7 @@ def brute(costs: CostTable, table: SensitivityTable, widths=WIDTHS) -> list[tupl
     genomes = np.array(list(itertools.product(range(len(widths)), repeat=2 * len(costs.layers))))
     genomes = np.unique(index.tied(genomes), axis=0)
     accuracy, cost = index.predicted_sqnr_db(genomes), index.totals(genomes)
-    return [(cost[i], accuracy[i]) for i in nondominated(accuracy, cost)]
+    return [(cost[i], accuracy[i]) for i in pareto_indices(cost, -accuracy)]
 
 
 def flat(front: Front) -> list[tuple[float, float]]:
@@ -166,10 +167,17 @@ def test_executors_give_the_same_front(kind) -> None:
 
 
 def test_dask_executor() -> None:
-    distributed = pytest.importorskip("distributed")
+    """Threads of this process; no limit on memory, of which other tests of the process hold some."""
+    import distributed
+
     costs, _ = toy(3)
-    with distributed.Client(processes=False, n_workers=1, dashboard_address=None) as client:
-        found = cosearch(None, None, accuracy_of, 2, client.get_executor(), costs=costs, parents=6, offspring=6)
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "memory_limit": 0}
+    with (
+        distributed.LocalCluster(**options, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+        client.get_executor() as executor,
+    ):
+        found = cosearch(None, None, accuracy_of, 2, executor, costs=costs, parents=6, offspring=6)
     assert found == cosearch(None, None, lambda r: accuracy_of(r), 2, costs=costs, parents=6, offspring=6)
 
 

@@ -155,6 +155,32 @@ def test_documented_accuracy_on_all_images(full_data: Path) -> None:
     assert top1(squeeze, images, labels) == pytest.approx(52.9, abs=0.15)
 
 
+@pytest.mark.slow
+def test_documented_accuracy_on_jpeg_images(full_data: Path) -> None:
+    model = zoo.cifar_resnet(20, full_data / "weights/cifar10_resnet20_fp32.npz")
+    assert top1(model, *zoo.cifar10_jpeg("test")) == pytest.approx(81.0, abs=0.06)
+
+
+def test_jpeg_images_come_in_the_order_of_the_seed(full_data: Path) -> None:
+    images, labels = zoo.cifar10_jpeg_pixels("train", 300)
+    assert images.dtype == torch.uint8
+    assert images.shape == (300, 3, 32, 32)
+    assert labels.bincount(minlength=10).min() > 10  # not sorted by class, as the pack is
+    again, same = zoo.cifar10_jpeg_pixels("train", 100)
+    assert torch.equal(again, images[:100])
+    assert torch.equal(same, labels[:100])
+    other, _ = zoo.cifar10_jpeg_pixels("train", 100, seed=1)
+    assert not torch.equal(other, again)
+    test, _ = zoo.cifar10_jpeg_pixels("test", 10)
+    assert not any((images == image).flatten(1).all(1).any() for image in test)
+
+
+def test_the_jpeg_pack_is_no_part_of_the_shipped_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MIXBIT_DATA", raising=False)
+    with pytest.raises(MixbitError, match="none of the image packs cifar10_jpegq75_60k"):
+        zoo.cifar10_jpeg("train", 10)
+
+
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(MixbitError, match="of another network: it has no 'layer1.3.conv1.weight'"):
         zoo.cifar_resnet(56, WEIGHTS / "cifar10_resnet20_fp32.npz")

@@ -1,0 +1,10 @@
+"""Training at the bits of a recipe (quantization-aware training).
+
+mixbit.prepare_(model, recipe, example)
+mixbit.calibrate_(model, batches)
+history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_model)
+"""
+
+from mixbit.retrain.fit import MakeOptimizer, fit
+
+__all__ = ["MakeOptimizer", "fit"]

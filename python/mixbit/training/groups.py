@@ -1,0 +1,53 @@
+"""Which parameters of a model an optimizer treats alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixbit.quantizers import PACT, Quantizer
+
+
+def weight_groups(model: nn.Module, weight_decay: float, held: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
+    """Trained parameters but for those held elsewhere: weights decay; biases and normalizations do not.
+
+    Args:
+        model: Any.
+        weight_decay: Of weights, that is of parameters with more than one dimension.
+        held: Parameters of other groups.
+
+    Returns:
+        Groups "weights" and "biases" with "params", "weight_decay" and "name"; one that would be empty is left out.
+    """
+    others = {id(p) for p in held}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in others]
+    return named_groups(
+        weights=([p for p in rest if p.dim() > 1], weight_decay), biases=([p for p in rest if p.dim() <= 1], 0.0)
+    )
+
+
+def scale_groups(model: nn.Module, weight_decay: float, held: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
+    """What quantizers learn: scales, offsets and thresholds without decay; clips of PACT with it, as published.
+
+    Args:
+        model: Prepared; a model without quantizers has no such groups.
+        weight_decay: Of clips.
+        held: Parameters of other groups.
+
+    Returns:
+        Groups "scales" and "clips", as `weight_groups`.
+    """
+    others = {id(p) for p in held}
+    found: dict[bool, dict[int, nn.Parameter]] = {False: {}, True: {}}
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            own = found[isinstance(module, PACT)]
+            own |= {id(p): p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in others}
+    return named_groups(scales=(list(found[False].values()), 0.0), clips=(list(found[True].values()), weight_decay))
+
+
+def named_groups(**groups: tuple[list[nn.Parameter], float]) -> list[dict[str, Any]]:
+    """Groups of an optimizer from (parameters, weight decay) by name, without those that are empty."""
+    return [{"params": p, "weight_decay": decay, "name": name} for name, (p, decay) in groups.items() if p]
