@@ -24,7 +24,7 @@ import mixbit
 from mixbit import report as reports
 from mixbit.analysis import network_sqnr
 from mixbit.assignment import METHODS, MODES
-from mixbit.costs.named import NamedCost, named_cost
+from mixbit.costs.named import FAMILIES, NamedCost, named_cost
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
@@ -33,7 +33,7 @@ from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import TensorStatistics, first_images, input_statistics
 from mixbit.quantizers.tensors import record_tensors_
-from mixbit.recipe import Recipe
+from mixbit.recipe import Recipe, check_bits
 from mixbit.sources import fingerprint, load_data, load_images, load_model
 from mixbit.sweeps import SHARES, points_as_csv
 from mixbit.tables import CostTable, SensitivityTable
@@ -67,6 +67,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "first_last_min": None,
         "depthwise_min": None,
     },
+    "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),
         "modes": list(MODES),
@@ -106,6 +107,10 @@ Say = Callable[[str], None]
 RECIPES = "recipes"
 #: Weights and grids of the network that was trained at the recipe's bits, batch normalization folded.
 TRAINED = "trained.safetensors"
+
+#: What a refinement makes of recipe.json.
+REFINED = "refined_recipe.json"
+
 
 _CONFIG: dict[str, Any] = {
     "model": None,
@@ -188,6 +193,8 @@ class Config:
                 raise MixbitError(f"config: stages: {verb!r} appears twice")
             known = _known(f"config: stages: {verb}", options, STAGES[verb])
             named_costs(known)
+            if known.get("recipe") is not None and "assign" in [v for v, _ in stages]:
+                raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage 'assign'")
             stages.append((verb, known))
         calibration = data_source("calibration")
         assert calibration is not None
@@ -228,10 +235,24 @@ def named_costs(options: Mapping[str, Any]) -> list[NamedCost]:
     """
     if "cost" in options:
         return [named_cost("cost", options["cost"], COSTS)]
+    if "latency" in options:
+        given = options["latency"]
+        if not isinstance(given, str):
+            raise MixbitError(f"latency={given!r}: expected FILE.csv, pulp:TARGET or mapper:ARCHITECTURE:delay")
+        return [named_cost("latency", given if given.partition(":")[0] in FAMILIES else f"latency:{given}", COSTS)]
     given = options.get("costs", [])
     if not isinstance(given, list):
         raise MixbitError(f"costs={given!r}: expected a list of at least one entry")
     return [named_cost("costs", entry, COSTS) for entry in given]
+
+
+def refinement_of(folder: Path) -> dict[str, Any] | None:
+    """What refinement.json says, if it was made of the recipe.json that is there."""
+    path, recipe = folder / "refinement.json", folder / "recipe.json"
+    if not (path.exists() and recipe.exists() and (folder / REFINED).exists()):
+        return None
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document if document["of"] == file_digest(recipe) else None
 
 
 def versions() -> dict[str, str]:
@@ -303,11 +324,13 @@ class Pipeline:
         manifest = self.folder / f"{verb}.manifest.json"
         earlier = [v for v, _ in self.config.stages[: [v for v, _ in self.config.stages].index(verb)]]
         inputs = {v: self._outputs(v) for v in earlier}
-        costs = [cost.digest for cost in named_costs(options)]
+        files = [cost.digest for cost in named_costs(options)]
+        if options.get("recipe") is not None:
+            files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
         content = {"model_and_data": self.content}
         if verb == "retrain":
             content["training"] = _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
-        key = _digest(verb, options, costs, self.config.seed, content, inputs, versions())
+        key = _digest(verb, options, files, self.config.seed, content, inputs, versions())
         kept = self._manifest(manifest)
         if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
             self.say(f"{verb}: done before, kept")
@@ -422,6 +445,40 @@ class Pipeline:
             arguments["budget"] = float(options["budget_share"]) * costs.uniform(8, 8)
         return mixbit.assign(table, costs, **arguments)
 
+    def refine(self, options: dict[str, Any]) -> list[str]:
+        """refined_recipe.json, refinement.json and the latency table; recipe.json too where a recipe is given."""
+        made = []
+        if options["recipe"] is not None:
+            Recipe.load(options["recipe"]).save(self.folder / "recipe.json")
+            made.append("recipe.json")
+        path = self._read("recipe.json", "assign")
+        recipe = Recipe.load(path)
+        precisions = [recipe[name] for name in mixbit.layers(self.model, self.example).names]
+        widths = {bits for p in precisions for bits in (p.act, p.weight) if bits is not None}
+        if not isinstance(options["widths"], list):
+            raise MixbitError(f"widths={options['widths']!r}: expected a list of bits, e.g. [2, 4, 8]")
+        widths |= {bits for b in options["widths"] if (bits := check_bits("widths", b)) is not None}
+        (cost,) = named_costs(options)
+        table = cost.make(self.model, self.example, widths)
+        refined = mixbit.refine(recipe, table, options["mode"])
+        sensitivity = self.folder / "sensitivity.json"
+        if sensitivity.exists():
+            with contextlib.suppress(KeyError):  # widths that were not analyzed: nothing is predicted
+                predicted = SensitivityTable.load(sensitivity).predicted_sqnr_db(refined)
+                refined.sqnr_db = predicted if math.isfinite(predicted) else None
+        refined.save(self.folder / REFINED)
+        table.save(self.folder / "latency.json")
+        document = {"of": file_digest(path), "latency": cost.name, "unit": table.unit, **refined.report}
+        write_text(self.folder / "refinement.json", json.dumps(document, indent=2) + "\n")
+        return [*made, REFINED, "latency.json", "refinement.json"]
+
+    def _recipe(self) -> tuple[Recipe, dict[str, Any] | None]:
+        """The recipe to evaluate and report, and its refinement: the refined one, unless a config only assigns."""
+        verbs = [verb for verb, _ in self.config.stages]
+        path = self._read("recipe.json", "assign")
+        refinement = refinement_of(self.folder) if "refine" in verbs or "assign" not in verbs else None
+        return Recipe.load(path if refinement is None else self.folder / REFINED), refinement
+
     def _minima(self, options: dict[str, Any]) -> dict[str, Any]:
         """What `assign` and `sweep` take of least widths."""
         found = mixbit.layers(self.model, self.example)
@@ -471,7 +528,7 @@ class Pipeline:
 
     def retrain(self, options: dict[str, Any]) -> list[str]:
         """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits."""
-        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        recipe, _ = self._recipe()
         share = number("distill", options["distill"])
         if not 0 <= share <= 1:
             raise MixbitError(f"distill={share:g}: expected a share of the loss from 0 to 1")
@@ -556,7 +613,9 @@ class Pipeline:
         The SQNR is that of the untrained network, which the predicted one speaks of.
         """
         test = self._test("evaluate")
-        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        recipe, refinement = self._recipe()
+        if refinement is not None:
+            self.say(f"evaluate: the recipe as refined for {refinement['latency']}")
         metric = check_choice("metric", options["metric"], METRICS)
         partial = self.folder / ".evaluate.partial"
         integer = bool(options["integer"])
@@ -676,7 +735,7 @@ class Pipeline:
 
     def report(self, options: dict[str, Any]) -> list[str]:
         """report.html."""
-        recipe = Recipe.load(self._read("recipe.json", "assign"))
+        recipe, refinement = self._recipe()
         evaluation = self.folder / "evaluation.json"
         found = mixbit.layers(self.model, self.example)
         sweep, history = self.folder / "sweep.json", self.folder / "history.json"
@@ -686,6 +745,8 @@ class Pipeline:
         for cost in [] if assigned is None else named_costs(assigned["options"]):
             if cost.name not in costs:
                 costs[cost.name] = CostTable.load(self._read("costs.json", "assign"))
+        if refinement is not None:
+            costs[refinement["latency"]] = CostTable.load(self._read("latency.json", "refine"))
         html = reports.render(
             title=options["title"] or self.config.model["source"],
             layers=[dataclasses.asdict(layer) for layer in found],
@@ -697,6 +758,7 @@ class Pipeline:
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             training=json.loads(history.read_text()) if trained else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
+            refinement=refinement,
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
         )
         write_text(self.folder / "report.html", html)

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -25,15 +25,24 @@ if TYPE_CHECKING:
 _MARGINS = (0.0, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
+class Options(Protocol):
+    """Layers that choose: names, act options, what is allowed [layers, acts, weights], and who shares an act."""
+
+    names: list[str]
+    acts: tuple[int, ...]
+    allowed: np.ndarray[Any, np.dtype[np.uint8]]
+    groups: list[int]
+
+
 def solve_target(problem: Problem, limit: float) -> Choice:
     """The cheapest choice whose noise ratios sum to at most `limit`; if there is none, the one of least noise."""
     noise = _finite_nsr(problem)
-    least = _solve(problem, noise, [])
+    least = solve(problem, noise, [])
     if least is None or noise.total(least) > limit * (1 + 1e-12):
         return least if least is not None else _fail()
     if problem.costs[0].maximum:
         return _least_maximum(problem, limit)
-    found = _checked(problem, problem.costs[0], [(noise, limit)])
+    found = checked(problem, problem.costs[0], [(noise, limit)])
     return found if found is not None else least
 
 
@@ -46,14 +55,14 @@ def solve_budget(problem: Problem, prices: list[Price], limits: list[float]) -> 
             allowed[price.values > limit * (1 + 1e-12)] = 0
         else:
             rows.append((price, limit))
-    found = _checked(problem, _finite_nsr(problem), rows, allowed)
+    found = checked(problem, _finite_nsr(problem), rows, allowed)
     if found is not None:
         return found
-    cheapest = _solve(problem, _pressure(prices, limits), [])
+    cheapest = solve(problem, pressure(prices, limits), [])
     return cheapest if cheapest is not None else _fail()
 
 
-def _pressure(prices: list[Price], limits: list[float]) -> Price:
+def pressure(prices: list[Price], limits: list[float]) -> Price:
     """Costs in shares of their limits, summed."""
     shares = [p.values / max(abs(b), 1e-300) for p, b in zip(prices, limits, strict=True)]
     readers = {p.reader for p in prices if p.reader}
@@ -85,7 +94,7 @@ def _least_maximum(problem: Problem, limit: float) -> Choice:
     while low <= high:
         middle = (low + high) // 2
         allowed = np.where(cost <= levels[middle], problem.allowed, 0).astype(np.uint8)
-        found = _checked(problem, _finite_nsr(problem), [(_finite_nsr(problem), limit)], allowed)
+        found = checked(problem, _finite_nsr(problem), [(_finite_nsr(problem), limit)], allowed)
         if found is None:
             low = middle + 1
         else:
@@ -93,11 +102,11 @@ def _least_maximum(problem: Problem, limit: float) -> Choice:
     return best if best is not None else _fail()
 
 
-def _checked(problem: Problem, objective: Price, rows: list[tuple[Price, float]], allowed: Any = None) -> Choice | None:
+def checked(problem: Options, objective: Price, rows: list[tuple[Price, float]], allowed: Any = None) -> Choice | None:
     """Solves, and rechecks every row with exact sums; a row that the solver's tolerance let through is drawn in."""
     for margin in _MARGINS:
         drawn = [(price, limit - margin * abs(limit)) for price, limit in rows]
-        choice = _solve(problem, objective, drawn, allowed)
+        choice = solve(problem, objective, drawn, allowed)
         if choice is None:
             return None
         if all(price.total(choice) <= limit * (1 + 1e-12) for price, limit in rows):
@@ -105,7 +114,7 @@ def _checked(problem: Problem, objective: Price, rows: list[tuple[Price, float]]
     return None
 
 
-def _solve(problem: Problem, objective: Price, rows: list[tuple[Price, float]], allowed: Any = None) -> Choice | None:
+def solve(problem: Options, objective: Price, rows: list[tuple[Price, float]], allowed: Any = None) -> Choice | None:
     """min sum objective z, with one option z[l, a, w] per layer, one act per group, each row's sum within its limit.
 
     A cost that depends on the output's width is a sum over y[l, a, w, o] = z[l, a, w] * (act of l's reader is o). The

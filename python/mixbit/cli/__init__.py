@@ -60,13 +60,16 @@ _names = _listed(str, "names with commas")
 #: What the named options may be; the stages check them.
 _METRICS = "top1 (default), top5, or of detectors coco_map, ap50"
 _RANGES = "mse (default), maxabs, qformat or percentile"
-_COSTS = "bops (default), ops, weight_memory, activation_memory or mapper:ARCHITECTURE[:OBJECTIVE]"
+_COSTS = (
+    "bops (default), ops, weight_memory, activation_memory, mapper:ARCHITECTURE[:OBJECTIVE], latency:FILE.csv or "
+    "pulp:TARGET (a stand-in)"
+)
 
 
 def _parser() -> _Parser:
     parser = _Parser(
         prog="mixbit",
-        description="Bits per layer: analyze, assign, sweep, retrain, evaluate, report, map, cosearch, bench.",
+        description="Bits per layer: analyze, assign, refine, sweep, retrain, evaluate, report, map, cosearch, bench.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -122,6 +125,13 @@ def _parser() -> _Parser:
     sub.add_argument("--test-images", type=int, help="at most so many test images")
     sub.add_argument("--first-last-min", type=int, help="least bits of the first and last layer")
     sub.add_argument("--depthwise-min", type=int, help="least bits of depthwise layers")
+
+    sub = verb("refine", "bits raised in the recipe in the output folder where the target is not slower for it")
+    latency = "FILE.csv, pulp:TARGET (8bit, xpulpv2, xpulpnn, xpulpnn-mixed; a stand-in) or mapper:ARCHITECTURE:delay"
+    sub.add_argument("--latency", required=True, help=f"latencies of layers: {latency}")
+    sub.add_argument("--mode", default="strict", help="where it is faster: strict (default), or also no_slower")
+    sub.add_argument("--widths", type=_bits, default=[2, 4, 8], metavar="B,B,...", help="widths beside the recipe's")
+    sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
 
     sub = verb("sweep", "recipes of several methods at many budgets, and which of them nothing beats")
     sub.add_argument("--methods", type=_names, metavar="NAME,NAME,...", help="methods of assign (default: all)")
@@ -234,6 +244,7 @@ def _hardware(verb: Any) -> None:
 _RESULTS = {
     "analyze": "sensitivity.json",
     "assign": "recipe.json",
+    "refine": "refinement.json",
     "sweep": "sweep.json",
     "retrain": "trained.safetensors",
     "evaluate": "evaluation.json",
@@ -365,7 +376,9 @@ def _summary(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mixbit.pipeline import refinement_of
     from mixbit.recipe import Recipe
+    from mixbit.report import number
 
     recipe_file, evaluation_file, sweep_file = (folder / f"{n}.json" for n in ("recipe", "evaluation", "sweep"))
     console = Console()
@@ -376,7 +389,21 @@ def _summary(folder: Path) -> None:
             table.add_row(name, *("float" if b is None else str(b) for b in (precision.weight, precision.act)))
         console.print(table)
         for unit, value in recipe.cost.items():
-            console.print(f"cost: {value:{',.0f' if value >= 100 else '.4g'}} {unit}")
+            console.print(f"cost: {number(value)} {unit}")
+    refinement = refinement_of(folder)
+    if refinement is not None:
+        title = f"refined for {refinement['latency']} ({refinement['mode']})"
+        table = Table("layer", "act/weight bits", "raised to", "before", "after", title=title)
+        raised = {row["layer"]: row for row in refinement["raised"]}
+        for row in refinement["layers"]:
+            if row["layer"] in raised:
+                bits = ["{act}/{weight}".format(**raised[row["layer"]][end]) for end in ("from", "to")]
+                table.add_row(row["layer"], *bits, number(row["before"]), number(row["after"]))
+        console.print(table)
+        said = [f"{number(refinement[f'latency_{key}'])} {key}" for key in ("before", "after")]
+        if refinement["latency_8bit"] is not None:
+            said.append(f"{number(refinement['latency_8bit'])} at uniform 8 bit")
+        console.print(f"latency: {', '.join(said)} ({refinement['unit']})")
     if evaluation_file.exists():
         evaluation = json.loads(evaluation_file.read_text())
         table = Table("network", str(evaluation["metric"]), title=f"{evaluation['images']} images")

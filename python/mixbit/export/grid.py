@@ -57,9 +57,15 @@ def captured(model: nn.Module, example: Any) -> tuple[Graph, dict[str, Any]]:
     """The float graph and the prepared layers of a model that is ready for integers.
 
     Raises:
-        MixbitError: The model is not prepared or calibrated, a layer is float, or the graph cannot be captured.
+        MixbitError: The model is not prepared or calibrated, is under search, a layer is float, or the graph cannot be
+            captured.
     """
     modules: dict[str, Any] = dict(quantized_layers(model))
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer) and module.searching:
+            raise MixbitError(
+                f"model is under search ({name!r}); call mixbit.prepare_(model, mixbit.search.extract(model)) first"
+            )
     if not modules:
         raise MixbitError("model has no prepared layers; call mixbit.prepare_ and mixbit.calibrate_ first")
     with bypass(model):

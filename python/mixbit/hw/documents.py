@@ -60,6 +60,18 @@ def names(where: str, values: Any, options: Iterable[str] | None = None) -> list
     return list(values)
 
 
+def pairs(where: str, values: Any, what: str) -> tuple[tuple[str, int], ...]:
+    """A list of (name, whole number of at least 1); `what` says what they are."""
+    if not isinstance(values, (list, tuple)):
+        raise MixbitError(f"{where} is {values!r}; expected a list of {what}")
+    found = []
+    for pair in values:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise MixbitError(f"{where} holds {pair!r}; expected {what}")
+        found.append((pair[0], whole(f"{where}: {pair[0]}", pair[1])))
+    return tuple(found)
+
+
 def read_yaml(what: str, path: PathLike) -> Any:
     """A YAML or JSON document.
 

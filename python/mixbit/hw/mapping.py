@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mixbit.errors import MixbitError
-from mixbit.hw.documents import known, names, whole
+from mixbit.hw.documents import known, names, pairs
 from mixbit.hw.workload import TENSORS
 
 #: (dimension, factor)
@@ -59,7 +59,10 @@ class Mapping:
             where = f"mapping[{i}]"
             given = known(where, entry, ["level"], ["keep", *_LOOPS.values()])
             where = f"mapping: level {given['level']!r}"
-            loops = {name: _loops(f"{where}: {key}", given.get(key, ())) for name, key in _LOOPS.items()}
+            loops = {
+                name: pairs(f"{where}: {key}", given.get(key, ()), "(dimension, factor)")
+                for name, key in _LOOPS.items()
+            }
             kept = tuple(names(f"{where}: keep", given.get("keep", ()), TENSORS))
             found.append(LevelMapping(str(given["level"]), kept, **loops))
         return cls(tuple(found))
@@ -74,17 +77,6 @@ class Mapping:
             }
             for level in self.levels
         ]
-
-
-def _loops(where: str, loops: Any) -> tuple[Loop, ...]:
-    if not isinstance(loops, (list, tuple)):
-        raise MixbitError(f"{where} is {loops!r}; expected a list of (dimension, factor)")
-    found = []
-    for loop in loops:
-        if not isinstance(loop, (list, tuple)) or len(loop) != 2 or not isinstance(loop[0], str):
-            raise MixbitError(f"{where} holds {loop!r}; expected (dimension, factor)")
-        found.append((loop[0], whole(f"{where}: {loop[0]}", loop[1])))
-    return tuple(found)
 
 
 def loop_nest(mapping: Mapping) -> str:

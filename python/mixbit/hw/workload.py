@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixbit.errors import MixbitError, did_you_mean
-from mixbit.hw.documents import known, whole
+from mixbit.hw.documents import known, pairs, whole
 
 if TYPE_CHECKING:
     from mixbit import network
 
 TENSORS = ("Weights", "Inputs", "Outputs")
+_MOST_RANKS = 8
 
 _CONV = ("C", "M", "R", "S", "N", "P", "Q", "G", "Wstride", "Hstride", "Wdilation", "Hdilation")
 _GEMM = ("M", "N", "K")
+_PROJECTED = ("dims", "projections")
+
+#: Of each tensor its ranks; each rank is a sum of (dimension, step).
+Projections = Mapping[str, Sequence[Sequence[tuple[str, int]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,40 +30,44 @@ class Layer:
 
     Of a convolution: C channels and M filters in each of G groups, kernel R x S, N images, output P x Q, where R and P
     belong to the width (Wstride, Wdilation) and S and Q to the height. The input is read without its padding: its
-    width is (P - 1) * Wstride + (R - 1) * Wdilation + 1. Of a matrix product: Outputs[N, M] of K sums each.
+    width is (P - 1) * Wstride + (R - 1) * Wdilation + 1. Of a matrix product: Outputs[N, M] of K sums each. Anything
+    else is bounds and projections, which say how a point of the loop nest finds its element of each tensor.
 
     Attributes:
         shape: Bounds by name; strides and dilations of a convolution beside them.
         bitwidths: The layer's own widths by tensor ("Weights", "Inputs", "Outputs"), or None.
         name: For reports and recipes.
+        projections: Ranks of each tensor, each one a sum of (dimension, step); None for convolutions and products.
     """
 
     shape: Mapping[str, int]
     bitwidths: Mapping[str, int] | None = None
     name: str = ""
+    projections: Projections | None = None
 
     @classmethod
     def from_dict(cls, problem: Any, name: str = "") -> Layer:
-        """Builds a layer from {"C": ..., "M": ..., "R": ..., ...} or {"M": ..., "N": ..., "K": ...}.
+        """Builds a layer from {"C": ..., "M": ..., ...}, {"M": ..., "N": ..., "K": ...} or {"dims", "projections"}.
 
         Args:
             problem: What is left out is 1; C and M (or M, N and K) are needed. May hold "bitwidths" and "name".
+                {"dims": {"X": 8, "K": 3}, "projections": {"Weights": [[("K", 1)]], "Inputs": [[("X", 1), ("K", 1)]],
+                "Outputs": [[("X", 1)]]}} is a convolution in one dimension.
             name: Where the dict has none.
 
         Raises:
-            MixbitError: A key is unknown (the nearest is named) or missing, or a bound is below 1.
+            MixbitError: A key or a dimension is unknown (the nearest is named) or missing, or a number is below 1.
         """
         gemm = isinstance(problem, Mapping) and "K" in problem
         where = f"layer {name!r}" if name else "layer"
         extra = ["bitwidths", "name"]
+        if isinstance(problem, Mapping) and not set(_PROJECTED).isdisjoint(problem):
+            given = known(where, problem, _PROJECTED, extra)
+            bounds, projections = _projected(where, given["dims"], given["projections"])
+            return cls(bounds, _bitwidths(where, given), str(given.get("name", name)), projections)
         given = known(where, problem, _GEMM if gemm else _CONV[:2], extra if gemm else [*_CONV[2:], *extra])
         shape = {k: whole(f"{where}: {k}", given.get(k, 1)) for k in (_GEMM if gemm else _CONV)}
-        bitwidths = given.get("bitwidths")
-        if bitwidths is not None:
-            bitwidths = known(f"{where}: bitwidths", bitwidths, [], TENSORS)
-            for tensor, width in bitwidths.items():
-                whole(f"{where}: bitwidths: {tensor}", width)
-        return cls(shape, bitwidths, str(given.get("name", name)))
+        return cls(shape, _bitwidths(where, given), str(given.get("name", name)))
 
     def to_dict(self) -> dict[str, Any]:
         """As `from_dict` takes it."""
@@ -65,22 +75,57 @@ class Layer:
         return {**self.problem, **({} if self.bitwidths is None else {"bitwidths": dict(self.bitwidths)}), **named}
 
     @property
-    def problem(self) -> dict[str, int]:
-        """The shape alone."""
-        return dict(self.shape)
+    def problem(self) -> dict[str, Any]:
+        """The shape alone, with the projections where it has some."""
+        if self.projections is None:
+            return dict(self.shape)
+        ranks = {tensor: [list(rank) for rank in of] for tensor, of in self.projections.items()}
+        return {"dims": dict(self.shape), "projections": ranks}
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates."""
-        product = 1
-        for key in _GEMM if "K" in self.shape else _CONV[:8]:
-            product *= self.shape[key]
-        return product
+        strides = () if self.projections is not None or "K" in self.shape else _CONV[8:]
+        return math.prod(bound for key, bound in self.shape.items() if key not in strides)
 
     @property
-    def key(self) -> tuple[tuple[str, int], ...]:
+    def key(self) -> tuple[Any, ...]:
         """Equal for layers that map alike."""
-        return tuple(sorted(self.shape.items()))
+        bounds = tuple(sorted(self.shape.items()))
+        return bounds if self.projections is None else (*bounds, repr(sorted(self.problem["projections"].items())))
+
+
+def _bitwidths(where: str, given: Mapping[str, Any]) -> dict[str, int] | None:
+    """A layer's own widths."""
+    if given.get("bitwidths") is None:
+        return None
+    found = known(f"{where}: bitwidths", given["bitwidths"], [], TENSORS)
+    for tensor, width in found.items():
+        whole(f"{where}: bitwidths: {tensor}", width)
+    return found
+
+
+def _projected(where: str, dims: Any, projections: Any) -> tuple[dict[str, int], Projections]:
+    """Bounds and ranks of a layer that is spelled out."""
+    if not isinstance(dims, Mapping) or not dims or not all(isinstance(dim, str) for dim in dims):
+        raise MixbitError(f"{where}: dims is {dims!r}; expected names and bounds, at least one")
+    bounds = {dim: whole(f"{where}: dims: {dim}", bound) for dim, bound in dims.items()}
+    found = {}
+    for tensor, ranks in known(f"{where}: projections", projections, TENSORS).items():
+        place = f"{where}: projections: {tensor}"
+        if not isinstance(ranks, (list, tuple)) or len(ranks) > _MOST_RANKS:
+            raise MixbitError(f"{place} is {ranks!r}; expected a list of at most {_MOST_RANKS} ranks")
+        found[tensor] = tuple(pairs(place, rank, "(dimension, step)") for rank in ranks)
+        for dim in (dim for rank in found[tensor] for dim, _ in rank):
+            if dim not in bounds:
+                raise MixbitError(
+                    f"{place}: unknown dimension {dim!r}; expected some of {list(bounds)}{did_you_mean(dim, bounds)}"
+                )
+    used = {dim for ranks in found.values() for rank in ranks for dim, _ in rank}
+    for dim in bounds:
+        if dim not in used:
+            raise MixbitError(f"{where}: no tensor depends on dimension {dim!r}; expected one that does")
+    return bounds, found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +230,9 @@ class Workload:
         for i, entry in enumerate(given):
             where = f"workload: layers[{i}]"
             place = ["calls", "input_group", "consumer"]
-            rest = {k: v for k, v in known(where, entry, place, [*_CONV, "K", "bitwidths", "name"]).items()}
+            rest = {
+                k: v for k, v in known(where, entry, place, [*_CONV, "K", *_PROJECTED, "bitwidths", "name"]).items()
+            }
             calls, group, consumer = (rest.pop(k) for k in place)
             if consumer is not None and not isinstance(consumer, str):
                 whole(f"{where}: consumer", consumer)

@@ -15,6 +15,7 @@ from mixbit.quantizers.modules import (
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
 from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPlus, Quantizer
 from mixbit.quantizers.rounding import optimize_rounding_
+from mixbit.quantizers.space import SearchSpace, check_precisions
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_statistics, weight_scales
 
 __all__ = [
@@ -32,10 +33,12 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedLinear",
     "Quantizer",
+    "SearchSpace",
     "TensorStatistics",
     "apply_layer",
     "bypass",
     "calibrate_",
+    "check_precisions",
     "correct_bias_",
     "equalize_",
     "first_images",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, check_choice
@@ -84,18 +85,20 @@ def calibrate_(
 
 
 def _calibrate_weight(name: str, quantizer: Quantizer, weight: Tensor, method: str) -> None:
-    bits = quantizer.check_bit_width()
-    try:
+    quantizer.check_bit_width()
+    per_channel = quantizer.axis == 0
+
+    def scales(bits: int) -> Tensor:
         if bits == 1:
             # One two's complement bit has the levels -scale and 0: nothing but the largest value bounds it.
-            scale = weight_scales(weight, [2], per_channel=quantizer.axis == 0, narrow_range=True, method="maxabs")[0]
-        else:
-            scale = weight_scales(
-                weight, [bits], per_channel=quantizer.axis == 0, narrow_range=quantizer.narrow_range, method=method
-            )[0]
+            return weight_scales(weight, [2], per_channel=per_channel, narrow_range=True, method="maxabs")
+        narrow = quantizer.narrow_range
+        return weight_scales(weight, [bits], per_channel=per_channel, narrow_range=narrow, method=method)
+
+    try:
+        quantizer.set_(torch.cat([scales(bits) for bits in quantizer.widths]).squeeze(0))
     except MixbitError as error:
         raise MixbitError(f"layer {name!r}: {error}") from error
-    quantizer.set_(scale)
 
 
 def _calibrate_acts(
@@ -122,8 +125,12 @@ def _calibrate_acts(
             scale, zero_point = seen.offset_grid(bits, method=method)
             quantizer.set_(scale, signed=False, zero_point=zero_point)
             continue
-        if signed and bits == 1:
-            scale = seen.scales([2], signed=True, narrow_range=True, method="maxabs")
-        else:
-            scale = seen.scales([bits], signed=signed, narrow_range=False, method=method, percentile=percentile)
-        quantizer.set_(scale, signed=signed)
+        found = []
+        for width in quantizer.widths:
+            if signed and width == 1:
+                found.append(seen.scales([2], signed=True, narrow_range=True, method="maxabs"))
+            else:
+                found.append(
+                    seen.scales([width], signed=signed, narrow_range=False, method=method, percentile=percentile)
+                )
+        quantizer.set_(torch.cat(found), signed=signed)

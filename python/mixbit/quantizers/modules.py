@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,11 +29,32 @@ class QuantizedLayer(nn.Module):
     float_class: type[nn.Module]
     bypassed: bool
 
-    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x and weight, fake-quantized where a quantizer is on."""
-        act = x if self.act_quantizer is None else self.act_quantizer(x)
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        return act, weight
+    def _multiplied(self, x: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """multiply(x, weight), each fake-quantized where a quantizer is on.
+
+        Autograd keeps both operands for the backward. Where a quantizer can repeat what it did, its result is not kept
+        but made again: the memory of a training step stays what it is in float.
+        """
+        again: list[tuple[Tensor, Callable[[], Tensor]]] = []
+        operands = []
+        for value, quantizer in ((x, self.act_quantizer), (self.weight, self.weight_quantizer)):
+            quantized = value if quantizer is None else quantizer(value)
+            operands.append(quantized)
+            repeat = None if quantizer is None else quantizer.repeat(value)
+            if repeat is not None and quantized is not value:
+                again.append((quantized, repeat))
+        if not again or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return multiply(*operands)
+
+        def pack(tensor: Tensor) -> Any:
+            for quantized, repeat in again:
+                same = tensor.data_ptr() == quantized.data_ptr() and tensor.dtype == quantized.dtype
+                if same and tensor.shape == quantized.shape and tensor.stride() == quantized.stride():
+                    return repeat
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept() if callable(kept) else kept):
+            return multiply(*operands)
 
     def _both(self) -> tuple[Quantizer, Quantizer] | None:
         """The two quantizers if both are on and the fused ops know their gradients."""
@@ -78,8 +100,9 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         x, padding = pad_input(self, x)
         both = self._both()
         if both is None:
-            act, weight = self._operands(x)
-            return F.conv2d(act, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            return self._multiplied(
+                x, lambda a, w: F.conv2d(a, w, self.bias, self.stride, padding, self.dilation, self.groups)
+            )
         act_quantizer, weight_quantizer = both
         scale, zero_point = act_quantizer.grid(x)
         return ops.quantized_conv2d(
@@ -110,8 +133,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
             return nn.Linear.forward(self, x)
         both = self._both()
         if both is None:
-            act, weight = self._operands(x)
-            return F.linear(act, weight, self.bias)
+            return self._multiplied(x, lambda a, w: F.linear(a, w, self.bias))
         act_quantizer, weight_quantizer = both
         scale, zero_point = act_quantizer.grid(x)
         return ops.quantized_linear(

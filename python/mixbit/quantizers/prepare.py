@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mixbit.errors import MixbitError, check_choice
+from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.network import LayerList, is_quantizable, layers
 from mixbit.quantizers.modules import JoinedTensors, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from mixbit.quantizers.quantizer import KINDS, LSQ, LSQPlus, Quantizer
-from mixbit.recipe import FLOAT, LayerPrecision, Recipe
+from mixbit.quantizers.space import SearchSpace
+from mixbit.recipe import FLOAT, LayerPrecision, Recipe, match_name
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedConv2d | QuantizedLinear]:
@@ -23,13 +24,13 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedConv2d | QuantizedL
 
 def prepare_(
     model: nn.Module,
-    recipe: Recipe,
+    recipe: Recipe | SearchSpace,
     example: Any = None,
     *,
     weight_quantizer: str | None = None,
     act_quantizer: str | None = None,
 ) -> nn.Module:
-    """Turns the layers of a model into quantized ones, in place, at the bits of a recipe.
+    """Turns the layers of a model into quantized ones, in place, at the bits of a recipe or with bits to be learned.
 
     Parameters and their state_dict keys stay what they are; each layer gains `weight_quantizer` and `act_quantizer`.
     Preparing again with another recipe keeps the calibration and multiplies each scale by hi_old / hi_new. Layers that
@@ -37,8 +38,9 @@ def prepare_(
 
     Args:
         model: Any module; layers that the recipe leaves float are untouched.
-        recipe: Bits per layer.
-        example: An item of `batches`; needed only to tie shared inputs now.
+        recipe: Bits per layer, or what to choose them from (`mixbit.search.Gates`, `Mixture`, `Fractional`): quantizers
+            of the search then replace those of an earlier preparation.
+        example: An item of `batches`; needed for a search, else only to tie shared inputs now.
         weight_quantizer: What training learns of the weights' grids: "lsq" (default), "tqt", "pact", "fixed" or "plain"
             (see `mixbit.quantizers`). None keeps the kind of a layer that is prepared already.
         act_quantizer: The same for the inputs, also "lsq+".
@@ -48,10 +50,19 @@ def prepare_(
 
     Raises:
         MixbitError: The recipe names a layer that does not exist or cannot be quantized, or asks different act bits for
-            layers that read the same tensor; an unknown kind of quantizer. The model is then unchanged.
+            layers that read the same tensor; an unknown kind of quantizer; a search without an example. The model is
+            then unchanged.
     """
+    if isinstance(recipe, SearchSpace):
+        for argument, value in (("weight_quantizer", weight_quantizer), ("act_quantizer", act_quantizer)):
+            if value is not None:
+                raise MixbitError(f"{argument}={value!r}: a search has quantizers of its own; expected None")
+        return _prepare_search(model, recipe, example)
     if not isinstance(recipe, Recipe):
-        raise MixbitError(f"recipe is a {type(recipe).__name__}; expected a mixbit.Recipe")
+        raise MixbitError(
+            f"recipe is a {type(recipe).__name__}; expected a mixbit.Recipe, or mixbit.search.Gates, Mixture or "
+            "Fractional"
+        )
     if weight_quantizer is not None:
         check_choice("weight_quantizer", weight_quantizer, [kind for kind in KINDS if kind != "lsq+"])
     if act_quantizer is not None:
@@ -92,7 +103,7 @@ def restore_(model: nn.Module) -> nn.Module:
         _restore_layer(module)
         if isinstance(module, JoinedTensors):
             module.output_quantizer = None
-    for name in ("mixbit_tensors", "mixbit_tensor_names"):
+    for name in ("mixbit_tensors", "mixbit_tensor_names", "mixbit_budgets"):
         model.__dict__.pop(name, None)
     for name in ("mixbit_tensor_scales", "mixbit_tensor_signed", "mixbit_tensor_bits"):
         model._buffers.pop(name, None)
@@ -191,10 +202,57 @@ def _prepare_layer(module: nn.Module, precision: LayerPrecision, weight_kind: st
     layer.precision = precision
 
 
+def _prepare_search(model: nn.Module, space: SearchSpace, example: Any) -> nn.Module:
+    """Quantizers of a search on every layer that it does not freeze; those that read one tensor share one."""
+    if example is None:
+        raise MixbitError("example is None; a search needs an item of batches, to know which layers share an input")
+    with bypass(model):
+        found = layers(model, example)
+    modules = {name: module for name, module in model.named_modules() if is_quantizable(module) is None}
+    for pattern in space.frozen:
+        if not any(match_name(name, [pattern]) for name in modules):
+            raise MixbitError(f"frozen: no layer matches {pattern!r}{did_you_mean(pattern, modules)}")
+    per_channel = space.granularity == "per_channel"
+    # A frozen layer fixes the bits of the tensor it reads for all that read it.
+    acts: dict[int, Quantizer | None] = {}
+    for layer in found:
+        module = modules[layer.name]
+        _restore_layer(module)
+        frozen, precision = space.frozen_precision(layer.name)
+        if frozen and precision is not None and (precision.weight, precision.act) != (None, None):
+            _prepare_layer(module, precision, None, None)
+            acts.setdefault(layer.input_group, cast(QuantizedLayer, module).act_quantizer)
+    for layer in found:
+        if space.frozen_precision(layer.name)[0]:
+            continue
+        module = modules[layer.name]
+        device = module.weight.device
+        reads_input = layer.input_group == 0 and space.input_act is not None
+        act_bits = space.input_act if reads_input else max(space.act_precisions)
+        asked = LayerPrecision(
+            weight=max(space.weight_precisions), act=act_bits, granularity=space.granularity, narrow_range=False
+        )
+        _prepare_layer(module, asked, None, None)
+        prepared = cast(QuantizedLayer, module)
+        if not reads_input and acts.get(layer.input_group) is None:
+            acts[layer.input_group] = space.act_quantizer(device)
+        prepared.act_quantizer = acts.get(layer.input_group) or prepared.act_quantizer
+        channels = prepared.weight.shape[0] if per_channel else 1
+        prepared.weight_quantizer = space.weight_quantizer(channels, prepared.act_quantizer, device)
+    tie_groups_(model, found)
+    model.mixbit_tensors = {"default": {"act": 8}}  # type: ignore[assignment]
+    first = next(model.parameters(), None)
+    for module in model.modules():
+        if isinstance(module, JoinedTensors):
+            _prepare_joined(module, Recipe(), None if first is None else first.device)
+    return model
+
+
 def _kind(old: Quantizer | None, wanted: str | None) -> type[Quantizer]:
+    """The class wanted; None keeps the present one, unless that was for a search."""
     if wanted is not None:
         return KINDS[wanted]
-    return LSQ if old is None else type(old)
+    return LSQ if old is None or old.searching else type(old)
 
 
 def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision, kind: type[Quantizer]) -> Quantizer | None:
@@ -213,6 +271,7 @@ def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision, kind: ty
     old = layer.weight_quantizer
     if old is None or not old.is_calibrated:
         return made
+    old.settle_(layer.weight)
     old.set_bit_width_(precision.weight)
     if old.channels == channels and type(old) is kind:
         old.narrow_range, old.rounding = precision.narrow_range, precision.rounding

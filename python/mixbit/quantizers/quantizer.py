@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,9 +37,11 @@ class Quantizer(nn.Module):
         signed: As given, or as `set_` found it.
         enabled: A disabled quantizer returns its input.
         fused: Whether the gradient is that of `ops.fake_quantize` behind `grid`, so that layers may use the fused ops.
+        searching: Whether the bit-width is still being learned.
     """
 
     fused = True
+    searching = False
     scale: Tensor
     zero_point: Tensor
     bit_width: Tensor
@@ -117,6 +120,18 @@ class Quantizer(nn.Module):
     def _rows(self, x: Tensor) -> Tensor:
         """[channels, elements]."""
         return x.reshape(1, -1) if self.axis is None else x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
+
+    def repeat(self, x: Tensor) -> Callable[[], Tensor] | None:
+        """What makes the result of the last forward, which was on x, again; None for kinds that cannot."""
+        return None
+
+    def settle_(self, x: Tensor) -> None:
+        """Brings state that follows the tensor up to date, for kinds that have such state."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bit-widths that need a scale of their own when the quantizer is calibrated."""
+        return (int(self.bit_width),)
 
     def set_bit_width_(self, bit_width: int) -> Quantizer:
         """Moves to another width at the same range: each scale is multiplied by hi_old / hi_new."""

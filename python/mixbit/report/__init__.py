@@ -10,10 +10,29 @@ from typing import Any
 import jinja2
 
 from mixbit.recipe import Recipe
-from mixbit.report.svg import Dot, bits_chart, front_chart, heat_map, scatter, stacked_bars, standalone
+from mixbit.report.svg import (
+    Bar,
+    Dot,
+    bits_chart,
+    front_chart,
+    heat_map,
+    paired_bars,
+    scatter,
+    stacked_bars,
+    standalone,
+)
 from mixbit.tables import CostTable, SensitivityTable
 
-__all__ = ["bits_figure", "front_chart", "loss_curve", "render", "stacked_bars", "standalone"]
+__all__ = [
+    "bits_figure",
+    "front_chart",
+    "latency_chart",
+    "loss_curve",
+    "number",
+    "render",
+    "stacked_bars",
+    "standalone",
+]
 
 BASELINES = (32, 16, 8)
 #: Metrics that are percent.
@@ -33,6 +52,7 @@ def render(
     options: Mapping[str, Any],
     sweep: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    refinement: Mapping[str, Any] | None = None,
 ) -> str:
     """Builds the report.
 
@@ -48,12 +68,14 @@ def render(
         options: Options of every stage, and versions.
         sweep: The document of a sweep (`sweep.json`); None if not run.
         training: The history of the training at the recipe's bits (`history.json`); None if not trained.
+        refinement: How `recipe` was refined (`refinement.json`); None if it was not.
 
     Returns:
         HTML.
     """
-    noise = {name: _noise(table, name, recipe) for name in table.layers}
-    total = sum(noise.values())
+    found = {name: _noise(table, name, recipe) for name in table.layers}
+    noise = {name: ratio for name, ratio in found.items() if ratio is not None}
+    total = sum(noise.values()) if len(noise) == len(found) else 0.0
     rows = []
     for layer in layers:
         name = str(layer["name"])
@@ -83,11 +105,15 @@ def render(
         heat=jinja2.filters.Markup(heat_map(diagonal.layers, diagonal.act_bits, diagonal.sqnr_db.tolist())),
         bars=jinja2.filters.Markup(bits_chart([(str(r["name"]), r["act"], r["weight"]) for r in rows])),
         options=options,
+        number=number,
         table=table,
         sweeps=[] if sweep is None else [_sweep_of(sweep, cost) for cost in sweep["costs"]],
         sweep=sweep,
         training=training,
         curve="" if training is None else jinja2.filters.Markup(loss_curve(training["loss"])),
+        predicted=_predicted(assignment["predicted_sqnr_db"] if refinement is None else recipe.sqnr_db),
+        refinement=refinement,
+        latencies=None if refinement is None else jinja2.filters.Markup(latency_chart(refinement)),
     )
 
 
@@ -99,6 +125,27 @@ def loss_curve(losses: Sequence[float], points: int = 60) -> str:
     means = [(float(end), math.fsum(part) / len(part)) for end, part in zip(ends, parts, strict=True)]
     title = "Loss" if window == 1 else f"Loss, means of {window} steps"
     return front_chart([("loss", means)], [], ("step", "loss"), title)
+
+
+def number(value: float) -> str:
+    """A cost in print."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
+
+
+def latency_chart(refinement: Mapping[str, Any]) -> str:
+    """Latency of every layer before and after a refinement (a report of `refine`), as SVG."""
+    rows = [
+        (
+            row["layer"],
+            (Bar("before", row["before"], number(row["before"])), Bar("after", row["after"], number(row["after"]))),
+        )
+        for row in refinement["layers"]
+    ]
+    return paired_bars(rows, "Latency of each layer before and after refinement")
+
+
+def _predicted(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.1f} dB"
 
 
 def _sweep_of(sweep: Mapping[str, Any], cost: str) -> dict[str, Any]:
@@ -139,12 +186,15 @@ def _series(point: Mapping[str, Any]) -> str:
     return str(point["method"]) if point["mode"] is None else f"{point['method']} ({point['mode']})"
 
 
-def _noise(table: SensitivityTable, name: str, recipe: Recipe) -> float:
-    """Noise-to-signal ratio of a layer at its bits; 0 where it is float."""
+def _noise(table: SensitivityTable, name: str, recipe: Recipe) -> float | None:
+    """Noise-to-signal ratio of a layer at its bits; 0 where it is float, None where it was refined to other widths."""
     precision = recipe[name]
     if precision.act is None and precision.weight is None:
         return 0.0
-    return float(10.0 ** (-table.entry(name, precision.act, precision.weight) / 10.0))
+    try:
+        return float(10.0 ** (-table.entry(name, precision.act, precision.weight) / 10.0))
+    except KeyError:
+        return None
 
 
 def _db(ratio: float | None) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
 
 def _color(share: float) -> str:
@@ -42,20 +43,45 @@ def heat_map(layers: Sequence[str], bits: Sequence[int], values: Sequence[Sequen
 
 def bits_chart(rows: Sequence[tuple[str, int | None, int | None]]) -> str:
     """Two bars a layer: weight and act bits; float is shown as 32, cut at the top of the scale."""
-    left, step, unit, height = 8 + 7 * max(len(n) for n, _, _ in rows), 22, 20, 9
     highest = max([min(b or 32, 16) for _, act, weight in rows for b in (act, weight)])
-    total = (left + unit * highest + 60, step * len(rows) + 8)
+
+    def bar(kind: str, bits: int | None) -> Bar:
+        return Bar(kind, min(bits or 32, highest), "float" if bits is None else str(bits))
+
+    bars = [(name, (bar("weight", weight), bar("act", act))) for name, act, weight in rows]
+    return paired_bars(bars, "Bits of weights and inputs of each layer", 20 * highest)
+
+
+class Bar(NamedTuple):
+    """A bar: its CSS class, its value >= 0, what is written behind it."""
+
+    kind: str
+    value: float
+    label: str
+
+
+def paired_bars(rows: Sequence[tuple[str, tuple[Bar, Bar]]], title: str, length: int = 420) -> str:
+    """Two thin bars a row.
+
+    Args:
+        rows: Name and bars, from above.
+        title: For screen readers.
+        length: Of the longest bar.
+    """
+    left, step, height = 8 + 7 * max(len(n) for n, _ in rows), 22, 9
+    top = max([bar.value for _, bars in rows for bar in bars]) or 1.0
+    room = 24 + max(12, *(5 * len(bar.label) for _, bars in rows for bar in bars))
+    total = (left + length + room, step * len(rows) + 8)
     parts = [f'<svg viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}" height="{total[1]}" role="img">']
-    parts.append("<title>Bits of weights and inputs of each layer</title>")
-    for i, (name, act, weight) in enumerate(rows):
+    parts.append(f"<title>{escape(title)}</title>")
+    for i, (name, bars) in enumerate(rows):
         y = 4 + step * i
         parts.append(f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
-        for k, (kind, bits) in enumerate((("weight", weight), ("act", act))):
-            length = unit * min(bits or 32, highest)
-            at = y + k * height
-            parts.append(f'<rect class="{kind}" x="{left}" y="{at}" width="{length}" height="{height - 1}"/>')
-            label = "float" if bits is None else str(bits)
-            parts.append(f'<text class="small" x="{left + length + 4}" y="{at + 8}">{label}</text>')
+        for k, bar in enumerate(bars):
+            size, at = length * bar.value / top, y + k * height
+            parts.append(f'<rect class="{bar.kind}" x="{left}" y="{at}" width="{size:.5g}" height="{height - 1}"/>')
+            label = f'<text class="small" x="{left + size + 4:.5g}" y="{at + 8}">{escape(bar.label)}</text>'
+            parts.append(label)
     return "".join([*parts, "</svg>"])
 
 

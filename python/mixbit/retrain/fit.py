@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike
@@ -19,6 +19,7 @@ from mixbit.training import (
     Objective,
     cross_entropy,
     distill,
+    in_bf16,
     reestimate_batchnorm_,
     scale_groups,
     train,
@@ -114,7 +115,7 @@ def fit(
     history = train(
         model,
         batches,
-        _in_bf16(objective) if bf16 else objective,
+        in_bf16(objective) if bf16 else objective,
         made,
         epochs=epochs,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(made, steps),
@@ -171,12 +172,3 @@ def _check(
         raise MixbitError(f"momentum={momentum!r}: expected a number from 0 to below 1")
     if not 0 <= weight_decay < float("inf"):
         raise MixbitError(f"weight_decay={weight_decay!r}: expected a number of at least 0")
-
-
-def _in_bf16(objective: Objective) -> Objective:
-    def run(model: nn.Module, item: Any) -> Tensor:
-        device = next((p.device.type for p in model.parameters()), "cpu")
-        with torch.autocast(device, torch.bfloat16):
-            return objective(model, item)
-
-    return run

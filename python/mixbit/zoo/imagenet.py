@@ -15,7 +15,7 @@ from mixbit.zoo.weights import float_state, integer_state, keras_state, load_sta
 
 
 class MobileNetV1(Convs):
-    """MobileNetV1 (Howard et al., arXiv 1704.04861) with TensorFlow padding: conv1, dw1 ... dw13, pw1 ... pw13, fc.
+    """MobileNetV1 (Howard et al., arXiv 1704.04861): conv1, dw1 ... dw13, pw1 ... pw13, fc.
 
     Args:
         width: Multiplies the channels, 0.25 ... 1.0.
@@ -23,6 +23,7 @@ class MobileNetV1(Convs):
         batch_norm: With batch normalization behind every convolution (`conv1_bn`, ...); else it is folded.
         bias: Whether convolutions have biases although a batch normalization follows.
         relu6: ReLU6 or ReLU.
+        same: TensorFlow's padding, by operations of its own, or a symmetric one inside the convolutions.
     """
 
     CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -36,8 +37,9 @@ class MobileNetV1(Convs):
         batch_norm: bool = True,
         bias: bool = False,
         relu6: bool = True,
+        same: bool = True,
     ) -> None:
-        super().__init__(batch_norm=batch_norm, same=True, bias=bias, eps=1e-3)
+        super().__init__(batch_norm=batch_norm, same=same, bias=bias, eps=1e-3)
         self.relu6 = relu6
         channels = scaled(32, width)
         self.add("conv1", 3, channels, 3, 2)

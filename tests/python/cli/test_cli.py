@@ -17,10 +17,12 @@ from mixbit import sources
 from mixbit.analysis import POINTS
 from mixbit.assignment import METHODS, MODES
 from mixbit.cli import main
+from mixbit.costs.pulp import TARGETS
 from mixbit.errors import MixbitError
 from mixbit.evaluation import METRICS
 from mixbit.pipeline import COSTS
 from mixbit.quantizers import METHODS as RANGES
+from mixbit.refinement import REFINE_MODES
 
 JOURNEY = Path(__file__).resolve().parents[2] / "integration" / "journey_model.py"
 MODEL = f"{JOURNEY}:network"
@@ -122,6 +124,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("assign", [*METHODS, *MODES, *COSTS, *METRICS]),
         ("sweep", [*COSTS, *METRICS, *RANGES]),
         ("evaluate", METRICS),
+        ("refine", [*(t for t in TARGETS if "-" not in t), *REFINE_MODES]),
     ],
 )
 def test_help_names_what_an_option_may_be(verb: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +154,7 @@ def test_a_network_without_an_integer_twin_says_what_can_be_done(
 
 ANALYZE = ["analyze", MODEL, *DATA, "--output", "OUT"]
 ASSIGN = ["assign", MODEL, *DATA, "--output", "OUT", "--budget-share", "0.5"]
+REFINE = ["refine", MODEL, *DATA, "--output", "OUT", "--latency", "pulp:xpulpnn"]
 BAD: list[tuple[str, list[str], list[str]]] = [
     ("verb", ["analize"], ["analize", "did you mean", "analyze"]),
     ("missing option", ["analyze", MODEL, "--output", "OUT"], ["--data"]),
@@ -195,6 +199,17 @@ BAD: list[tuple[str, list[str], list[str]]] = [
     ("no accelerator", [*ASSIGN, "--cost", "mapper"], ["arch is ''", "mapper:ARCHITECTURE"]),
     ("mapper's objective", [*ASSIGN, "--cost", "mapper:simba:enrgy"], ["enrgy", "did you mean 'energy'"]),
     ("another cost", [*ASSIGN, "--cost", "maper:simba"], ["maper:simba", "did you mean 'mapper'"]),
+    ("pulp's target", [*ASSIGN, "--cost", "pulp:xpulpn"], ["xpulpn", "did you mean 'xpulpnn'"]),
+    ("no latency table", [*ASSIGN, "--cost", "latency:none.csv"], ["none.csv", "latency:FILE.csv"]),
+    ("latency missing", REFINE[:-2], ["--latency"]),
+    ("latency file", [*REFINE[:-1], "none.csv"], ["latency='latency:none.csv'", "none.csv"]),
+    ("latency's target", [*REFINE[:-1], "pulp:"], ["latency: pulp=''", "xpulpnn-mixed"]),
+    ("nothing to refine", REFINE, ["recipe.json", "assign"]),
+    ("refined recipe", [*REFINE, "--recipe", "none.json"], ["none.json"]),
+    ("refine mode", [*REFINE, "--mode", "no_slow", "--recipe", "mine.json"], ["no_slow", "did you mean 'no_slower'"]),
+    ("float recipe", [*REFINE, "--recipe", "part.json"], ["layer 'head' has act=None, weight=None"]),
+    ("wide recipe", [*REFINE, "--recipe", "wide.json"], ["widths=[2, 4, 8, 16]", "1 ... 8"]),
+    ("refine widths", [*REFINE, "--recipe", "mine.json", "--widths", "2,17"], ["widths=17", "16"]),
     ("output", ["analyze", MODEL, *DATA, "--output", "FILE/folder"], ["FILE/folder", "output"]),
 ]
 
@@ -210,6 +225,10 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("FILE").write_text("a file, not a folder")
+    layers = ["stem", "a", "b", "side", "head"]
+    mixbit.Recipe.uniform(layers).save("mine.json")
+    mixbit.Recipe.uniform(layers[:-1]).save("part.json")
+    mixbit.Recipe.uniform(layers, act=16).save("wide.json")
     assert main(arguments) == 2
     shown = capsys.readouterr()
     lines = shown.err.strip().splitlines()
@@ -270,6 +289,13 @@ CONFIGS: list[tuple[str, dict, list[str]]] = [
         "mapper's flag",
         document(stages=[{"sweep": {"costs": [{"mapper": {"arch": "simba", "scale_mac": 1}}]}}]),
         ["scale_mac is 1", "true or false"],
+    ),
+    ("nothing to refine for", document(stages=["refine"]), ["latency=None", "FILE.csv", "pulp:TARGET"]),
+    ("latency", document(stages=[{"refine": {"latency": "pulp:riscv"}}]), ["riscv", "xpulpv2"]),
+    (
+        "two recipes",
+        document(stages=["analyze", "assign", {"refine": {"latency": "pulp:8bit", "recipe": "mine.json"}}]),
+        ["mine.json", "assign"],
     ),
     ("shares", document(stages=["analyze", {"sweep": {"shares": [-1]}}]), ["shares", "-1", "above 0"]),
     (

@@ -16,6 +16,7 @@ from mixbit.costs.pulp import TARGETS
 from mixbit.errors import MixbitError
 from mixbit.recipe import LayerPrecision, Recipe
 from mixbit.tables import CostTable
+from mixbit.zoo.imagenet import MobileNetV1
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nets import Residual, seeded
@@ -29,12 +30,7 @@ def network(name: str) -> nn.Module:
     """The networks with symmetric padding inside the convolutions, as the golden values have them."""
     if name == "MNv2-1.0":
         return torchvision.models.mobilenet_v2(weights=None).eval()
-    model = mixbit.zoo.mobilenet_v1(width=float(name.removeprefix("MNv1-")))
-    model.same = False
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.padding = tuple(k // 2 for k in module.kernel_size)
-    return model
+    return MobileNetV1(float(name.removeprefix("MNv1-")), same=False).eval()
 
 
 @functools.cache

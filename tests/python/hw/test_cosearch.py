@@ -167,10 +167,17 @@ def test_executors_give_the_same_front(kind) -> None:
 
 
 def test_dask_executor() -> None:
-    distributed = pytest.importorskip("distributed")
+    """Threads of this process; no limit on memory, of which other tests of the process hold some."""
+    import distributed
+
     costs, _ = toy(3)
-    with distributed.Client(processes=False, n_workers=1, dashboard_address=None) as client:
-        found = cosearch(None, None, accuracy_of, 2, client.get_executor(), costs=costs, parents=6, offspring=6)
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "memory_limit": 0}
+    with (
+        distributed.LocalCluster(**options, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+        client.get_executor() as executor,
+    ):
+        found = cosearch(None, None, accuracy_of, 2, executor, costs=costs, parents=6, offspring=6)
     assert found == cosearch(None, None, lambda r: accuracy_of(r), 2, costs=costs, parents=6, offspring=6)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mixbit.errors import MixbitError
-from mixbit.hw import Architecture, Layer, Mapping, Workload, loop_nest
+from mixbit.hw import Architecture, Layer, Mapping, Workload, loop_nest, map_network
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nets import Residual, Shared, seeded
@@ -204,9 +204,60 @@ def test_layers() -> None:
     assert Layer.from_dict({**CONV, "name": "x"}).key == layer.key
 
 
+#: A convolution in one dimension over rows, spelled out.
+ROWS = {
+    "dims": {"X": 8, "Y": 4, "K": 3},
+    "projections": {
+        "Weights": [[("K", 1)]],
+        "Inputs": [[("X", 2), ("K", 1)], [("Y", 1)]],
+        "Outputs": [[("X", 1)], [("Y", 1)]],
+    },
+}
+
+
+def rows(tensor: str, ranks) -> dict:
+    return ROWS | {"projections": ROWS["projections"] | {tensor: ranks}}
+
+
+def test_layers_that_are_spelled_out() -> None:
+    layer = Layer.from_dict({**ROWS, "bitwidths": {"Weights": 4}}, "rows")
+    assert layer.macs == 8 * 4 * 3
+    assert Layer.from_dict(json.loads(json.dumps(layer.to_dict()))) == layer
+    assert layer.key != Layer.from_dict(rows("Inputs", [[("X", 1), ("K", 1)], [("Y", 1)]])).key
+    net = Workload.from_shapes([layer, CONV])
+    assert Workload.from_dict(json.loads(json.dumps(net.to_dict()))) == net
+
+
+def test_a_convolution_spelled_out_is_mapped_as_the_convolution() -> None:
+    conv = {"C": 4, "M": 6, "R": 3, "S": 1, "P": 8, "Q": 5, "N": 1, "G": 1}
+    ranks = {
+        "Weights": [[[d, 1]] for d in "CMRSG"],
+        "Inputs": [[["N", 1]], [["C", 1]], [["R", 1], ["P", 2]], [["S", 1], ["Q", 1]], [["G", 1]]],
+        "Outputs": [[[d, 1]] for d in "NMQPG"],
+    }
+    arch, bits = Architecture.load("eyeriss"), {"act": 8, "weight": 4}
+    found = [
+        map_network(arch, Workload.from_shapes([problem]), bits, "energy").layers[0]
+        for problem in ({**conv, "Wstride": 2}, {"dims": conv, "projections": ranks})
+    ]
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [
+        ({"dims": ROWS["dims"]}, "layer 'l' has no 'projections'"),
+        ({**ROWS, "C": 3}, "unknown key 'C'"),
+        ({**ROWS, "dims": 3}, "dims is 3; expected names and bounds"),
+        ({**ROWS, "dims": {}}, "expected names and bounds, at least one"),
+        ({**ROWS, "dims": {"X": 0}}, "dims: X is 0"),
+        ({**ROWS, "projections": {"Weights": []}}, "projections has no 'Inputs'"),
+        (rows("Outputs", "XY"), "projections: Outputs is 'XY'; expected a list of at most 8 ranks"),
+        (rows("Outputs", [[("X", 1)]] * 9), "at most 8 ranks"),
+        (rows("Outputs", [("X", 1)]), "Outputs holds 'X'; expected .dimension, step."),
+        (rows("Outputs", [[("X", 0)]]), "Outputs: X is 0"),
+        (rows("Outputs", [[("x", 1)]]), "Outputs: unknown dimension 'x'; expected some of"),
+        ({**ROWS, "dims": {**ROWS["dims"], "Z": 2}}, "no tensor depends on dimension 'Z'"),
         ({"C": 3}, "layer 'l' has no 'M'"),
         ({**CONV, "P": 0}, "layer 'l': P is 0; expected a whole number of at least 1"),
         ({**CONV, "P": 2.5}, "P is 2.5"),

@@ -1,0 +1,101 @@
+"""The recipe that a search comes closest to among those that use their budgets well."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mixbit.assignment.ilp import checked, pressure, solve
+from mixbit.assignment.prices import Price, priced
+from mixbit.errors import MixbitError
+from mixbit.recipe import LayerPrecision
+from mixbit.tables import Array, CostTable
+
+Choice = tuple[list[int], list[int]]
+
+#: A landed recipe costs at least this share of the largest cost that can be reached within the budgets.
+USED = 0.99
+
+
+@dataclasses.dataclass
+class Options:
+    """What layers may choose from.
+
+    Attributes:
+        names: Layers that choose.
+        acts: Bits of the act options.
+        weights: Bits of the weight options.
+        allowed: uint8 [layers, acts, weights].
+        groups: Layers with the same number share their act option.
+        preference: float64 like allowed: the larger, the rather.
+    """
+
+    names: list[str]
+    acts: tuple[int, ...]
+    weights: tuple[int, ...]
+    allowed: np.ndarray[Any, np.dtype[np.uint8]]
+    groups: list[int]
+    preference: Array
+
+
+def land(
+    options: Options,
+    budgets: Mapping[CostTable, float],
+    fixed: Mapping[str, LayerPrecision],
+    first: Choice,
+) -> tuple[Choice, bool]:
+    """Option indices (act, weight) of every layer, and whether the budgets can be kept.
+
+    `first` is what the search itself decided: it is taken if it keeps the budgets and uses them. Else the choice of the
+    largest summed preference that keeps the budgets and costs, summed in shares of the budgets, at least 99 % of the
+    most that is possible. Where no choice keeps the budgets, the cheapest one.
+
+    Raises:
+        MixbitError: Some layer has no allowed width.
+    """
+
+    def precision(act: int, weight: int) -> tuple[int, int]:
+        return options.acts[act], options.weights[weight]
+
+    prices = [priced(t, options.names, options.acts, len(options.weights), precision, fixed) for t in budgets]
+    limits = [b if p.maximum else b - p.fixed for p, b in zip(prices, budgets.values(), strict=True)]
+    allowed = options.allowed.copy()
+    rows: list[tuple[Price, float]] = []
+    for price, limit in zip(prices, limits, strict=True):
+        if price.maximum:
+            allowed[price.values > limit * (1 + 1e-12)] = 0
+        else:
+            rows.append((price, limit))
+
+    def cheapest() -> tuple[Choice, bool]:
+        found = solve(options, pressure(prices, limits), [])
+        if found is None:
+            raise MixbitError("budget: some layer has no allowed width")
+        return found, False
+
+    if any(limit <= 0 for _, limit in rows) or not allowed.reshape(len(options.names), -1).any(1).all():
+        return cheapest()
+    fits = all(price.total(first) <= limit * (1 + 1e-12) for price, limit in rows)
+    fits = fits and all(allowed[i, a, w] for i, (a, w) in enumerate(zip(*first, strict=True)))
+    preferred = Price(-options.preference, False)
+    if not rows:
+        found = first if fits else checked(options, preferred, [], allowed)
+        return (found, True) if found is not None else cheapest()
+    used = pressure(*(list(column) for column in zip(*rows, strict=True)))
+    unused = dataclasses.replace(used, values=-used.values)
+    # With many layers nearly all of the budget can be used; only where it cannot is the most that can be computed.
+    for floor in (USED * len(rows), None):
+        if floor is None:
+            fullest = checked(options, unused, rows, allowed)
+            if fullest is None:
+                return cheapest()
+            floor = USED * used.total(fullest)
+        if fits and used.total(first) >= floor:
+            return first, True
+        found = checked(options, preferred, [*rows, (unused, -floor)], allowed)
+        if found is not None:
+            return found, True
+    return cheapest()

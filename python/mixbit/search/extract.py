@@ -1,0 +1,255 @@
+"""From a model under search to a recipe, and what an optimizer needs for the search."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixbit.assignment.landing import Options, land
+from mixbit.errors import MixbitError
+from mixbit.quantizers import QuantizedLayer, quantized_layers
+from mixbit.recipe import LayerPrecision, Recipe
+from mixbit.search.penalty import Choices, check_searching, search_quantizers
+from mixbit.search.quantizers import DECIDED, SAMPLED, GatedQuantizer, SearchQuantizer, gate_threshold
+from mixbit.tables import FLOAT_BITS, CostTable
+from mixbit.training import scale_groups
+
+#: Preference for a candidate that the search has all but ruled out.
+_LEAST = -30.0
+
+
+def param_groups(
+    model: nn.Module, lr: float = 1e-4, *, scale_lr: float | None = None, total_steps: int | None = None
+) -> list[dict[str, Any]]:
+    """What the optimizer needs beside the float parameters: the search's own, and learned scales and ranges.
+
+    Adam is advised for the first group: it moves a logit by about `lr` a step, whatever the size of the gradient. From
+    its first value of 2 a gate has to travel 2.54 to close, so a search of few steps needs a larger rate.
+
+    Args:
+        model: Prepared for a search.
+        lr: Of logits (or fractional widths).
+        scale_lr: Of scales and ranges; None takes `lr`.
+        total_steps: If given, `lr` is raised so that a gate can close in a third of the search.
+
+    Returns:
+        Groups with "params", "lr", "weight_decay" 0 and "name"; a group that would be empty is left out.
+
+    Raises:
+        MixbitError: The model is not under search.
+    """
+    found = check_searching(model)
+    own: dict[int, nn.Parameter] = {}
+    for quantizer in found.values():
+        parameter = quantizer.choice_parameter
+        assert isinstance(parameter, nn.Parameter)
+        own[id(parameter)] = parameter
+    if total_steps is not None:
+        lr = max(lr, 3 * max(travel(q) for q in found.values()) / total_steps)
+    rate = lr if scale_lr is None else scale_lr
+    groups = [{"params": list(own.values()), "lr": lr, "weight_decay": 0.0, "name": "search"}]
+    return groups + [{**group, "lr": rate} for group in scale_groups(model, 0.0, own.values())]
+
+
+def travel(quantizer: SearchQuantizer) -> float:
+    """How far the search's parameter has to move from where it is to reach the narrowest candidate."""
+    value = quantizer.choice_parameter.detach()
+    if isinstance(quantizer, GatedQuantizer):
+        return max(float(value.max()) - gate_threshold(quantizer.temperature), 0.0)
+    if value.numel() == 1:
+        return float(value) - quantizer.candidates[0]
+    return 1.0
+
+
+@torch.no_grad()
+def freeze_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
+    """Holds every choice, as it is now or as a recipe has it: training goes on at these widths, without samples.
+
+    Args:
+        model: Under search.
+        recipe: Widths among the candidates, e.g. what `extract` found with a budget; None keeps the present choices.
+
+    Returns:
+        The model; `unfreeze_` lets the search go on.
+
+    Raises:
+        MixbitError: The model is not under search, or a width of the recipe is no candidate.
+    """
+    found = check_searching(model)
+    if recipe is not None:
+        for name, module in quantized_layers(model).items():
+            for operand, quantizer in (("act", module.act_quantizer), ("weight", module.weight_quantizer)):
+                if isinstance(quantizer, SearchQuantizer):
+                    width = getattr(recipe[name], operand)
+                    if width not in quantizer.candidates:
+                        raise MixbitError(
+                            f"recipe: layer {name!r} has {operand}={width}; expected one of the candidates "
+                            f"{list(quantizer.candidates)}"
+                        )
+                    quantizer.choose_(quantizer.candidates.index(width))
+    for quantizer in found.values():
+        quantizer.phase.fill_(DECIDED)
+        quantizer.refresh_()
+        quantizer.choice_parameter.requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def unfreeze_(model: nn.Module) -> nn.Module:
+    """Lets a frozen search go on.
+
+    Raises:
+        MixbitError: The model is not under search.
+    """
+    for quantizer in check_searching(model).values():
+        quantizer.phase.fill_(SAMPLED)
+        quantizer.choice_parameter.requires_grad_(True)
+    return model
+
+
+def extract(model: nn.Module) -> Recipe:
+    """The recipe that the search has come to, with the grids that were searched.
+
+    A model prepared with the recipe anew computes what the model under search computes in eval mode, unless a budget
+    moved layers. With a budget the result costs at most the budget and at least 99 % of the most that can be reached
+    below it: where the choice made by the search itself does not, the likeliest one that does is taken (exactly, by an
+    integer program over the candidates' probabilities), and `.report["moved"]` lists the layers.
+
+    Args:
+        model: Under search; with a budget if a `Penalty` with one was made for it.
+
+    Returns:
+        A Recipe; `.report` holds method, cost and budget (by unit where there are several), feasible, misses_by,
+        average bits, and for each layer the probabilities of its candidates.
+
+    Raises:
+        MixbitError: The model is not under search, or one of its parameters is not finite.
+    """
+    found = check_searching(model)
+    for name, quantizer in found.items():
+        parameter = quantizer.choice_parameter
+        if not torch.isfinite(parameter).all():
+            raise MixbitError(f"{name}: the search's parameter holds {parameter.tolist()}; expected finite numbers")
+        quantizer.refresh_()
+    modules = quantized_layers(model)
+    names = list(modules)
+    choices = Choices(model, names)
+    with torch.no_grad():
+        probabilities = choices.probabilities().double().cpu().numpy()
+        decided = choices.decided().tolist()
+    act = [choices.candidates[choices.act[i]][decided[choices.act[i]]] for i in range(len(names))]
+    weight = [choices.candidates[choices.weight[i]][decided[choices.weight[i]]] for i in range(len(names))]
+    budgets: tuple[tuple[CostTable, float], ...] = getattr(model, "mixbit_budgets", ())
+    feasible, moved = True, []
+    if budgets:
+        landed, feasible = _land(choices, probabilities, act, weight, dict(budgets))
+        moved = [n for n, a, w, new in zip(names, act, weight, landed, strict=True) if (a, w) != new]
+        act, weight = [a for a, _ in landed], [w for _, w in landed]
+    layers = {
+        name: _precision(module, _bits(act[i]), _bits(weight[i])) for i, (name, module) in enumerate(modules.items())
+    }
+    recipe = Recipe(layers=layers, made_by={"verb": "search", "method": _method(found)})
+    cost = {table.unit: table.total(recipe) for table, _ in budgets}
+    limits = {table.unit: limit for table, limit in budgets}
+    recipe.cost = dict(cost)
+    single = len(budgets) == 1
+    recipe.report = {
+        "method": _method(found),
+        "cost": next(iter(cost.values())) if single else cost,
+        "budget": next(iter(limits.values())) if single else limits or None,
+        "feasible": feasible,
+        "misses_by": max((max(cost[u] - limits[u], 0.0) for u in cost), default=0.0),
+        "moved": moved,
+        "average_bits": {"act": _mean(act), "weight": _mean(weight)},
+        "probabilities": {
+            name: {
+                "act": _shares(choices, probabilities, choices.act[i]),
+                "weight": _shares(choices, probabilities, choices.weight[i]),
+            }
+            for i, name in enumerate(names)
+        },
+    }
+    return recipe
+
+
+def _land(
+    choices: Choices,
+    probabilities: Any,
+    act: list[int],
+    weight: list[int],
+    budgets: dict[CostTable, float],
+) -> tuple[list[tuple[int, int]], bool]:
+    """(act, weight) bits of every layer within the budgets."""
+    count = len(choices.names)
+    acts = tuple(sorted({b for i in choices.act for b in choices.candidates[i]}))
+    weights = tuple(sorted({b for i in choices.weight for b in choices.candidates[i]}))
+    allowed = np.zeros((count, len(acts), len(weights)), np.uint8)
+    preference = np.full(allowed.shape, _LEAST)
+    tied = _tied(choices)
+    for i in range(count):
+        a_own, w_own = choices.act[i], choices.weight[i]
+        shared = choices.act.count(a_own)
+        for j, a in enumerate(choices.candidates[a_own]):
+            for k, w in enumerate(choices.candidates[w_own]):
+                if tied[i] and a != w:
+                    continue
+                place = (i, acts.index(a), weights.index(w))
+                allowed[place] = 1
+                logs = np.log(np.maximum(probabilities[[a_own, w_own], [j, k]], np.exp(_LEAST)))
+                preference[place] = logs[0] / shared + logs[1]
+    options = Options(choices.names, acts, weights, allowed, list(choices.act), preference)
+    first = ([acts.index(a) for a in act], [weights.index(w) for w in weight])
+    (chosen_act, chosen_weight), feasible = land(options, budgets, {}, first)
+    return [(acts[a], weights[w]) for a, w in zip(chosen_act, chosen_weight, strict=True)], feasible
+
+
+def _tied(choices: Choices) -> list[bool]:
+    """Whether a layer's weight shares the parameter of its input."""
+
+    def parameter(index: int) -> Tensor | None:
+        quantizer = choices.operands[index]
+        return quantizer.choice_parameter if isinstance(quantizer, SearchQuantizer) else None
+
+    pairs = [(parameter(a), parameter(w)) for a, w in zip(choices.act, choices.weight, strict=True)]
+    return [a is not None and a is w for a, w in pairs]
+
+
+def _precision(module: QuantizedLayer, act: int | None, weight: int | None) -> LayerPrecision:
+    """The searched grid: as asked for, at other widths, with the sign that calibration found."""
+    quantizer = module.act_quantizer
+    signed = None if quantizer is None or not quantizer.is_calibrated else quantizer.signed
+    own = module.precision
+    narrow = own.narrow_range if module.weight_quantizer is None else module.weight_quantizer.narrow_range
+    return LayerPrecision(
+        weight=weight,
+        act=act,
+        signed_act=signed,
+        granularity=own.granularity,
+        narrow_range=narrow,
+        rounding=own.rounding,
+    )
+
+
+def _method(found: dict[str, SearchQuantizer]) -> str:
+    return {"GatedQuantizer": "gates", "MixtureQuantizer": "mixture", "FractionalQuantizer": "fractional"}[
+        type(next(iter(found.values()))).__name__
+    ]
+
+
+def _shares(choices: Choices, probabilities: Any, index: int) -> dict[str, float]:
+    return {str(b): round(float(probabilities[index, k]), 6) for k, b in enumerate(choices.candidates[index])}
+
+
+def _mean(bits: list[int]) -> float:
+    return math.fsum(bits) / len(bits)
+
+
+def _bits(width: int) -> int | None:
+    return None if width == FLOAT_BITS else width
+
+
+__all__ = ["extract", "freeze_", "param_groups", "search_quantizers", "travel", "unfreeze_"]
