@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include <mixbit/common/gates.h>
 #include <mixbit/kernels/cpu.h>
 
 namespace {
@@ -15,6 +16,9 @@ using mixbit::Rounding;
 using mixbit::kernels::cpu::Isa;
 using mixbit::kernels::cpu::KernelTable;
 using mixbit::kernels::cpu::kLanes;
+using mixbit::kernels::cpu::kMaxGrids;
+using mixbit::kernels::cpu::Mixture;
+using mixbit::kernels::cpu::MixtureForm;
 using mixbit::kernels::cpu::Moments;
 using mixbit::kernels::cpu::Quantizer;
 using mixbit::kernels::cpu::StorageType;
@@ -88,6 +92,11 @@ inline NoiseQuantizer noise_quantizer(const Quantizer& q) {
   return {broadcast(q.scale), broadcast(1.0f / q.scale), broadcast(q.range.quant_min), broadcast(q.range.quant_max)};
 }
 
+// A grid of a mixture; ratio: its codes between two levels of the grid before (residual form).
+struct VecGrid {
+  Vec scale, low, high, ratio;
+};
+
 #if defined(MIXBIT_SIMD_SCALAR)
 
 // The oracle: each lane calls the formula of common/numerics.h.
@@ -129,6 +138,22 @@ inline Vec quantization_error(const Vec& x, const Vec&, const NoiseQuantizer& q)
       return mixbit::quantization_error(x.lane[i], q.scale.lane[0], q.inverse.lane[0], range, Rounding::kHalfEven);
     }
   });
+}
+inline mixbit::QuantRange range_of(const VecGrid& grid) { return {grid.low.lane[0], grid.high.lane[0]}; }
+inline Vec level_code(const Vec& x, const VecGrid& grid) {
+  return map([&](int i) { return mixbit::level_code(x.lane[i], grid.scale.lane[0], range_of(grid)); });
+}
+inline Vec residual_code(const Vec& x, const Vec& code, const Vec& level, const VecGrid& grid) {
+  return map([&](int i) {
+    return mixbit::residual_code(x.lane[i], code.lane[i], level.lane[i], grid.ratio.lane[0], grid.scale.lane[0],
+                                 range_of(grid));
+  });
+}
+inline Vec step_gradient(const Vec& x, const Vec& code, const VecGrid& grid) {
+  return map([&](int i) { return mixbit::step_gradient(x.lane[i], code.lane[i], grid.scale.lane[0], range_of(grid)); });
+}
+inline Mask inside_grid(const Vec& x, const VecGrid& grid) {
+  return inside_grid(x, VecQuantizer{grid.scale, broadcast(0.0f), grid.low, grid.high});
 }
 
 #else
@@ -183,6 +208,18 @@ inline Vec quantization_error(const Vec& x, const Vec& positive, const NoiseQuan
     code = min(q.high, max(q.low, round_half_even(div(x, q.scale))));
   }
   return sub(x, mul(code, q.scale));
+}
+
+inline Vec level_code(const Vec& x, const VecGrid& grid) {
+  return min(grid.high, max(grid.low, round_half_even(div(x, grid.scale))));
+}
+inline Vec residual_code(const Vec& x, const Vec& code, const Vec& level, const VecGrid& grid) {
+  const Vec rest = round_half_even(div(sub(x, level), grid.scale));
+  return min(grid.high, max(grid.low, add(mul(code, grid.ratio), rest)));
+}
+inline Mask inside_grid(const Vec& x, const VecGrid& grid) { return in_range(div(x, grid.scale), grid.low, grid.high); }
+inline Vec step_gradient(const Vec& x, const Vec& code, const VecGrid& grid) {
+  return sub(code, keep(inside_grid(x, grid), div(x, grid.scale)));
 }
 
 #endif
@@ -443,6 +480,169 @@ void observe_body(const void* x_data, int64_t n, Moments* moments) {
   moments->sum_squares = sum_lanes(squares);
 }
 
+// kCount grids known at compile time live in registers; 0 stands for any number.
+template <int64_t kCount>
+constexpr int64_t kGridSlots = kCount > 0 ? kCount : kMaxGrids;
+
+inline void widen_grids(const Mixture& m, VecGrid* grids, Vec* weights) {
+  for (int64_t k = 0; k < m.count; ++k) {
+    const Quantizer& q = m.quantizers[k];
+    const float ratio = k == 0 ? 0.0f : mixbit::grid_ratio(q.range, m.quantizers[k - 1].range);
+    grids[k] = {broadcast(q.scale), broadcast(q.range.quant_min), broadcast(q.range.quant_max), broadcast(ratio)};
+    weights[k] = broadcast(m.weights[k]);
+  }
+}
+
+// Calls f(k, level, code) for the levels of x on each grid.
+template <int64_t kCount, bool kResidual, typename F>
+inline void for_each_level(const Vec& x, const VecGrid* grids, int64_t count, const F& f) {
+  Vec code = broadcast(0.0f);
+  Vec level = code;
+  for (int64_t k = 0; k < (kCount > 0 ? kCount : count); ++k) {
+    code = kResidual && k > 0 ? residual_code(x, code, level, grids[k]) : level_code(x, grids[k]);
+    level = mul(code, grids[k].scale);
+    f(k, level, code);
+  }
+}
+
+template <typename S, int64_t kCount, bool kResidual>
+void mixture_loop(const void* x_data, void* y_data, int64_t n, const Mixture& m, bool stream) {
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* y = static_cast<typename S::Element*>(y_data);
+  VecGrid grids[kGridSlots<kCount>];
+  Vec weights[kGridSlots<kCount>];
+  widen_grids(m, grids, weights);
+  auto mix = [&](const Vec& value) {
+    Vec sum = broadcast(0.0f);
+    for_each_level<kCount, kResidual>(value, grids, m.count, [&](int64_t k, const Vec& level, const Vec&) {
+      sum = k == 0 ? mul(weights[k], level) : add(sum, mul(weights[k], level));
+    });
+    return sum;
+  };
+  int64_t i = 0;
+  if (stream && can_stream<S>(y)) {
+    for (; i + kLanes <= n; i += kLanes) S::write_past_cache(y + i, mix(S::read(x + i)));
+    stream_fence();
+  } else {
+    for (; i + kLanes <= n; i += kLanes) S::write(y + i, mix(S::read(x + i)));
+  }
+  if (i < n) write_partial<S>(y + i, mix(read_partial<S>(x + i, n - i)), n - i);
+}
+
+template <typename S>
+void mixture_body(const void* x, void* y, int64_t n, const Mixture& m, bool stream) {
+  // A weight of 0 adds nothing (levels are finite, and NaN in x comes through any grid): open and shut gates leave one
+  // grid. The residual form needs those below the last one.
+  Quantizer quantizers[kMaxGrids];
+  float weights[kMaxGrids];
+  int64_t count = 0;
+  if (m.form == MixtureForm::kGatedResidual) {
+    for (int64_t k = 0; k < m.count; ++k) {
+      quantizers[k] = m.quantizers[k];
+      weights[k] = m.weights[k];
+      if (m.weights[k] != 0.0f) count = k + 1;
+    }
+  } else {
+    for (int64_t k = 0; k < m.count; ++k) {
+      if (m.weights[k] != 0.0f) {
+        quantizers[count] = m.quantizers[k];
+        weights[count++] = m.weights[k];
+      }
+    }
+  }
+  if (count == 0) {
+    quantizers[0] = m.quantizers[0];
+    weights[0] = 0.0f;
+    count = 1;
+  }
+  const Mixture used{quantizers, weights, count, m.form};
+  if (count == 1) {
+    mixture_loop<S, 1, false>(x, y, n, used, stream);
+  } else if (m.form == MixtureForm::kGatedResidual) {
+    count == 3 ? mixture_loop<S, 3, true>(x, y, n, used, stream) : mixture_loop<S, 0, true>(x, y, n, used, stream);
+  } else if (count == 2) {
+    mixture_loop<S, 2, false>(x, y, n, used, stream);
+  } else if (count == 3) {
+    mixture_loop<S, 3, false>(x, y, n, used, stream);
+  } else {
+    mixture_loop<S, 0, false>(x, y, n, used, stream);
+  }
+}
+
+enum class MixtureSums { kNone, kLevels, kSteps };
+
+template <typename S, int64_t kCount, MixtureForm kForm, MixtureSums kSums>
+void mixture_backward_loop(const void* grad_data, const void* x_data, void* dx_data, int64_t n, const Mixture& m,
+                           double* levels, double* steps, bool stream) {
+  const auto* grad = static_cast<const typename S::Element*>(grad_data);
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* dx = static_cast<typename S::Element*>(dx_data);
+  constexpr bool kIsMixture = kForm == MixtureForm::kMixture;
+  constexpr int64_t kSlots = kGridSlots<kCount>;
+  const int64_t last = (kCount > 0 ? kCount : m.count) - 1;
+  VecGrid grids[kSlots];
+  Vec weights[kSlots];
+  widen_grids(m, grids, weights);
+  Vec level_sums[kSlots];
+  Vec step_sums[kSlots];
+  for (int64_t k = 0; k <= last; ++k) level_sums[k] = step_sums[k] = broadcast(0.0f);
+  auto step = [&](const Vec& g, const Vec& value) {
+    Vec result = broadcast(0.0f);
+    Vec before = result;
+    for_each_level<kCount, kForm == MixtureForm::kGatedResidual>(
+        value, grids, m.count, [&](int64_t k, const Vec& level, const Vec& code) {
+          if constexpr (kSums != MixtureSums::kNone) {
+            if (kIsMixture) {
+              level_sums[k] = fma(g, level, level_sums[k]);
+            } else if (k > 0) {
+              level_sums[k - 1] = fma(g, sub(level, before), level_sums[k - 1]);
+            }
+          }
+          before = level;
+          if (kIsMixture || k == last) {
+            if constexpr (kSums == MixtureSums::kSteps) {
+              Vec& sum = step_sums[kIsMixture ? k : 0];
+              sum = fma(g, step_gradient(value, code, grids[k]), sum);
+            }
+            const Mask inside = inside_grid(value, grids[k]);
+            result = kIsMixture ? add(result, keep(inside, mul(weights[k], g))) : keep(inside, g);
+          }
+        });
+    return result;
+  };
+  int64_t i = 0;
+  if (dx == nullptr) {
+    for (; i + kLanes <= n; i += kLanes) step(S::read(grad + i), S::read(x + i));
+  } else if (stream && can_stream<S>(dx)) {
+    for (; i + kLanes <= n; i += kLanes) S::write_past_cache(dx + i, step(S::read(grad + i), S::read(x + i)));
+    stream_fence();
+  } else {
+    for (; i + kLanes <= n; i += kLanes) S::write(dx + i, step(S::read(grad + i), S::read(x + i)));
+  }
+  if (i < n) {
+    const Vec d = step(read_partial<S>(grad + i, n - i), read_partial<S>(x + i, n - i));
+    if (dx != nullptr) write_partial<S>(dx + i, d, n - i);
+  }
+  if constexpr (kSums != MixtureSums::kNone) {
+    for (int64_t k = 0; k < (kIsMixture ? last + 1 : last); ++k) levels[k] = sum_lanes(level_sums[k]);
+  }
+  if constexpr (kSums == MixtureSums::kSteps) {
+    for (int64_t k = 0; k < (kIsMixture ? last + 1 : 1); ++k) steps[k] = sum_lanes(step_sums[k]);
+  }
+}
+
+template <typename S, MixtureForm kForm, MixtureSums kSums>
+void mixture_backward_body(const void* grad, const void* x, void* dx, int64_t n, const Mixture& m, double* levels,
+                           double* steps, bool stream) {
+  if (m.count == 2) {
+    mixture_backward_loop<S, 2, kForm, kSums>(grad, x, dx, n, m, levels, steps, stream);
+  } else if (m.count == 3) {
+    mixture_backward_loop<S, 3, kForm, kSums>(grad, x, dx, n, m, levels, steps, stream);
+  } else {
+    mixture_backward_loop<S, 0, kForm, kSums>(grad, x, dx, n, m, levels, steps, stream);
+  }
+}
+
 // Runtime storage type and rounding to template arguments.
 #define MIXBIT_DISPATCH_STORAGE(storage, call) \
   switch (storage) {                           \
@@ -510,6 +710,34 @@ void noise_power_entry(StorageType storage, const void* x, const void* reference
 void observe_entry(StorageType storage, const void* x, int64_t n, Moments* moments) {
   MIXBIT_DISPATCH_STORAGE(storage, (observe_body<S>(x, n, moments)));
 }
+void mixture_entry(StorageType storage, const void* x, void* y, int64_t n, const Mixture& mixture, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(storage, (mixture_body<S>(x, y, n, mixture, stream)));
+}
+template <MixtureForm kForm>
+void mixture_backward_of(StorageType storage, const void* grad, const void* x, void* dx, int64_t n, const Mixture& m,
+                         double* levels, double* steps, bool stream) {
+  if (levels == nullptr) {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, (mixture_backward_body<S, kForm, MixtureSums::kNone>(grad, x, dx, n, m, nullptr, nullptr, stream)));
+  } else if (steps == nullptr) {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, (mixture_backward_body<S, kForm, MixtureSums::kLevels>(grad, x, dx, n, m, levels, nullptr, stream)));
+  } else {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, (mixture_backward_body<S, kForm, MixtureSums::kSteps>(grad, x, dx, n, m, levels, steps, stream)));
+  }
+}
+void mixture_backward_entry(StorageType storage, const void* grad, const void* x, void* dx, int64_t n, const Mixture& m,
+                            double* levels, double* steps, bool stream) {
+  switch (m.form) {
+    case MixtureForm::kMixture:
+      return mixture_backward_of<MixtureForm::kMixture>(storage, grad, x, dx, n, m, levels, steps, stream);
+    case MixtureForm::kGated:
+      return mixture_backward_of<MixtureForm::kGated>(storage, grad, x, dx, n, m, levels, steps, stream);
+    case MixtureForm::kGatedResidual:
+      return mixture_backward_of<MixtureForm::kGatedResidual>(storage, grad, x, dx, n, m, levels, steps, stream);
+  }
+}
 
 #undef MIXBIT_DISPATCH_STORAGE
 #undef MIXBIT_DISPATCH_ROUNDING
@@ -522,7 +750,9 @@ constexpr KernelTable table_of(Isa isa) {
           apply_mask_entry,
           quantization_noise_entry,
           noise_power_entry,
-          observe_entry};
+          observe_entry,
+          mixture_entry,
+          mixture_backward_entry};
 }
 
 }  // namespace

@@ -57,10 +57,9 @@ def fit(
     """Trains weights, biases and the grids of a prepared model at its bits, in place.
 
     SGD with momentum; all rates fall along a cosine to zero. Weights decay; biases, normalizations and scales do not.
-    Learned steps (LSQ) carry a gradient factor that lets them train at the weights' rate; gradients of trained
-    thresholds (TQT) are normalized before each step, as published, so that theirs is bounded. A run with a checkpoint
-    that is killed at any step and started again as it was ends in the same weights, bit for bit, on one process or
-    under torch.distributed; see `mixbit.training.train`.
+    Gradients of trained thresholds (TQT) are normalized before each step, as published, so that the step is bounded.
+    A run with a checkpoint that is killed at any step and started again as it was ends in the same weights, bit for
+    bit, on one process or under torch.distributed; see `mixbit.training.train`.
 
     Args:
         model: Prepared and calibrated; left in the mode it was in.
@@ -70,7 +69,7 @@ def fit(
         lr: Of weights, biases and normalizations, at the start.
         momentum: Of SGD.
         weight_decay: Of weights, and of the clips of PACT.
-        scale_lr: Of scales, offsets, thresholds and clips, at the start; None takes `lr`.
+        scale_lr: Of scales, offsets, thresholds and clips, at the start; None takes `lr` / 10.
         optimizer: Makes another optimizer of the groups, which carry "lr", "weight_decay" and "name"; then `momentum`
             is its own affair.
         objective: (model, item) -> scalar; None is cross entropy, or distillation where a teacher is given.
@@ -102,7 +101,7 @@ def fit(
     scales = scale_groups(model, weight_decay)
     weights = weight_groups(model, weight_decay, [p for group in scales for p in group["params"]])
     groups = [{**group, "lr": lr} for group in weights]
-    groups += [{**group, "lr": lr if scale_lr is None else scale_lr} for group in scales]
+    groups += [{**group, "lr": lr / 10 if scale_lr is None else scale_lr} for group in scales]
     made = torch.optim.SGD(groups, lr=lr, momentum=momentum) if optimizer is None else optimizer(groups)
     thresholds = [module for module in model.modules() if isinstance(module, TQT)]
 
