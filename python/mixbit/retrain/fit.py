@@ -20,10 +20,9 @@ from mixbit.training import (
     cross_entropy,
     distill,
     in_bf16,
+    param_groups,
     reestimate_batchnorm_,
-    scale_groups,
     train,
-    weight_groups,
 )
 
 #: Groups of parameters -> their optimizer.
@@ -98,10 +97,7 @@ def fit(
     """
     _check(model, batches, epochs, objective, teacher, {"lr": lr, "scale_lr": scale_lr}, momentum, weight_decay)
     steps = epochs * len(batches)  # type: ignore[arg-type]
-    scales = scale_groups(model, weight_decay)
-    weights = weight_groups(model, weight_decay, [p for group in scales for p in group["params"]])
-    groups = [{**group, "lr": lr} for group in weights]
-    groups += [{**group, "lr": lr / 10 if scale_lr is None else scale_lr} for group in scales]
+    groups = param_groups(model, lr, scale_lr=scale_lr, weight_decay=weight_decay)
     made = torch.optim.SGD(groups, lr=lr, momentum=momentum) if optimizer is None else optimizer(groups)
     thresholds = [module for module in model.modules() if isinstance(module, TQT)]
 
