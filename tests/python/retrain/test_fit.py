@@ -111,7 +111,7 @@ def test_gradients_of_trained_thresholds_are_normalized_before_each_step() -> No
     quantizer = model.a.weight_quantizer
     assert isinstance(quantizer, TQT)
     before = quantizer.log2_threshold.detach().clone()
-    mixbit.retrain.fit(model, images(16), epochs=1, lr=0.01, momentum=0.0)
+    mixbit.retrain.fit(model, images(16), epochs=1, scale_lr=0.01, momentum=0.0)
     # tanh(g / sqrt(g^2)) = tanh(1) in the first step, whatever g, but for gradients near the 1e-5 of the formula.
     step = (before - quantizer.log2_threshold.detach()).abs() / 0.01
     assert float(step.max()) == pytest.approx(math.tanh(1), abs=5e-3)
