@@ -24,6 +24,7 @@ from mixbit.training import (
     reestimate_batchnorm_,
     train,
 )
+from mixbit.training.checkpoint import tree_digest
 
 #: Groups of parameters -> their optimizer.
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -121,7 +122,14 @@ def fit(
         after_step=after_step,
         progress=progress,
         clip_norm=clip_norm,
-        identity={"bf16": bf16, **(identity or {})},
+        identity={
+            "bf16": bf16,
+            "clip_norm": clip_norm,
+            "teacher": None
+            if teacher is None
+            else f"{tree_digest(teacher.state_dict())}, temperature {temperature:g}, weight {teacher_weight:g}",
+            **(identity or {}),
+        },
     )
     if reestimate is not False:
         data: Any = batches if reestimate is True else reestimate
@@ -147,6 +155,11 @@ def _check(
         raise MixbitError("model has no prepared layers; call mixbit.prepare_(model, recipe) first")
     for name, module in modules.items():
         for quantizer in (module.weight_quantizer, module.act_quantizer):
+            if quantizer is not None and quantizer.searching and quantizer.choice_parameter.requires_grad:
+                raise MixbitError(
+                    f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
+                    "mixbit.search.extract(model)) first, or mixbit.search.freeze_(model)"
+                )
             if quantizer is not None:
                 try:
                     quantizer.check_calibrated()
