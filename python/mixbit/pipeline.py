@@ -31,8 +31,7 @@ from mixbit.export import simulation
 from mixbit.files import PathLike, file_digest, remove_temporaries, write_bytes, write_text
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
-from mixbit.quantizers import TensorStatistics, first_images, input_statistics
-from mixbit.quantizers.tensors import record_tensors_
+from mixbit.quantizers import TensorStatistics, first_images, input_statistics, record_tensors_
 from mixbit.recipe import Recipe, check_bits
 from mixbit.sources import fingerprint, load_data, load_images, load_model
 from mixbit.sweeps import SHARES, points_as_csv

@@ -20,11 +20,11 @@ from mixbit.training import (
     cross_entropy,
     distill,
     in_bf16,
+    param_groups,
     reestimate_batchnorm_,
-    scale_groups,
     train,
-    weight_groups,
 )
+from mixbit.training.checkpoint import tree_digest
 
 #: Groups of parameters -> their optimizer.
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -98,10 +98,7 @@ def fit(
     """
     _check(model, batches, epochs, objective, teacher, {"lr": lr, "scale_lr": scale_lr}, momentum, weight_decay)
     steps = epochs * len(batches)  # type: ignore[arg-type]
-    scales = scale_groups(model, weight_decay)
-    weights = weight_groups(model, weight_decay, [p for group in scales for p in group["params"]])
-    groups = [{**group, "lr": lr} for group in weights]
-    groups += [{**group, "lr": lr / 10 if scale_lr is None else scale_lr} for group in scales]
+    groups = param_groups(model, lr, scale_lr=scale_lr, weight_decay=weight_decay)
     made = torch.optim.SGD(groups, lr=lr, momentum=momentum) if optimizer is None else optimizer(groups)
     thresholds = [module for module in model.modules() if isinstance(module, TQT)]
 
@@ -125,7 +122,14 @@ def fit(
         after_step=after_step,
         progress=progress,
         clip_norm=clip_norm,
-        identity={"bf16": bf16, **(identity or {})},
+        identity={
+            "bf16": bf16,
+            "clip_norm": clip_norm,
+            "teacher": None
+            if teacher is None
+            else f"{tree_digest(teacher.state_dict())}, temperature {temperature:g}, weight {teacher_weight:g}",
+            **(identity or {}),
+        },
     )
     if reestimate is not False:
         reestimate_batchnorm_(model, batches if reestimate is True else reestimate, epochs)
@@ -147,6 +151,11 @@ def _check(
         raise MixbitError("model has no prepared layers; call mixbit.prepare_(model, recipe) first")
     for name, module in modules.items():
         for quantizer in (module.weight_quantizer, module.act_quantizer):
+            if quantizer is not None and quantizer.searching and quantizer.choice_parameter.requires_grad:
+                raise MixbitError(
+                    f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
+                    "mixbit.search.extract(model)) first, or mixbit.search.freeze_(model)"
+                )
             if quantizer is not None:
                 try:
                     quantizer.check_calibrated()

@@ -96,6 +96,18 @@ def test_what_makes_a_network_be_trained_again(tmp_path: Path) -> None:
     assert "before_training" not in json.loads((tmp_path / "evaluation.json").read_text())
 
 
+def test_a_refined_recipe_is_what_is_trained(tmp_path: Path) -> None:
+    stages = (*ASSIGN, {"refine": {"latency": "pulp:xpulpnn"}}, {"retrain": {"epochs": 1}}, "evaluate", "report")
+    run(document(tmp_path, *stages))
+    recipe, refined = (mixbit.Recipe.load(tmp_path / f"{name}.json") for name in ("recipe", "refined_recipe"))
+    assert recipe.layers != refined.layers
+    state = load_file(tmp_path / "trained.safetensors")
+    for name, precision in refined.layers.items():
+        assert float(state[f"{name}.weight_quantizer.bit_width"]) == precision.weight
+        assert float(state[f"{name}.act_quantizer.bit_width"]) == precision.act
+    assert "before_training" in json.loads((tmp_path / "evaluation.json").read_text())
+
+
 def test_rounding_and_scales_of_whole_tensors_are_trained_too(tmp_path: Path) -> None:
     stages = ({"analyze": {"precisions": [4, 8], "granularity": "per_tensor"}}, {"assign": {"budget_share": 0.4}})
     config = document(tmp_path, *stages, {"retrain": {"epochs": 1, "lr": 1e-3}}, {"evaluate": {"integer": False}})
