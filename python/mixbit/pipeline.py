@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 import mixbit
 from mixbit import report as reports
@@ -26,14 +28,15 @@ from mixbit.costs.named import FAMILIES, NamedCost, named_cost
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
 from mixbit.export import simulation
-from mixbit.files import PathLike, file_digest, remove_temporaries, write_text
+from mixbit.files import PathLike, file_digest, remove_temporaries, write_bytes, write_text
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
-from mixbit.quantizers import TensorStatistics, first_images, input_statistics
+from mixbit.quantizers import TensorStatistics, first_images, input_statistics, record_tensors_
 from mixbit.recipe import Recipe, check_bits
-from mixbit.sources import fingerprint, load_data, load_model
+from mixbit.sources import fingerprint, load_data, load_images, load_model
 from mixbit.sweeps import SHARES, points_as_csv
 from mixbit.tables import CostTable, SensitivityTable
+from mixbit.training import Images
 
 COSTS: dict[str, Callable[..., CostTable]] = {
     "ops": mixbit.costs.ops,
@@ -76,6 +79,19 @@ STAGES: dict[str, dict[str, Any]] = {
         "first_last_min": None,
         "depthwise_min": None,
     },
+    "retrain": {
+        "epochs": 3,
+        "lr": 0.01,
+        "scale_lr": None,
+        "weight_decay": 1e-4,
+        "distill": 0.0,
+        "temperature": 4.0,
+        "clip_norm": None,
+        "bf16": False,
+        "reestimate": True,
+        "ranges": "mse",
+        "checkpoint_every": 50,
+    },
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "report": {"title": None},
 }
@@ -88,6 +104,8 @@ Say = Callable[[str], None]
 
 #: Folder of a sweep's recipes, below the output folder.
 RECIPES = "recipes"
+#: Weights and grids of the network that was trained at the recipe's bits, batch normalization folded.
+TRAINED = "trained.safetensors"
 
 #: What a refinement makes of recipe.json.
 REFINED = "refined_recipe.json"
@@ -124,6 +142,7 @@ class Config:
     model: dict[str, Any]
     calibration: dict[str, Any]
     test: dict[str, Any] | None
+    training: dict[str, Any] | None
     output: Path
     seed: int
     corrections: tuple[str, ...]
@@ -142,16 +161,16 @@ class Config:
                 raise MixbitError(f"config: {key!r} is missing")
         source = {"source": top["model"]} if isinstance(top["model"], str) else top["model"]
         model = _known("config: model", source, {"source": None, "weights": None, "options": {}})
-        data = _known("config: data", top["data"], {"calibration": None, "test": None})
+        data = _known("config: data", top["data"], {"calibration": None, "test": None, "training": None})
         if data["calibration"] is None:
             raise MixbitError("config: data: 'calibration' is missing")
 
-        def data_source(name: str) -> dict[str, Any] | None:
+        def data_source(name: str, **more: Any) -> dict[str, Any] | None:
             value = data[name]
             if value is None:
                 return None
             value = {"source": value} if isinstance(value, str) else value
-            return _known(f"config: data: {name}", value, {"source": None, "images": None, "batch": 64})
+            return _known(f"config: data: {name}", value, {"source": None, "images": None, "batch": 64, **more})
 
         if not isinstance(top["seed"], int) or isinstance(top["seed"], bool):
             raise MixbitError(f"config: seed={top['seed']!r}; expected a whole number")
@@ -182,6 +201,7 @@ class Config:
             model,
             calibration,
             data_source("test"),
+            data_source("training", batch=128, augment=None),
             Path(top["output"]),
             top["seed"],
             tuple(c for c in CORRECTIONS if c in top["corrections"]),
@@ -239,6 +259,20 @@ def versions() -> dict[str, str]:
     return {"mixbit": mixbit.__version__, "torch": torch.__version__}
 
 
+def number(option: str, value: Any) -> float:
+    """An option as a number: YAML reads 1e-3 as text.
+
+    Raises:
+        MixbitError: It is none.
+    """
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise MixbitError(f"{option}={value!r}: expected a number")
+
+
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -292,7 +326,10 @@ class Pipeline:
         files = [cost.digest for cost in named_costs(options)]
         if options.get("recipe") is not None:
             files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
-        key = _digest(verb, options, files, self.config.seed, self.content, inputs, versions())
+        content = {"model_and_data": self.content}
+        if verb == "retrain":
+            content["training"] = _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
+        key = _digest(verb, options, files, self.config.seed, content, inputs, versions())
         kept = self._manifest(manifest)
         if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
             self.say(f"{verb}: done before, kept")
@@ -306,7 +343,7 @@ class Pipeline:
             "options": options,
             "seed": self.config.seed,
             "versions": versions(),
-            "inputs": {"model_and_data": self.content, **inputs},
+            "inputs": {**content, **inputs},
             "outputs": {name: file_digest(self.folder / name) for name in names},
         }
         write_text(manifest, json.dumps(document, indent=2) + "\n")
@@ -455,7 +492,7 @@ class Pipeline:
             raise MixbitError(f"{what} needs labelled data: config: data: 'test' is missing")
         return self.test
 
-    def _quantized(self, recipe: Recipe, method: str, integer: bool) -> nn.Module:
+    def _quantized(self, recipe: Recipe, method: str, integer: bool, corrected: bool = True) -> nn.Module:
         """The network at a recipe: calibrated from one pass of statistics for all recipes, and corrected."""
         folded, statistics = self._folded
         model = mixbit.prepare_(copy.deepcopy(folded), recipe, self.example)
@@ -467,9 +504,9 @@ class Pipeline:
                 f"{error}; the fake-quantized network can be measured without the integer one (evaluate --no-integer, "
                 "sweep without --integer, integer: false in a config)"
             ) from error
-        if "rounding" in self.config.corrections:
+        if corrected and "rounding" in self.config.corrections:
             mixbit.optimize_rounding_(model, self.calibration)
-        if "bias" in self.config.corrections:
+        if corrected and "bias" in self.config.corrections:
             mixbit.correct_bias_(model, self.calibration)
         return model
 
@@ -478,22 +515,124 @@ class Pipeline:
         folded = mixbit.fold_batchnorm_(copy.deepcopy(self.model), self.example)
         return folded, input_statistics(folded, self.calibration)
 
+    @functools.cached_property
+    def training(self) -> Images:
+        """The data to train on."""
+        given = self.config.training
+        if given is None:
+            raise MixbitError("retrain needs data to train on: config: data: 'training' is missing")
+        return load_images(
+            given["source"], given["images"], given["batch"], augment=given["augment"], seed=self.config.seed
+        )
+
+    def retrain(self, options: dict[str, Any]) -> list[str]:
+        """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits."""
+        recipe, _ = self._recipe()
+        share = number("distill", options["distill"])
+        if not 0 <= share <= 1:
+            raise MixbitError(f"distill={share:g}: expected a share of the loss from 0 to 1")
+        model = copy.deepcopy(self.model)
+        if any(recipe[name].granularity == "per_tensor" for name in mixbit.layers(model, self.example).names):
+            mixbit.fold_batchnorm_(model, self.example)  # one scale cannot take up a factor of each channel later
+        mixbit.prepare_(model, recipe, self.example)
+        mixbit.calibrate_(model, self.calibration, options["ranges"])
+        if "rounding" in self.config.corrections:
+            mixbit.optimize_rounding_(model, self.calibration)
+        key = self._trained_key(recipe)
+        state = _digest(options, self.training.describe(), key, versions())
+        checkpoint = self.folder / f".retrain-{state}.partial"
+        for other in self.folder.glob(".retrain-*.partial"):
+            if other != checkpoint:
+                other.unlink()  # of other options
+        scale_lr, clip_norm = (None if options[k] is None else number(k, options[k]) for k in ("scale_lr", "clip_norm"))
+        history = mixbit.retrain.fit(
+            model,
+            self.training,
+            epochs=options["epochs"],
+            lr=number("lr", options["lr"]),
+            scale_lr=scale_lr,
+            weight_decay=number("weight_decay", options["weight_decay"]),
+            teacher=self.model if share else None,
+            temperature=number("temperature", options["temperature"]),
+            teacher_weight=share or 1.0,
+            clip_norm=clip_norm,
+            bf16=bool(options["bf16"]),
+            reestimate=bool(options["reestimate"]),
+            checkpoint=checkpoint,
+            checkpoint_every=options["checkpoint_every"],
+            progress=self.progress,
+        )
+        mixbit.fold_batchnorm_(model, self.example)
+        with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
+            record_tensors_(model, self.calibration, self.example, options["ranges"])
+        tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        write_bytes(self.folder / TRAINED, save(tensors, {"mixbit": key}))
+        write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
+        write_text(self.folder / "history.csv", history.to_csv())
+        checkpoint.unlink(missing_ok=True)
+        return [TRAINED, "history.json", "history.csv"]
+
+    @property
+    def _trains(self) -> bool:
+        """Whether results are of a retrained network: a run says so itself, a single verb looks at the folder."""
+        verbs = [verb for verb, _ in self.config.stages]
+        return "retrain" in verbs or (len(verbs) == 1 and (self.folder / TRAINED).exists())
+
+    def _trained_key(self, recipe: Recipe) -> str:
+        """What trained weights belong to: a network and its bits."""
+        return _digest(fingerprint(self.model), recipe.to_dict()["layers"], recipe.tensors)
+
+    def _trained(self, recipe: Recipe, integer: bool) -> nn.Module | None:
+        """The network as `retrain` left it; None where this run does not train."""
+        path = self.folder / TRAINED
+        if not self._trains:
+            return None
+        self._read(TRAINED, "retrain")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                key = (file.metadata() or {}).get("mixbit")
+                names = file.keys()
+                state: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise MixbitError(f"{str(path)!r} cannot be read: {error}; run the stage 'retrain' again") from error
+        if key != self._trained_key(recipe):
+            raise MixbitError(
+                f"{str(path)!r} was trained for another network or recipe; run the stage 'retrain' again, or delete it"
+            )
+        model = self._quantized(recipe, "maxabs", integer, corrected=False)
+        if not integer:
+            state = {name: value for name, value in state.items() if not name.startswith("mixbit_tensor_")}
+        model.load_state_dict(state)
+        return model
+
     def evaluate(self, options: dict[str, Any]) -> list[str]:
-        """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR."""
+        """evaluation.json: the metric of the float, the fake-quantized and the integer network, and measured SQNR.
+
+        Where the network was retrained these are the trained ones; then the metric before training stands beside them.
+        The SQNR is that of the untrained network, which the predicted one speaks of.
+        """
         test = self._test("evaluate")
         recipe, refinement = self._recipe()
         if refinement is not None:
             self.say(f"evaluate: the recipe as refined for {refinement['latency']}")
         metric = check_choice("metric", options["metric"], METRICS)
         partial = self.folder / ".evaluate.partial"
-        scores = self._scores(partial, _digest(options, recipe.to_dict(), self.content))
-        quantized = functools.cache(lambda: self._quantized(recipe, options["method"], bool(options["integer"])))
-        networks: dict[str, Callable[[], nn.Module]] = {"float": lambda: self.model, "quantized": quantized}
-        if options["integer"]:
+        integer = bool(options["integer"])
+        trained = self._trained(recipe, integer)
+        scores = self._scores(
+            partial, _digest(options, recipe.to_dict(), self.content, trained and fingerprint(trained))
+        )
+        untrained = functools.cache(lambda: self._quantized(recipe, options["method"], integer))
+        networks: dict[str, Callable[[], nn.Module]] = {"float": lambda: self.model}
+        if trained is not None:
+            networks["before_training"] = untrained
+        quantized = untrained if trained is None else lambda: trained
+        networks["quantized"] = quantized
+        if integer:
             networks["integer"] = lambda: _IntegerNetwork(quantized(), self.example)
         with reporter(self.progress, "evaluate") as report:
             values = {name: self._score(scores, name, network, metric, report) for name, network in networks.items()}
-        measured = network_sqnr(self.model, recipe, self.calibration, quantized=quantized())
+        measured = network_sqnr(self.model, recipe, self.calibration, quantized=untrained())
         document = {
             "metric": metric,
             "images": sum(batch_size(item) for item in test),
@@ -598,7 +737,8 @@ class Pipeline:
         recipe, refinement = self._recipe()
         evaluation = self.folder / "evaluation.json"
         found = mixbit.layers(self.model, self.example)
-        sweep = self.folder / "sweep.json"
+        sweep, history = self.folder / "sweep.json", self.folder / "history.json"
+        trained = history.exists() and self._trains
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
         assigned = self._manifest(self.folder / "assign.manifest.json")
         for cost in [] if assigned is None else named_costs(assigned["options"]):
@@ -615,6 +755,7 @@ class Pipeline:
             recipe=recipe,
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
+            training=json.loads(history.read_text()) if trained else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             refinement=refinement,
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},

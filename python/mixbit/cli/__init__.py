@@ -69,7 +69,7 @@ _COSTS = (
 def _parser() -> _Parser:
     parser = _Parser(
         prog="mixbit",
-        description="Bits per layer: analyze, assign, refine, sweep, evaluate, report, map, cosearch, bench.",
+        description="Bits per layer: analyze, assign, refine, sweep, retrain, evaluate, report, map, cosearch, bench.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -98,7 +98,7 @@ def _parser() -> _Parser:
                 help="training-free: equalize (the same for every verb), rounding, bias",
             )
             sub.add_argument("--output", required=True, help="folder for the results")
-            sub.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
+            sub.add_argument("--seed", type=int, default=0, help="of random weights and orders (default: 0)")
             sub.add_argument("--force", action="store_true", help="replace results that exist")
         sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
         return sub
@@ -152,6 +152,25 @@ def _parser() -> _Parser:
     sub.add_argument("--no-measure", dest="measure", action="store_false", help="predicted SQNR alone")
     sub.add_argument("--first-last-min", type=int, help="least bits of the first and last layer")
     sub.add_argument("--depthwise-min", type=int, help="least bits of depthwise layers")
+
+    sub = verb("retrain", "trains the network at the recipe in the output folder; goes on where it was stopped")
+    sub.add_argument("--training", required=True, help="data to train on: zoo:NAME or path/to/file.py:function")
+    sub.add_argument("--training-images", type=int, help="at most so many training images")
+    sub.add_argument("--training-batch", type=int, default=128, help="images of a step (default: 128)")
+    sub.add_argument("--augment", help="crop_flip (default: nothing)")
+    sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
+    sub.add_argument("--epochs", type=int, default=3, help="passes over the training images (default: 3)")
+    sub.add_argument("--lr", type=float, help="of the weights, at the start (default: 0.01)")
+    sub.add_argument("--scale-lr", type=float, help="of scales, at the start (default: a tenth of --lr)")
+    sub.add_argument("--weight-decay", type=float, help="of the weights (default: 1e-4)")
+    sub.add_argument(
+        "--distill", type=float, metavar="SHARE", help="of the loss: distance to the float network, 0 to 1"
+    )
+    sub.add_argument("--temperature", type=float, help="of the distillation (default: 4)")
+    sub.add_argument("--clip-norm", type=float, help="largest norm of the gradient")
+    sub.add_argument("--bf16", action="store_true", help="multiply in bfloat16")
+    sub.add_argument("--no-reestimate", dest="reestimate", action="store_false", help="keep running batch statistics")
+    sub.add_argument("--ranges", default="mse", help=f"of the network that training starts from: {_RANGES}")
 
     sub = verb("evaluate", "accuracy of the float, quantized and integer network at the recipe in the output folder")
     sub.add_argument("--test", required=True, help="labelled data: zoo:NAME or path/to/file.py:function")
@@ -227,6 +246,7 @@ _RESULTS = {
     "assign": "recipe.json",
     "refine": "refinement.json",
     "sweep": "sweep.json",
+    "retrain": "trained.safetensors",
     "evaluate": "evaluation.json",
     "report": "report.html",
 }
@@ -251,11 +271,21 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
         "data": {
             "calibration": {"source": arguments.data, "images": arguments.images, "batch": arguments.batch},
             **({"test": {"source": test, "images": given.get("test_images")}} if test else {}),
+            **({"training": _training(arguments)} if verb == "retrain" else {}),
         },
         "output": arguments.output,
         "seed": arguments.seed,
         "corrections": arguments.corrections,
         "stages": [{verb: options}],
+    }
+
+
+def _training(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "source": arguments.training,
+        "images": arguments.training_images,
+        "batch": arguments.training_batch,
+        "augment": arguments.augment,
     }
 
 
@@ -274,7 +304,7 @@ def _run(arguments: argparse.Namespace) -> None:
         result = config.output / _RESULTS[arguments.verb]
         if result.exists() and not arguments.force:
             raise MixbitError(f"{str(result)!r} exists; use --force to replace it, or another --output")
-        if arguments.verb == "evaluate" and arguments.recipe:
+        if arguments.verb in ("evaluate", "retrain") and arguments.recipe:
             recipe = Recipe.load(arguments.recipe)
             config.output.mkdir(parents=True, exist_ok=True)
             recipe.save(config.output / "recipe.json")
@@ -377,9 +407,9 @@ def _summary(folder: Path) -> None:
     if evaluation_file.exists():
         evaluation = json.loads(evaluation_file.read_text())
         table = Table("network", str(evaluation["metric"]), title=f"{evaluation['images']} images")
-        for name in ("float", "quantized", "integer"):
+        for name in ("float", "before_training", "quantized", "integer"):
             if name in evaluation:
-                table.add_row(name, f"{evaluation[name]:.2f}")
+                table.add_row(name.replace("_", " "), f"{evaluation[name]:.2f}")
         console.print(table)
         predicted, measured = (evaluation[k] for k in ("predicted_sqnr_db", "measured_sqnr_db"))
         shown = [v if isinstance(v, str) or v is None else f"{v:.1f} dB" for v in (predicted, measured)]

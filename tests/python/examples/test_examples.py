@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mixbit
-from mixbit.pipeline import Config
+from mixbit.pipeline import Config, Pipeline
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "python"
 
@@ -43,6 +45,26 @@ def test_the_program_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     assert trained > fake - 3
     assert "DRAM [Weights, Inputs, Outputs]" in done.stdout  # a loop nest
     assert mixbit.Recipe.load(tmp_path / "recipe.json").layers
+
+
+def test_the_programs_of_the_training_page_run_as_they_stand(tmp_path: Path) -> None:
+    page = (EXAMPLES.parents[1] / "docs" / "training.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    code += "\nprint('losses', history.loss)\nprint('trained', mixbit.evaluate(model, test))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    fake, integer = (float(v) for v in re.search(r"^([\d.]+) ([\d.]+)$", done.stdout, re.M).groups())
+    assert abs(fake - integer) <= 5
+    assert fake > 60
+    assert (tmp_path / "run.checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_the_retraining_example_wins_accuracy_back(tmp_path: Path) -> None:
+    Pipeline(dataclasses.replace(Config.load(EXAMPLES.parent / "retrain.yaml"), output=tmp_path)).run()
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["quantized"] > evaluation["before_training"] + 5
+    assert abs(evaluation["quantized"] - evaluation["integer"]) < 5
 
 
 def test_every_example_has_a_test() -> None:
