@@ -7,18 +7,17 @@
 #include <cstdint>
 #include <cstring>
 
-#include <mixbit/common/gates.h>
 #include <mixbit/kernels/cpu.h>
 
 namespace {
 
+using mixbit::MixtureForm;
 using mixbit::Rounding;
 using mixbit::kernels::cpu::Isa;
 using mixbit::kernels::cpu::KernelTable;
 using mixbit::kernels::cpu::kLanes;
 using mixbit::kernels::cpu::kMaxGrids;
 using mixbit::kernels::cpu::Mixture;
-using mixbit::kernels::cpu::MixtureForm;
 using mixbit::kernels::cpu::Moments;
 using mixbit::kernels::cpu::Quantizer;
 using mixbit::kernels::cpu::StorageType;

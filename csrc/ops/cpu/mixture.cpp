@@ -14,7 +14,6 @@ namespace mixbit::ops {
 namespace {
 
 using kernels::cpu::Mixture;
-using kernels::cpu::MixtureForm;
 using kernels::cpu::Quantizer;
 
 // The grids of every channel and what they contribute to every sample; the values are checked.
@@ -118,7 +117,7 @@ at::Tensor forward(const at::Tensor& x, const Candidates& c) {
   return y;
 }
 
-// dx (undefined: not asked for) and the sums of levels [samples, level_count] and steps [step_count, channels].
+// dx (undefined: not asked for) and the sums of levels [level_count, samples] and steps [step_count, channels].
 struct BackwardSums {
   at::Tensor dx;
   std::vector<double> levels;
@@ -163,10 +162,10 @@ BackwardSums backward(const at::Tensor& grad, const at::Tensor& x, const Candida
     result.dx.copy_(target);
   }
   // Added in the order of the runs.
-  result.levels.resize(static_cast<size_t>(walk.samples * level_count));
+  result.levels.resize(static_cast<size_t>(level_count * walk.samples));
   for (int64_t i = 0; i < static_cast<int64_t>(levels.size()); ++i) {
-    result.levels[static_cast<size_t>(i / (runs * level_count) * level_count + i % level_count)] +=
-        levels[static_cast<size_t>(i)];
+    const int64_t sample = i / (runs * level_count);
+    result.levels[static_cast<size_t>(i % level_count * walk.samples + sample)] += levels[static_cast<size_t>(i)];
   }
   result.steps.resize(static_cast<size_t>(step_count * c.channels));
   for (int64_t i = 0; i < static_cast<int64_t>(steps.size()); ++i) {
@@ -196,16 +195,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_backward(const at::Tensor& 
   at::Tensor drange, dgates;
   if (output_mask[1]) {
     drange = at::zeros(scale_range.sizes(), scale_range.options());
-    // step = range * (step of a range of 1)
-    const double unit =
-        1.0 / (is_signed ? -static_cast<double>(c.quantizers[static_cast<size_t>(c.count - 1)].range.quant_min)
-                         : static_cast<double>(c.quantizers[static_cast<size_t>(c.count - 1)].range.quant_max));
+    // step = range / levels
+    const auto grid_levels = static_cast<double>(gated_levels(static_cast<int>(precisions.back()), is_signed));
     std::vector<double> totals(static_cast<size_t>(drange.numel()));
     for (int64_t channel = 0; channel < c.channels; ++channel) {
       totals[static_cast<size_t>(drange.numel() == 1 ? 0 : channel)] += sums.steps[static_cast<size_t>(channel)];
     }
     for (size_t i = 0; i < totals.size(); ++i) {
-      drange.mutable_data_ptr<float>()[i] = static_cast<float>(totals[i] * unit);
+      drange.mutable_data_ptr<float>()[i] = static_cast<float>(totals[i] / grid_levels);
     }
   }
   if (output_mask[2]) {
@@ -213,7 +210,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_backward(const at::Tensor& 
     dgates = at::zeros(gates.sizes(), gates.options());
     const int64_t samples = c.by_sample ? gates.size(1) : 1;
     for (int64_t s = 0; s < samples; ++s) {
-      gate_gradients(sums.levels.data() + s * (c.count - 1), z.const_data_ptr<float>() + s, samples, c.count,
+      gate_gradients(sums.levels.data() + s, z.const_data_ptr<float>() + s, samples, c.count,
                      dgates.mutable_data_ptr<float>() + s);
     }
   }

@@ -132,11 +132,7 @@ def fit(
         },
     )
     if reestimate is not False:
-        data: Any = batches if reestimate is True else reestimate
-        set_epoch: Any = getattr(data, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epochs)  # an order of its own, the same one after a resume
-        reestimate_batchnorm_(model, data)
+        reestimate_batchnorm_(model, batches if reestimate is True else reestimate, epochs)
     return history
 
 

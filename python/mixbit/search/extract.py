@@ -28,7 +28,8 @@ def param_groups(
     """What the optimizer needs beside the float parameters: the search's own, and learned scales and ranges.
 
     Adam is advised for the first group: it moves a logit by about `lr` a step, whatever the size of the gradient. From
-    its first value of 2 a gate has to travel 2.54 to close, so a search of few steps needs a larger rate.
+    its first value of 2 a gate has to travel 2.54 to close, so a search of few steps needs a larger rate, and betas of
+    (0.5, 0.99): with the usual momentum gates coast past the point at which they should have stopped.
 
     Args:
         model: Prepared for a search.

@@ -18,7 +18,20 @@ from mixbit.recipe import Recipe
 from mixbit.search.extract import extract, freeze_, param_groups, travel
 from mixbit.search.penalty import Penalty, check_searching
 from mixbit.tables import CostTable
-from mixbit.training import History, Objective, cross_entropy, distill, in_bf16, train, weight_groups
+from mixbit.training import (
+    History,
+    Objective,
+    cross_entropy,
+    distill,
+    in_bf16,
+    reestimate_batchnorm_,
+    train,
+    weight_groups,
+)
+
+#: Of Adam on the search's parameters. The price of a bit turns around within a few steps of a short search; with the
+#: usual momentum of 0.9 a gate coasts past the point at which it should have stopped.
+_BETAS = (0.5, 0.99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +99,7 @@ def fit(
     temperature: float = 1.0,
     teacher_weight: float = 1.0,
     bf16: bool = False,
+    reestimate: bool | Iterable[Any] = True,
     clip_norm: float | None = None,
     checkpoint: PathLike | None = None,
     checkpoint_every: int | None = None,
@@ -119,6 +133,8 @@ def fit(
         temperature: Of the distillation.
         teacher_weight: Share of the distillation in the loss.
         bf16: Runs the objective, but not the penalty, under bfloat16 autocast.
+        reestimate: Whether batch normalizations are averaged anew at the chosen widths, over `batches` or the batches
+            given (see `mixbit.training.reestimate_batchnorm_`): while the search goes on they see mixtures.
         clip_norm: Largest norm of the whole gradient.
         checkpoint: File that makes the search resumable; see `mixbit.training.train`.
         checkpoint_every: Steps from one checkpoint to the next, beside the one of each epoch.
@@ -180,7 +196,7 @@ def fit(
         )
     held = [p for group in groups for p in group["params"]]
     weights = torch.optim.SGD(weight_groups(model, weight_decay, held), lr=lr, momentum=momentum)
-    optimizer = Together({"weights": weights, "search": torch.optim.Adam(groups)})
+    optimizer = Together({"weights": weights, "search": torch.optim.Adam(groups, betas=_BETAS)})
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(weights, steps)
     if objective is None:
         objective = cross_entropy() if teacher is None else distill(teacher, temperature, teacher_weight)
@@ -219,4 +235,6 @@ def fit(
     )
     recipe = extract(model)
     freeze_(model, recipe)
+    if reestimate is not False:
+        reestimate_batchnorm_(model, batches if reestimate is True else reestimate, epochs)
     return Found(recipe, history)

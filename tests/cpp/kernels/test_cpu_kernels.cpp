@@ -16,6 +16,7 @@
 namespace {
 
 using namespace mixbit::kernels::cpu;
+using mixbit::MixtureForm;
 using mixbit::Rounding;
 
 // Values of all kinds: ordinary, ties, denormal, huge, infinite, NaN, signed zeros.

@@ -14,9 +14,20 @@ enum class GateForm : int32_t {
   kResidual = 1,    // on each grid, what the grids before have left over
 };
 
-// Step of a grid over a range: unsigned 0 ... range, or two's complement from -range.
+// Which gradients the backward of candidate grids needs.
+enum class MixtureForm : int32_t {
+  kMixture = 0,        // of every grid's level and step
+  kGated = 1,          // of what each grid adds to the one before, and of the last step
+  kGatedResidual = 2,  // the same, with levels of GateForm::kResidual
+};
+
+// Steps of a grid over its range: unsigned 0 ... range, or two's complement from -range.
+MIXBIT_HD float gated_levels(int bit_width, bool is_signed) {
+  return static_cast<float>(is_signed ? int64_t{1} << (bit_width - 1) : (int64_t{1} << bit_width) - 1);
+}
+
 MIXBIT_HD float gated_step(float range, int bit_width, bool is_signed) {
-  return range / static_cast<float>(is_signed ? int64_t{1} << (bit_width - 1) : (int64_t{1} << bit_width) - 1);
+  return range / gated_levels(bit_width, is_signed);
 }
 
 // Codes of a grid between two neighbouring levels of the grid before: a whole number where the grids nest.
@@ -53,16 +64,16 @@ MIXBIT_HD void gate_shares(const float* gates, int64_t stride, int64_t count, fl
   shares[count - 1] = open;
 }
 
-// Gradients of count - 1 gates from sums[k] = sum g (Q_(k+1) - Q_k):
-// d z_j = z_1 ... z_(j-1) (sums_j + z_(j+1) (sums_(j+1) + ...)), in double.
+// Gradients of count - 1 gates from sums_k = sum g (Q_(k+1) - Q_k):
+// d z_j = z_1 ... z_(j-1) (sums_j + z_(j+1) (sums_(j+1) + ...)), in double. All of them `stride` apart.
 MIXBIT_HD void gate_gradients(const double* sums, const float* gates, int64_t stride, int64_t count, float* gradients) {
   double open = 1.0;
   for (int64_t j = 0; j + 1 < count; ++j) {
     double rest = 0.0;
     for (int64_t m = count - 2; m > j; --m) {
-      rest = static_cast<double>(gates[m * stride]) * (sums[m] + rest);
+      rest = static_cast<double>(gates[m * stride]) * (sums[m * stride] + rest);
     }
-    gradients[j * stride] = static_cast<float>(open * (sums[j] + rest));
+    gradients[j * stride] = static_cast<float>(open * (sums[j * stride] + rest));
     open *= static_cast<double>(gates[j * stride]);
   }
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/kernels/storage.h>
 
@@ -37,9 +38,6 @@ struct Moments {
 
 // Most candidate grids of a mixture: one for each bit-width.
 constexpr int64_t kMaxGrids = kMaxBitWidth;
-
-// Which gradients the backward of a mixture computes (common/gates.h).
-enum class MixtureForm : int32_t { kMixture = 0, kGated = 1, kGatedResidual = 2 };
 
 // Candidate grids of one run and what each contributes: y = sum_k weights[k] level_k(x). zero_point counts as 0,
 // rounding as half_even.
