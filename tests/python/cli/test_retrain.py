@@ -96,6 +96,39 @@ def test_what_makes_a_network_be_trained_again(tmp_path: Path) -> None:
     assert "before_training" not in json.loads((tmp_path / "evaluation.json").read_text())
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_killed_stage_goes_on_only_with_the_data_it_had(changed: bool, tmp_path: Path) -> None:
+    source = tmp_path / "data.py"
+    text = (
+        "import torch\n\ndef data():\n    x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(5))\n"
+    )
+    text += "    return [(x, (torch.arange(16) + SHIFT) % 5)]\n"
+    source.write_text(text.replace("SHIFT", "0"))
+
+    def config(name: str) -> Config:
+        retrain = {"epochs": 4, "checkpoint_every": 1}
+        given = document(tmp_path / name, *ASSIGN, {"retrain": retrain}, source=f"{source}:data")
+        return Config.from_dict(given)
+
+    def kill(done: int, total: int, text: str) -> None:
+        if (total, done) == (8, 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(config("killed"), progress=kill).run()
+    (partial,) = (tmp_path / "killed").glob(".retrain-*.partial")
+    if changed:
+        source.write_text(text.replace("SHIFT", "1"))
+    steps: list[int] = []
+    progress = lambda done, total, text: steps.append(done) if total == 8 else None  # noqa: E731
+    Pipeline(config("killed"), progress=progress).run()
+    assert steps == (list(range(1, 9)) if changed else [6, 7, 8])
+    assert not partial.exists()
+    Pipeline(config("calm")).run()
+    for name in ("trained.safetensors", "history.json", "history.csv", "retrain.manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
+
+
 def test_a_refined_recipe_is_what_is_trained(tmp_path: Path) -> None:
     stages = (*ASSIGN, {"refine": {"latency": "pulp:xpulpnn"}}, {"retrain": {"epochs": 1}}, "evaluate", "report")
     run(document(tmp_path, *stages))
