@@ -328,7 +328,7 @@ class Pipeline:
             files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
         content = {"model_and_data": self.content}
         if verb == "retrain":
-            content["training"] = _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
+            content["training"] = self._training_content
         key = _digest(verb, options, files, self.config.seed, content, inputs, versions())
         kept = self._manifest(manifest)
         if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
@@ -525,6 +525,10 @@ class Pipeline:
             given["source"], given["images"], given["batch"], augment=given["augment"], seed=self.config.seed
         )
 
+    @functools.cached_property
+    def _training_content(self) -> str:
+        return _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
+
     def retrain(self, options: dict[str, Any]) -> list[str]:
         """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits."""
         recipe, _ = self._recipe()
@@ -539,7 +543,7 @@ class Pipeline:
         if "rounding" in self.config.corrections:
             mixbit.optimize_rounding_(model, self.calibration)
         key = self._trained_key(recipe)
-        state = _digest(options, self.training.describe(), key, versions())
+        state = _digest(options, self._training_content, key, versions())
         checkpoint = self.folder / f".retrain-{state}.partial"
         for other in self.folder.glob(".retrain-*.partial"):
             if other != checkpoint:
