@@ -2,8 +2,8 @@
 
 Every run starts from the published float weights and trains six epochs on the same 10,000 JPEG images, by SGD under
 bfloat16 autocast: the search three epochs with the penalty, then three at the recipe it found; all others three in
-float (once for each seed), then three at their recipe. The budgets are the costs (operations x bits, all layers counted)
-of uniform widths, so that "uniform" spends each of them exactly. Methods beside it:
+float (once for each seed), then three at their recipe. The budgets are the costs (operations x bits, all layers
+counted) of uniform widths, so that "uniform" spends each of them exactly. Methods beside it:
 
   search    gates over the candidates, the expected cost led to the budget; trained on from the searched weights
   searched  the recipe of "search" on the weights that all others start from: what the recipe alone is worth

@@ -359,7 +359,7 @@ class Pipeline:
             files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
         content = {"model_and_data": self.content}
         if verb in ("search", "retrain"):
-            content["training"] = _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
+            content["training"] = self._training_content
         key = _digest(verb, options, files, self.config.seed, content, inputs, versions())
         kept = self._manifest(manifest)
         if kept is not None and kept["key"] == key and self._outputs(verb) == kept["outputs"]:
@@ -561,12 +561,16 @@ class Pipeline:
             given["source"], given["images"], given["batch"], augment=given["augment"], seed=self.config.seed
         )
 
+    @functools.cached_property
+    def _training_content(self) -> str:
+        return _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
+
     def _fitting(self, verb: str, options: dict[str, Any], *state: Any) -> dict[str, Any]:
         """What `search.fit` and `retrain.fit` have in common; checkpoints of another state are removed."""
         share = number("distill", options["distill"])
         if not 0 <= share <= 1:
             raise MixbitError(f"distill={share:g}: expected a share of the loss from 0 to 1")
-        name = _digest(options, self.training.describe(), *state, versions())
+        name = _digest(options, self._training_content, *state, versions())
         checkpoint = self.folder / f".{verb}-{name}.partial"
         for other in self.folder.glob(f".{verb}-*.partial"):
             if other != checkpoint:

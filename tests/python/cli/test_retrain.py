@@ -96,6 +96,39 @@ def test_what_makes_a_network_be_trained_again(tmp_path: Path) -> None:
     assert "before_training" not in json.loads((tmp_path / "evaluation.json").read_text())
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_killed_stage_goes_on_only_with_the_data_it_had(changed: bool, tmp_path: Path) -> None:
+    source = tmp_path / "data.py"
+    text = (
+        "import torch\n\ndef data():\n    x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(5))\n"
+    )
+    text += "    return [(x, (torch.arange(16) + SHIFT) % 5)]\n"
+    source.write_text(text.replace("SHIFT", "0"))
+
+    def config(name: str) -> Config:
+        retrain = {"epochs": 4, "checkpoint_every": 1}
+        given = document(tmp_path / name, *ASSIGN, {"retrain": retrain}, source=f"{source}:data")
+        return Config.from_dict(given)
+
+    def kill(done: int, total: int, text: str) -> None:
+        if (total, done) == (8, 5):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(config("killed"), progress=kill).run()
+    (partial,) = (tmp_path / "killed").glob(".retrain-*.partial")
+    if changed:
+        source.write_text(text.replace("SHIFT", "1"))
+    steps: list[int] = []
+    progress = lambda done, total, text: steps.append(done) if total == 8 else None  # noqa: E731
+    Pipeline(config("killed"), progress=progress).run()
+    assert steps == (list(range(1, 9)) if changed else [6, 7, 8])
+    assert not partial.exists()
+    Pipeline(config("calm")).run()
+    for name in ("trained.safetensors", "history.json", "history.csv", "retrain.manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
+
+
 def test_a_refined_recipe_is_what_is_trained(tmp_path: Path) -> None:
     stages = (*ASSIGN, {"refine": {"latency": "pulp:xpulpnn"}}, {"retrain": {"epochs": 1}}, "evaluate", "report")
     run(document(tmp_path, *stages))
@@ -204,6 +237,74 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
     assert config["stages"][2]["retrain"]["lr"] == "1e-3"
     run(config)
     assert json.loads((tmp_path / "history.json").read_text())["epochs"]
+
+
+#: A cell of a 4 x 4 grid holds a box where its logit is positive; its own loss reads the boxes.
+DETECTOR = """
+import torch
+from torch import nn
+
+
+class Cells(nn.Module):
+    coco_classes = (0,)
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.head = nn.Conv2d(4, 1, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x)))
+
+    def head_tensors(self, outputs):
+        return [outputs]
+
+    def loss(self, outputs, boxes):
+        wanted = torch.zeros_like(outputs)
+        for image, own in enumerate(boxes):
+            for row in own:
+                wanted[image, 0, int(4 * row[2]), int(4 * row[1])] = 1.0
+        return nn.functional.binary_cross_entropy_with_logits(outputs, wanted)
+
+    def decode(self, outputs):
+        row, column = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+        boxes = torch.stack([column, row, column + 1, row + 1], -1).reshape(-1, 4) / 4
+        return [(boxes, image.flatten(), torch.zeros(16).long()) for image in outputs]
+
+
+def network():
+    torch.manual_seed(3)
+    return Cells().eval()
+
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    x = 0.2 * torch.randn(16, 1, 16, 16, generator=generator)
+    truths = []
+    for image in x:
+        row, column = torch.randint(0, 4, (2,), generator=generator).tolist()
+        image[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 2.0
+        truths.append(torch.tensor([[0, column / 4, row / 4, (column + 1) / 4, (row + 1) / 4]]))
+    return [(x[i : i + 4], truths[i : i + 4]) for i in range(0, 16, 4)]
+"""
+
+
+def test_a_detector_is_trained_on_its_boxes(tmp_path: Path) -> None:
+    source = tmp_path / "cells.py"
+    source.write_text(DETECTOR)
+    config = document(
+        tmp_path / "out", *ASSIGN, {"retrain": {"epochs": 30, "lr": 0.2}}, {"evaluate": {"metric": "ap50"}}
+    )
+    config["model"] = f"{source}:network"
+    config["data"] = {"calibration": f"{source}:data", "test": f"{source}:data"}
+    config["data"]["training"] = {"source": f"{source}:data", "batch": 8}
+    run(config)
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert evaluation["quantized"] > evaluation["before_training"] + 20
+    assert abs(evaluation["integer"] - evaluation["quantized"]) < 10
+    config["stages"][2]["retrain"] = {"epochs": 1, "distill": 1.0}
+    run(config)
+    assert len(json.loads((tmp_path / "out" / "history.json").read_text())["loss"]) == 2
 
 
 @pytest.mark.parametrize(
