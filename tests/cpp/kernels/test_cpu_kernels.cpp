@@ -308,6 +308,36 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::Values(StorageType::kFloat32, StorageType::kFloat16, StorageType::kBFloat16),
                      testing::Values(Isa::kAvx2, Isa::kAvx512), testing::Values(1, 15, 16, 17, 100, 4097, 16384)));
 
+// The vector kernels divide by multiplication: code - x / scale, exact inside the grid, shows the quotient's last bit.
+TEST(Quotients, AreThoseOfTheDivisionBitByBit) {
+  std::mt19937 random(31);
+  std::uniform_real_distribution<float> exponent(-38.0f, 38.0f), mantissa(1.0f, 2.0f), position(-1.0f, 1.0f);
+  std::vector<float> scales = {1.0f, 0.1f, 1.0f / 3.0f, std::nextafter(2.0f, 0.0f), std::nextafter(1.0f, 2.0f)};
+  for (int i = 0; i < 60; ++i) scales.push_back(std::ldexp(mantissa(random), static_cast<int>(exponent(random))));
+  const mixbit::QuantRange range = mixbit::quant_range(16, true, false);
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    if (kernels(isa).isa != isa) continue;
+    for (const float scale : scales) {
+      const Quantizer q{scale, 0.0f, range, Rounding::kHalfEven};
+      const float weight = 1.0f, g = 1.0f;
+      const Mixture m{&q, &weight, 1, MixtureForm::kMixture};
+      for (int i = 0; i < 2000; ++i) {
+        float x = position(random) * range.quant_max * scale;
+        if (i % 2 == 0) {  // next to a tie between two codes
+          x = (std::floor(x / scale) + 0.5f) * scale;
+          for (int step = i % 8; step < 4; ++step) x = std::nextafter(x, 0.0f);
+        }
+        float dx = 0.0f;
+        double expected_level, expected_step, level, step;
+        kernels(Isa::kScalar)
+            .mixture_backward(StorageType::kFloat32, &g, &x, &dx, 1, m, &expected_level, &expected_step, false);
+        kernels(isa).mixture_backward(StorageType::kFloat32, &g, &x, &dx, 1, m, &level, &step, false);
+        ASSERT_TRUE(same_bits(expected_step, step) && same_bits(expected_level, level)) << x << " / " << scale;
+      }
+    }
+  }
+}
+
 TEST(ScalarKernels, FakeQuantizeIsTheFormula) {
   const auto values = samples(1000, 0.37f, 7);
   for (const Quantizer& q : quantizers()) {
