@@ -335,7 +335,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.verb != "run" and arguments.force:
         (config.output / f"{arguments.verb}.manifest.json").unlink(missing_ok=True)
     made = pipeline.run()
-    _summary(config.output)
+    _summary(config.output, trained="retrain" in [verb for verb, _ in config.stages])
     print("\n".join(f"wrote {path}" for path in made))
 
 
@@ -394,7 +394,7 @@ def _bench(arguments: argparse.Namespace) -> None:
             print(f"wrote {write_text(path, text(outcome))}")
 
 
-def _summary(folder: Path) -> None:
+def _summary(folder: Path, trained: bool) -> None:
     """A table of what is known so far."""
     from rich.console import Console
     from rich.table import Table
@@ -427,6 +427,11 @@ def _summary(folder: Path) -> None:
         if refinement["latency_8bit"] is not None:
             said.append(f"{number(refinement['latency_8bit'])} at uniform 8 bit")
         console.print(f"latency: {', '.join(said)} ({refinement['unit']})")
+    if trained:
+        table = Table("epoch", "mean loss", "learning rate at its end", title="training")
+        for index, epoch in enumerate(json.loads((folder / "history.json").read_text())["epochs"], 1):
+            table.add_row(str(index), f"{epoch['loss']:.4f}", f"{epoch['lr']:.3g}")
+        console.print(table)
     if evaluation_file.exists():
         evaluation = json.loads(evaluation_file.read_text())
         table = Table("network", str(evaluation["metric"]), title=f"{evaluation['images']} images")
