@@ -31,7 +31,7 @@ from mixbit.export import simulation
 from mixbit.files import PathLike, file_digest, remove_temporaries, write_bytes, write_text
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
-from mixbit.quantizers import TensorStatistics, first_images, input_statistics, record_tensors_
+from mixbit.quantizers import SearchSpace, TensorStatistics, first_images, input_statistics, record_tensors_
 from mixbit.recipe import Recipe, check_bits
 from mixbit.sources import fingerprint, load_data, load_images, load_model
 from mixbit.sweeps import SHARES, points_as_csv
@@ -43,6 +43,21 @@ COSTS: dict[str, Callable[..., CostTable]] = {
     "bops": mixbit.costs.bops,
     "weight_memory": mixbit.costs.weight_memory,
     "activation_memory": mixbit.costs.activation_memory,
+}
+
+#: Options of the stages that train.
+_TRAINING: dict[str, Any] = {
+    "epochs": 3,
+    "lr": 0.01,
+    "scale_lr": None,
+    "weight_decay": 1e-4,
+    "distill": 0.0,
+    "temperature": 4.0,
+    "clip_norm": None,
+    "bf16": False,
+    "reestimate": True,
+    "ranges": "mse",
+    "checkpoint_every": 50,
 }
 
 #: Options of each stage with their defaults: what a config may say.
@@ -79,19 +94,22 @@ STAGES: dict[str, dict[str, Any]] = {
         "first_last_min": None,
         "depthwise_min": None,
     },
-    "retrain": {
-        "epochs": 3,
-        "lr": 0.01,
-        "scale_lr": None,
-        "weight_decay": 1e-4,
-        "distill": 0.0,
-        "temperature": 4.0,
-        "clip_norm": None,
-        "bf16": False,
-        "reestimate": True,
-        "ranges": "mse",
-        "checkpoint_every": 50,
+    "search": {
+        "kind": "gates",
+        "precisions": [2, 4, 8],
+        "act_precisions": None,
+        "weight_precisions": None,
+        "tie": False,
+        "cost": "bops",
+        "budget": None,
+        "budget_share": None,
+        "strength": None,
+        "form": "expected",
+        "start_epoch": 0,
+        "search_lr": 1e-3,
+        **_TRAINING,
     },
+    "retrain": _TRAINING,
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "report": {"title": None},
 }
@@ -106,6 +124,14 @@ Say = Callable[[str], None]
 RECIPES = "recipes"
 #: Weights and grids of the network that was trained at the recipe's bits, batch normalization folded.
 TRAINED = "trained.safetensors"
+#: Weights and grids of the network as a search left it, prepared at the recipe that was found.
+SEARCHED = "searched.safetensors"
+#: What a search may choose with.
+SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "gates": mixbit.search.Gates,
+    "mixture": mixbit.search.Mixture,
+    "fractional": mixbit.search.Fractional,
+}
 
 #: What a refinement makes of recipe.json.
 REFINED = "refined_recipe.json"
@@ -192,8 +218,13 @@ class Config:
                 raise MixbitError(f"config: stages: {verb!r} appears twice")
             known = _known(f"config: stages: {verb}", options, STAGES[verb])
             named_costs(known)
-            if known.get("recipe") is not None and "assign" in [v for v, _ in stages]:
-                raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage 'assign'")
+            makers = [v for v, _ in stages if v in ("assign", "search")]
+            if makers and known.get("recipe") is not None:
+                raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage {makers[0]!r}")
+            if makers and verb in ("assign", "search"):
+                raise MixbitError(
+                    f"config: stages: {makers[0]!r} and {verb!r} both make the recipe; expected one of them"
+                )
             stages.append((verb, known))
         calibration = data_source("calibration")
         assert calibration is not None
@@ -327,7 +358,7 @@ class Pipeline:
         if options.get("recipe") is not None:
             files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
         content = {"model_and_data": self.content}
-        if verb == "retrain":
+        if verb in ("search", "retrain"):
             content["training"] = self._training_content
         key = _digest(verb, options, files, self.config.seed, content, inputs, versions())
         kept = self._manifest(manifest)
@@ -460,22 +491,27 @@ class Pipeline:
         (cost,) = named_costs(options)
         table = cost.make(self.model, self.example, widths)
         refined = mixbit.refine(recipe, table, options["mode"])
-        sensitivity = self.folder / "sensitivity.json"
-        if sensitivity.exists():
-            with contextlib.suppress(KeyError):  # widths that were not analyzed: nothing is predicted
-                predicted = SensitivityTable.load(sensitivity).predicted_sqnr_db(refined)
-                refined.sqnr_db = predicted if math.isfinite(predicted) else None
+        self._predict(refined)
         refined.save(self.folder / REFINED)
         table.save(self.folder / "latency.json")
         document = {"of": file_digest(path), "latency": cost.name, "unit": table.unit, **refined.report}
         write_text(self.folder / "refinement.json", json.dumps(document, indent=2) + "\n")
         return [*made, REFINED, "latency.json", "refinement.json"]
 
+    def _predict(self, recipe: Recipe) -> None:
+        """Writes the predicted SQNR into a recipe, where its widths were analyzed."""
+        sensitivity = self.folder / "sensitivity.json"
+        if sensitivity.exists():
+            with contextlib.suppress(KeyError):
+                predicted = SensitivityTable.load(sensitivity).predicted_sqnr_db(recipe)
+                recipe.sqnr_db = predicted if math.isfinite(predicted) else None
+
     def _recipe(self) -> tuple[Recipe, dict[str, Any] | None]:
-        """The recipe to evaluate and report, and its refinement: the refined one, unless a config only assigns."""
+        """The recipe to evaluate and report, and its refinement: the refined one, unless a config only makes one."""
         verbs = [verb for verb, _ in self.config.stages]
         path = self._read("recipe.json", "assign")
-        refinement = refinement_of(self.folder) if "refine" in verbs or "assign" not in verbs else None
+        made_here = "refine" in verbs or not {"assign", "search"} & {*verbs}
+        refinement = refinement_of(self.folder) if made_here else None
         return Recipe.load(path if refinement is None else self.folder / REFINED), refinement
 
     def _minima(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -529,52 +565,150 @@ class Pipeline:
     def _training_content(self) -> str:
         return _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
 
-    def retrain(self, options: dict[str, Any]) -> list[str]:
-        """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits."""
-        recipe, _ = self._recipe()
+    def _fitting(self, verb: str, options: dict[str, Any], *state: Any) -> dict[str, Any]:
+        """What `search.fit` and `retrain.fit` have in common; checkpoints of another state are removed."""
         share = number("distill", options["distill"])
         if not 0 <= share <= 1:
             raise MixbitError(f"distill={share:g}: expected a share of the loss from 0 to 1")
-        model = copy.deepcopy(self.model)
-        if any(recipe[name].granularity == "per_tensor" for name in mixbit.layers(model, self.example).names):
-            mixbit.fold_batchnorm_(model, self.example)  # one scale cannot take up a factor of each channel later
-        mixbit.prepare_(model, recipe, self.example)
-        mixbit.calibrate_(model, self.calibration, options["ranges"])
-        if "rounding" in self.config.corrections:
-            mixbit.optimize_rounding_(model, self.calibration)
-        key = self._trained_key(recipe)
-        state = _digest(options, self._training_content, key, versions())
-        checkpoint = self.folder / f".retrain-{state}.partial"
-        for other in self.folder.glob(".retrain-*.partial"):
+        name = _digest(options, self._training_content, *state, versions())
+        checkpoint = self.folder / f".{verb}-{name}.partial"
+        for other in self.folder.glob(f".{verb}-*.partial"):
             if other != checkpoint:
-                other.unlink()  # of other options
+                other.unlink()
         scale_lr, clip_norm = (None if options[k] is None else number(k, options[k]) for k in ("scale_lr", "clip_norm"))
-        history = mixbit.retrain.fit(
+        return {
+            "epochs": options["epochs"],
+            "lr": number("lr", options["lr"]),
+            "scale_lr": scale_lr,
+            "weight_decay": number("weight_decay", options["weight_decay"]),
+            "teacher": self.model if share else None,
+            "temperature": number("temperature", options["temperature"]),
+            "teacher_weight": share or 1.0,
+            "clip_norm": clip_norm,
+            "bf16": bool(options["bf16"]),
+            "reestimate": bool(options["reestimate"]),
+            "checkpoint": checkpoint,
+            "checkpoint_every": options["checkpoint_every"],
+            "progress": self.progress,
+        }
+
+    def search(self, options: dict[str, Any]) -> list[str]:
+        """recipe.json, assignment.json, the cost table, the history of the search, and the weights it trained."""
+        kind = check_choice("kind", options["kind"], SPACES)
+        named = {name: options[name] for name in ("precisions", "act_precisions", "weight_precisions")}
+        for name, widths in named.items():
+            if widths is not None and not isinstance(widths, list):
+                raise MixbitError(f"{name}={widths!r}: expected a list of bits, e.g. [2, 4, 8]")
+        if kind == "gates":
+            named["tie"] = bool(options["tie"])
+        elif options["tie"]:
+            raise MixbitError(f"tie=true: only gates can be shared; kind is {kind!r}")
+        space = SPACES[kind](**named)
+        widths = {*space.act_precisions, *space.weight_precisions, 8}
+        costs = named_costs(options)[0].make(self.model, self.example, widths)
+        asked = [k for k in ("budget", "budget_share", "strength") if options[k] is not None]
+        if len(asked) != 1:
+            raise MixbitError(
+                f"search: {' and '.join(asked) or 'nothing'} given; expected one of budget, budget_share (of uniform "
+                "8/8) or strength (of the penalty)"
+            )
+        value = number(asked[0], options[asked[0]])
+        fitting: dict[str, Any]
+        if asked == ["strength"]:
+            fitting = {"strength": value}
+        else:
+            fitting = {"budget": value * (costs.uniform(8, 8) if asked == ["budget_share"] else 1.0)}
+        model = mixbit.prepare_(copy.deepcopy(self.model), space, self.example)
+        mixbit.calibrate_(model, self.calibration, options["ranges"])
+        torch.manual_seed(self.config.seed)
+        fitting |= self._fitting("search", options, fingerprint(model), costs.values.tolist(), self.config.seed)
+        found = mixbit.search.fit(
             model,
             self.training,
-            epochs=options["epochs"],
-            lr=number("lr", options["lr"]),
-            scale_lr=scale_lr,
-            weight_decay=number("weight_decay", options["weight_decay"]),
-            teacher=self.model if share else None,
-            temperature=number("temperature", options["temperature"]),
-            teacher_weight=share or 1.0,
-            clip_norm=clip_norm,
-            bf16=bool(options["bf16"]),
-            reestimate=bool(options["reestimate"]),
-            checkpoint=checkpoint,
-            checkpoint_every=options["checkpoint_every"],
-            progress=self.progress,
+            costs,
+            form=options["form"],
+            start_epoch=options["start_epoch"],
+            search_lr=number("search_lr", options["search_lr"]),
+            say=lambda text: self.say(f"search: {text}"),
+            **fitting,
         )
-        mixbit.fold_batchnorm_(model, self.example)
-        with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
-            record_tensors_(model, self.calibration, self.example, options["ranges"])
-        tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        write_bytes(self.folder / TRAINED, save(tensors, {"mixbit": key}))
+        recipe = found.recipe
+        mixbit.prepare_(model, recipe, self.example)
+        self._predict(recipe)
+        recipe.save(self.folder / "recipe.json")
+        costs.save(self.folder / "costs.json")
+        self._save_state(SEARCHED, model, recipe)
+        document = {**recipe.report, "predicted_sqnr_db": recipe.sqnr_db}
+        write_text(self.folder / "assignment.json", json.dumps(_plain(document), indent=2) + "\n")
+        write_text(self.folder / "search.json", json.dumps(found.history.to_dict(), indent=1) + "\n")
+        write_text(self.folder / "search.csv", found.history.to_csv())
+        fitting["checkpoint"].unlink(missing_ok=True)
+        return ["recipe.json", "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+
+    def _save_state(self, name: str, model: nn.Module, recipe: Recipe) -> None:
+        tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        write_bytes(self.folder / name, save(tensors, {"mixbit": self._trained_key(recipe)}))
+
+    def _load_state(self, name: str, verb: str) -> tuple[str | None, dict[str, Tensor]]:
+        """What the state belongs to, and its tensors."""
+        path = self._read(name, verb)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                key = (file.metadata() or {}).get("mixbit")
+                names = file.keys()
+                return key, {entry: file.get_tensor(entry) for entry in names}
+        except (OSError, SafetensorError) as error:
+            raise MixbitError(f"{str(path)!r} cannot be read: {error}; run the stage {verb!r} again") from error
+
+    def _searched(self, recipe: Recipe) -> nn.Module | None:
+        """The network as `search` left it, at the recipe's bits; None where the recipe is not of a search."""
+        verbs = [verb for verb, _ in self.config.stages]
+        alone = len(verbs) == 1 and (self.folder / SEARCHED).exists()
+        if "search" not in verbs and not alone:
+            return None
+        key, state = self._load_state(SEARCHED, "search")
+        found = Recipe.load(self._read("recipe.json", "search"))
+        if key != self._trained_key(found):
+            if alone:
+                return None  # recipe.json was made anew by other means
+            raise MixbitError(
+                f"{str(self.folder / SEARCHED)!r} is of another network or recipe; run the stage 'search' again"
+            )
+        model = mixbit.prepare_(copy.deepcopy(self.model), found, self.example)
+        model.load_state_dict(state)
+        return mixbit.prepare_(model, recipe, self.example)
+
+    def retrain(self, options: dict[str, Any]) -> list[str]:
+        """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits.
+
+        Training goes on from the weights of a search where the recipe came from one.
+        """
+        recipe, _ = self._recipe()
+        model = self._searched(recipe)
+        if model is None:
+            model = copy.deepcopy(self.model)
+            if any(recipe[name].granularity == "per_tensor" for name in mixbit.layers(model, self.example).names):
+                mixbit.fold_batchnorm_(model, self.example)  # one scale cannot take up a factor of each channel later
+            mixbit.prepare_(model, recipe, self.example)
+            mixbit.calibrate_(model, self.calibration, options["ranges"])
+            if "rounding" in self.config.corrections:
+                mixbit.optimize_rounding_(model, self.calibration)
+        fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
+        history = mixbit.retrain.fit(model, self.training, **fitting)
+        self._finished(model, True, options["ranges"])
+        self._save_state(TRAINED, model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
-        checkpoint.unlink(missing_ok=True)
+        fitting["checkpoint"].unlink(missing_ok=True)
         return [TRAINED, "history.json", "history.csv"]
+
+    def _finished(self, model: nn.Module, integer: bool, ranges: str) -> nn.Module:
+        """A trained network as it is shipped: normalizations folded, tensors of the integer network recorded."""
+        mixbit.fold_batchnorm_(model, self.example)
+        if integer:
+            with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
+                record_tensors_(model, self.calibration, self.example, ranges)
+        return model
 
     @property
     def _trains(self) -> bool:
@@ -587,21 +721,15 @@ class Pipeline:
         return _digest(fingerprint(self.model), recipe.to_dict()["layers"], recipe.tensors)
 
     def _trained(self, recipe: Recipe, integer: bool) -> nn.Module | None:
-        """The network as `retrain` left it; None where this run does not train."""
-        path = self.folder / TRAINED
+        """The network as `retrain` left it, or else `search`; None where this run does not train."""
         if not self._trains:
-            return None
-        self._read(TRAINED, "retrain")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                key = (file.metadata() or {}).get("mixbit")
-                names = file.keys()
-                state: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise MixbitError(f"{str(path)!r} cannot be read: {error}; run the stage 'retrain' again") from error
+            model = self._searched(recipe)
+            return None if model is None else self._finished(model, integer, "mse")
+        key, state = self._load_state(TRAINED, "retrain")
         if key != self._trained_key(recipe):
             raise MixbitError(
-                f"{str(path)!r} was trained for another network or recipe; run the stage 'retrain' again, or delete it"
+                f"{str(self.folder / TRAINED)!r} was trained for another network or recipe; run the stage 'retrain' "
+                "again, or delete it"
             )
         model = self._quantized(recipe, "maxabs", integer, corrected=False)
         if not integer:
@@ -744,10 +872,12 @@ class Pipeline:
         sweep, history = self.folder / "sweep.json", self.folder / "history.json"
         trained = history.exists() and self._trains
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
-        assigned = self._manifest(self.folder / "assign.manifest.json")
+        searched = self.folder / "search.json"
+        made_by = "search" if self._searched(recipe) is not None else "assign"
+        assigned = self._manifest(self.folder / f"{made_by}.manifest.json")
         for cost in [] if assigned is None else named_costs(assigned["options"]):
             if cost.name not in costs:
-                costs[cost.name] = CostTable.load(self._read("costs.json", "assign"))
+                costs[cost.name] = CostTable.load(self._read("costs.json", made_by))
         if refinement is not None:
             costs[refinement["latency"]] = CostTable.load(self._read("latency.json", "refine"))
         html = reports.render(
@@ -760,6 +890,7 @@ class Pipeline:
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             training=json.loads(history.read_text()) if trained else None,
+            search=json.loads(searched.read_text()) if made_by == "search" else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             refinement=refinement,
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},

@@ -163,6 +163,8 @@ def test_the_verb_and_the_verbs_after_it(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*train, *options, "--recipe", str(tmp_path / "mine.json"), "--no-reestimate", "--clip-norm", "5"]) == 0
     shown = capsys.readouterr().out
     assert str(tmp_path / "trained.safetensors") in shown
+    loss = json.loads((tmp_path / "history.json").read_text())["epochs"][1]["loss"]
+    assert f"{loss:.4f}" in shown
     manifest = json.loads((tmp_path / "retrain.manifest.json").read_text())
     assert manifest["options"]["lr"] == 0.01
     assert manifest["options"]["distill"] == 0.5
