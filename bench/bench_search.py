@@ -1,9 +1,9 @@
 """Searched against given bit-widths: ResNet-20 on CIFAR-10 at equal audited cost, every method trained alike.
 
-Every run starts from the published float weights and trains six epochs on the same 10,000 JPEG images: the search
-three epochs with the penalty, then three at the recipe it found; all others three at 8 bits (once for each seed), then
-three at their recipe. The budgets are the costs (operations x bits, all layers counted) of uniform widths, so that
-"uniform" spends each of them exactly. Methods beside it:
+Every run starts from the published float weights and trains six epochs on the same 10,000 JPEG images, by SGD under
+bfloat16 autocast: the search three epochs with the penalty, then three at the recipe it found; all others three in
+float (once for each seed), then three at their recipe. The budgets are the costs (operations x bits, all layers
+counted) of uniform widths, so that "uniform" spends each of them exactly. Methods beside it:
 
   search    gates over the candidates, the expected cost led to the budget; trained on from the searched weights
   searched  the recipe of "search" on the weights that all others start from: what the recipe alone is worth
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import mixbit
 from mixbit import retrain, search, sources, zoo
 from mixbit.analysis import fisher
-from mixbit.training import Images
+from mixbit.training import Images, cross_entropy, in_bf16, reestimate_batchnorm_, train, weight_groups
 
 CANDIDATES = (2, 3, 4, 5, 6, 8)
 #: (act, weight) of the uniform recipe that sets the budget; layers that read the image take 8 bits of it.
@@ -62,6 +62,7 @@ class Study:
         self.sample = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 256, 64)]
         self.inputs = [x for x, _ in self.sample]
         self.float = sources.load_model("zoo:cifar_resnet", "cifar10_resnet20_fp32.npz", {"depth": 20}).eval()
+        self.float.to(memory_format=torch.channels_last)
         self.folded = mixbit.fold_batchnorm_(copy.deepcopy(self.float), self.inputs[0])
         self.costs = mixbit.costs.bops(self.folded, self.inputs[0][:2])
         self.names = list(self.costs.layers)
@@ -83,15 +84,19 @@ class Study:
     def qat(self, model: nn.Module) -> nn.Module:
         """Three epochs of weights and scales, in place."""
         torch.manual_seed(self.seed)
-        retrain.fit(model, self.images, epochs=EPOCHS, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        retrain.fit(model, self.images, epochs=EPOCHS, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, bf16=True)
         return model
 
     def warm(self) -> nn.Module:
-        """The float network after three epochs at 8 bits, without quantizers."""
+        """The float network after three epochs of its own."""
 
         def make() -> nn.Module:
-            model = self.prepared(copy.deepcopy(self.float), self.costs.uniform_recipe(8, 8))
-            return mixbit.restore_(self.qat(model))
+            model = copy.deepcopy(self.float)
+            optimizer = torch.optim.SGD(weight_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, momentum=0.9)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(self.images))
+            torch.manual_seed(self.seed)
+            train(model, self.images, in_bf16(cross_entropy()), optimizer, epochs=EPOCHS, scheduler=schedule)
+            return reestimate_batchnorm_(model, self.images, EPOCHS)
 
         return copy.deepcopy(self.once("warm", make))
 
@@ -108,6 +113,7 @@ class Study:
                 budget=self.budget(point),
                 lr=LEARNING_RATE,
                 weight_decay=WEIGHT_DECAY,
+                bf16=True,
             )
             return model, found.recipe
 

@@ -110,4 +110,23 @@ at::Tensor optimize_rounding(const at::Tensor& weight, const at::Tensor& moments
       .call(weight, moments, scale, bit_width, narrow_range, damping, sweeps);
 }
 
+at::Tensor sample_gates(const at::Tensor& gate_logits, const at::Tensor& noise, double temperature) {
+  return ops::call_sample_gates(gate_logits, noise, temperature);
+}
+
+at::Tensor gated_fake_quantize(const at::Tensor& x, const at::Tensor& scale_range, const at::Tensor& gates,
+                               at::IntArrayRef precisions, bool is_signed, OptionalInt axis, int64_t form) {
+  return ops::call_gated_fake_quantize(x, scale_range, gates, precisions, is_signed, axis, form);
+}
+
+at::Tensor mixture_fake_quantize(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,
+                                 const at::Tensor& bit_widths, bool is_signed, OptionalInt axis) {
+  return ops::call_mixture_fake_quantize(x, scales, weights, bit_widths, is_signed, axis);
+}
+
+at::Tensor expected_cost(const at::Tensor& act_logits, const at::Tensor& weight_logits, const at::Tensor& values,
+                         int64_t form, double temperature) {
+  return ops::call_expected_cost(act_logits, weight_logits, values, form, temperature);
+}
+
 }  // namespace mixbit

@@ -93,6 +93,37 @@ call_fake_quantize_backward_foreach(at::TensorList grads, at::TensorList xs, at:
                  output_mask);
 }
 
+inline at::Tensor call_sample_gates(const at::Tensor& gate_logits, const at::Tensor& noise, double temperature) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, double);
+  static const auto op = typed_op<Signature>("mixbit::sample_gates");
+  return op.call(gate_logits, noise, temperature);
+}
+
+inline at::Tensor call_expected_cost(const at::Tensor& act_logits, const at::Tensor& weight_logits,
+                                     const at::Tensor& values, int64_t form, double temperature) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double);
+  static const auto op = typed_op<Signature>("mixbit::expected_cost");
+  return op.call(act_logits, weight_logits, values, form, temperature);
+}
+
+inline at::Tensor call_gated_fake_quantize(const at::Tensor& x, const at::Tensor& scale_range, const at::Tensor& gates,
+                                           at::IntArrayRef precisions, bool is_signed, std::optional<int64_t> axis,
+                                           int64_t form) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef, bool,
+                               std::optional<int64_t>, int64_t);
+  static const auto op = typed_op<Signature>("mixbit::gated_fake_quantize");
+  return op.call(x, scale_range, gates, precisions, is_signed, axis, form);
+}
+
+inline at::Tensor call_mixture_fake_quantize(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,
+                                             const at::Tensor& bit_widths, bool is_signed,
+                                             std::optional<int64_t> axis) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool,
+                               std::optional<int64_t>);
+  static const auto op = typed_op<Signature>("mixbit::mixture_fake_quantize");
+  return op.call(x, scales, weights, bit_widths, is_signed, axis);
+}
+
 using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 using ConvSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,

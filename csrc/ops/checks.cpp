@@ -106,6 +106,51 @@ std::optional<int64_t> check_observe_arguments(const at::Tensor& x, std::optiona
   return checked_axis(x, axis);
 }
 
+GatedArguments check_gated_arguments(const at::Tensor& x, const at::Tensor& scale_range, const at::Tensor& gates,
+                                     at::IntArrayRef precisions, bool is_signed, std::optional<int64_t> axis,
+                                     int64_t form) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  check_parameter(scale_range, "scale_range", x, channel_count(x, axis));
+  TORCH_CHECK_VALUE(form == 0 || form == 1, "form=", form, " is not known: expected 0 (difference) or 1 (residual)");
+  const auto count = static_cast<int64_t>(precisions.size());
+  TORCH_CHECK_VALUE(count >= 2, "precisions=", precisions, ": expected two bit-widths or more");
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t bits = precisions[static_cast<size_t>(k)];
+    TORCH_CHECK_VALUE(bits >= kMinBitWidth && bits <= kMaxBitWidth, "precisions[", k, "]=", bits,
+                      ": expected a whole number from ", kMinBitWidth, " to ", kMaxBitWidth);
+    if (k > 0) {
+      const int64_t before = precisions[static_cast<size_t>(k - 1)];
+      TORCH_CHECK_VALUE(bits > before, "precisions=", precisions, ": expected ascending bit-widths");
+      TORCH_CHECK_VALUE(form == 0 || is_signed || bits % before == 0, "precisions=", precisions,
+                        ": the residual form of unsigned grids needs each to be a multiple of the one before");
+    }
+  }
+  TORCH_CHECK_VALUE(gates.scalar_type() == at::kFloat, "gates has dtype ", gates.scalar_type(), ": expected float32");
+  TORCH_CHECK_VALUE(gates.device() == x.device(), "gates is on ", gates.device(), " and x on ", x.device(),
+                    ": expected one device");
+  const bool by_sample = gates.dim() == 2 && x.dim() > 0 && gates.size(1) == x.size(0);
+  TORCH_CHECK_VALUE((gates.dim() == 1 || by_sample) && gates.size(0) == count - 1, "gates has shape ", gates.sizes(),
+                    ": expected [", count - 1, "]",
+                    x.dim() > 0 ? " or [" + std::to_string(count - 1) + ", " + std::to_string(x.size(0)) + "]" : "");
+  TORCH_CHECK_VALUE(!by_sample || !axis.has_value() || *axis != 0,
+                    "axis=0 with gates of each sample: expected another axis, or gates [", count - 1, "]");
+  return {axis, by_sample, static_cast<GateForm>(form)};
+}
+
+std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,
+                                               const at::Tensor& bit_widths, std::optional<int64_t> axis) {
+  axis = check_noise_arguments(x, scales, bit_widths, axis);
+  const int64_t count = bit_widths.numel();
+  TORCH_CHECK_VALUE(count >= 1 && count <= kernels::cpu::kMaxGrids, "bit_widths has ", count,
+                    " elements: expected 1 to ", kernels::cpu::kMaxGrids);
+  TORCH_CHECK_VALUE(weights.scalar_type() == at::kFloat && weights.dim() == 1 && weights.numel() == count,
+                    "weights is ", weights.scalar_type(), " ", weights.sizes(), ": expected float32 [", count, "]");
+  TORCH_CHECK_VALUE(weights.device() == x.device(), "weights is on ", weights.device(), " and x on ", x.device(),
+                    ": expected one device");
+  return axis;
+}
+
 void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max) {
   TORCH_CHECK_VALUE(
       histogram.scalar_type() == at::kDouble && histogram.dim() == 2 && histogram.size(0) == 3 && histogram.size(1) > 0,

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/kernels/cpu.h>
 
@@ -68,6 +69,18 @@ std::optional<int64_t> check_noise_arguments(const at::Tensor& x, const at::Tens
                                              const at::Tensor& bit_widths, std::optional<int64_t> axis);
 // The arguments of observe; returns the checked axis.
 std::optional<int64_t> check_observe_arguments(const at::Tensor& x, std::optional<int64_t> axis, int64_t bins);
+// Arguments of gated_fake_quantize, checked but for the values of tensors.
+struct GatedArguments {
+  std::optional<int64_t> axis;
+  bool by_sample;  // gates [K - 1, samples]
+  GateForm form;
+};
+GatedArguments check_gated_arguments(const at::Tensor& x, const at::Tensor& scale_range, const at::Tensor& gates,
+                                     at::IntArrayRef precisions, bool is_signed, std::optional<int64_t> axis,
+                                     int64_t form);
+// Arguments of mixture_fake_quantize but for the values of tensors; returns the checked axis.
+std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,
+                                               const at::Tensor& bit_widths, std::optional<int64_t> axis);
 // A histogram [3, bins] of observe with its min and max.
 void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max);
 // One scale for each width.

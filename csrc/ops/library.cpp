@@ -109,4 +109,41 @@ TORCH_LIBRARY(mixbit, m) {
       "optimize_rounding(Tensor weight, Tensor moments, Tensor scale, Tensor bit_width, *, bool narrow_range=True, "
       "float damping=0.01, int sweeps=20) -> Tensor",
       tags);
+
+  // Hard-concrete gates. gate_logits: float32 [G]; noise: float32 [G] or [G, N]; returns noise's shape.
+  m.def("sample_gates(Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
+  m.def("_sample_gates_backward(Tensor grad, Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
+  // x on grids that gates open one after the other. scale_range: float32 [1] or [size of axis]; gates: float32 [K - 1],
+  // or [K - 1, size of dimension 0]; precisions: K ascending bit-widths. form: 0 difference, 1 residual.
+  m.def(
+      "gated_fake_quantize(Tensor x, Tensor scale_range, Tensor gates, int[] precisions, *, bool signed, "
+      "int? axis=None, int form=0) -> Tensor",
+      tags);
+  // Gradients of x, scale_range (that of a learned step on the widest grid) and gates.
+  m.def(
+      "_gated_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale_range, Tensor gates, int[] precisions, *, "
+      "bool signed, int? axis, int form, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+      tags);
+  // sum_k weights[k] fake_quantize(x, scales[k], 0, bit_widths[k]). scales: float32 [K] or [K, size of axis]; weights,
+  // bit_widths: float32 [K].
+  m.def(
+      "mixture_fake_quantize(Tensor x, Tensor scales, Tensor weights, Tensor bit_widths, *, bool signed, "
+      "int? axis=None) -> Tensor",
+      tags);
+  // Gradients of x, scales and weights.
+  m.def(
+      "_mixture_fake_quantize_backward(Tensor grad, Tensor x, Tensor scales, Tensor weights, Tensor bit_widths, *, "
+      "bool signed, int? axis, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+      tags);
+  // The penalty of all gates of a model. act_logits: float32 [L, Ka - 1]; weight_logits: float32 [L, Kw - 1]; values:
+  // float32 or float64 [L, Ka, Kw]. form: 0 expected, 1 separate, 2 joint. Returns float32 [].
+  m.def(
+      "expected_cost(Tensor act_logits, Tensor weight_logits, Tensor values, int form, float temperature=0.5) "
+      "-> Tensor",
+      tags);
+  // Gradients of both logits.
+  m.def(
+      "_expected_cost_backward(Tensor grad, Tensor act_logits, Tensor weight_logits, Tensor values, int form, "
+      "float temperature) -> (Tensor, Tensor)",
+      tags);
 }

@@ -37,6 +37,42 @@ struct Walk {
   at::Tensor target(const at::Tensor& y) const { return y.strides() == source.strides() ? y : at::empty_like(source); }
 };
 
+// A walk of one sample (dimension 0) after the other where each has parameters of its own, else of all as one.
+struct SampleWalk {
+  at::Tensor source;
+  AxisView view;  // of a sample
+  int64_t samples = 1;
+
+  // axis: not 0 if by_sample.
+  SampleWalk(const at::Tensor& dense_x, std::optional<int64_t> axis, bool by_sample) : source(dense_x), view{} {
+    if (!by_sample) {
+      const Walk walk(dense_x, axis);
+      source = walk.source;
+      view = walk.view;
+      return;
+    }
+    samples = source.size(0);
+    if (source.numel() == 0) {
+      view = {0, 0, 0};
+      return;
+    }
+    const auto view_of_sample = [&] {
+      return axis_view(source.select(0, 0), axis.has_value() ? std::optional(*axis - 1) : std::nullopt);
+    };
+    if (source.stride(0) * samples != source.numel()) {
+      source = source.contiguous();
+    }
+    view = view_of_sample();
+    if (short_rows(view)) {
+      source = source.movedim(*axis, 1).contiguous().movedim(1, *axis);
+      view = view_of_sample();
+    }
+  }
+
+  int64_t sample_size() const { return view.outer * view.channels * view.inner; }
+  at::Tensor target(const at::Tensor& y) const { return y.strides() == source.strides() ? y : at::empty_like(source); }
+};
+
 // Bytes of a row's bits, which start at a byte of their own.
 inline int64_t mask_bytes_per_row(const AxisView& view) { return (view.inner + 7) / 8; }
 inline int64_t mask_bytes(const AxisView& view) { return view.outer * view.channels * mask_bytes_per_row(view); }

@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixbit import zoo
 from mixbit.errors import MixbitError, did_you_mean
+from mixbit.training import Images
 from mixbit.training.checkpoint import tree_digest
 
 ZOO_MODELS: dict[str, Callable[..., Any]] = {
@@ -123,6 +125,37 @@ def load_data(source: str, images: int | None = None, batch: int = 64) -> list[A
         return list(found)
     x, y = _named("data", name, ZOO_DATA)(images)
     return [(x[i : i + batch], y[i : i + batch]) for i in range(0, len(x), batch)]
+
+
+def load_images(
+    source: str, images: int | None = None, batch: int = 128, *, augment: str | None = None, seed: int = 0
+) -> Images:
+    """Shuffled data to train on.
+
+    Args:
+        source: As of `load_data`; what a function returns is put together and cut anew.
+        images: At most so many images of a zoo pack.
+        batch: Images of a step.
+        augment: "crop_flip", or None.
+        seed: Of order and augmentation.
+
+    Raises:
+        MixbitError: As `load_data` and `Images`, or the items are no tensors (or pairs) of images of one size.
+    """
+    items = load_data(source, images)
+    pairs = [item if isinstance(item, (tuple, list)) else (item,) for item in items]
+    inputs = [pair[0] for pair in pairs if pair]
+    whole = inputs and len({len(pair) for pair in pairs}) == 1 and all(isinstance(x, Tensor) for x in inputs)
+    if not whole or len({x.shape[1:] for x in inputs}) != 1:
+        raise MixbitError(
+            f"training data {source!r}: expected items that are all tensors, or all pairs (images, labels), of images "
+            "of one size"
+        )
+    labels: Any = None
+    if len(pairs[0]) > 1:
+        parts = [pair[1] for pair in pairs]
+        labels = torch.cat(parts) if isinstance(parts[0], Tensor) else [label for part in parts for label in part]
+    return Images(torch.cat(inputs), labels, batch, augment=augment, seed=seed)
 
 
 def fingerprint(value: nn.Module | list[Any]) -> str:

@@ -16,7 +16,7 @@ import mixbit
 from mixbit.pipeline import Config, Pipeline
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("analyze", "assign", "evaluate", "sweep", "report")
+STAGES = ("analyze", "assign", "search", "retrain", "evaluate", "sweep", "report")
 
 
 def config(output: Path) -> dict:
@@ -25,11 +25,13 @@ def config(output: Path) -> dict:
         "data": {
             "calibration": f"{HERE / 'journey_model.py'}:calibration",
             "test": f"{HERE / 'journey_model.py'}:test",
+            "training": {"source": f"{HERE / 'journey_model.py'}:test", "batch": 8, "augment": "crop_flip"},
         },
         "output": str(output),
         "stages": [
             {"analyze": {"precisions": [2, 4, 8]}},
             {"assign": {"method": "ilp", "budget_share": 0.5}},
+            {"retrain": {"epochs": 3, "distill": 0.5, "checkpoint_every": 2}},
             "evaluate",
             {"sweep": {"methods": ["greedy", "threshold"], "modes": ["ops"], "shares": [0.5, 0.01]}},
             "report",
@@ -40,7 +42,10 @@ def config(output: Path) -> dict:
 @pytest.mark.parametrize("stage", STAGES)
 def test_twenty_kills_inside_a_stage_change_no_byte(stage: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config(tmp_path / "unused")))
+    document = config(tmp_path / "unused")
+    if stage == "search":
+        document["stages"][1:] = [{"search": {"epochs": 3, "budget_share": 0.5, "checkpoint_every": 2}}]
+    path.write_text(yaml.safe_dump(document))
     command = [sys.executable, str(HERE / "kill_and_resume.py"), str(path), stage, "20", "0", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
@@ -58,6 +63,9 @@ def test_the_journey_and_what_makes_a_stage_run_again(tmp_path: Path) -> None:
         "recipe.json",
         "costs.json",
         "assignment.json",
+        "trained.safetensors",
+        "history.json",
+        "history.csv",
         "evaluation.json",
         "sweep.json",
         "sweep.csv",
@@ -87,7 +95,7 @@ def test_the_journey_and_what_makes_a_stage_run_again(tmp_path: Path) -> None:
     changed = config(tmp_path)
     changed["stages"][1]["assign"]["budget_share"] = 0.6
     # The report names the recipe and the options, so every stage after the changed one is made again.
-    assert again(changed) == ["assign", "evaluate", "sweep", "report"]
+    assert again(changed) == ["assign", "retrain", "evaluate", "sweep", "report"]
     (tmp_path / "report.html").unlink()
     assert again(changed) == ["report"]
     (tmp_path / "recipe.json").write_text("{}")
@@ -100,13 +108,13 @@ def test_the_journey_and_what_makes_a_stage_run_again(tmp_path: Path) -> None:
 def test_the_report_is_one_static_file_with_everything_in_it(tmp_path: Path) -> None:
     document = config(tmp_path)
     document["model"] = {"source": document["model"]}
-    document["stages"][4] = {"report": {"title": "a <small> network"}}
+    document["stages"][5] = {"report": {"title": "a <small> network"}}
     Pipeline(Config.from_dict(document)).run()
     html = (tmp_path / "report.html").read_text()
     assert "a &lt;small&gt; network" in html
     for name in ("stem", "a", "b", "side", "head"):
         assert f">{name}<" in html
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 5
     assert "<script" not in html
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "https://" not in html

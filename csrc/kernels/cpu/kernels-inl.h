@@ -11,10 +11,13 @@
 
 namespace {
 
+using mixbit::MixtureForm;
 using mixbit::Rounding;
 using mixbit::kernels::cpu::Isa;
 using mixbit::kernels::cpu::KernelTable;
 using mixbit::kernels::cpu::kLanes;
+using mixbit::kernels::cpu::kMaxGrids;
+using mixbit::kernels::cpu::Mixture;
 using mixbit::kernels::cpu::Moments;
 using mixbit::kernels::cpu::Quantizer;
 using mixbit::kernels::cpu::StorageType;
@@ -88,6 +91,14 @@ inline NoiseQuantizer noise_quantizer(const Quantizer& q) {
   return {broadcast(q.scale), broadcast(1.0f / q.scale), broadcast(q.range.quant_min), broadcast(q.range.quant_max)};
 }
 
+// A grid of a mixture. inverse: 1 / scale; ratio: its codes between two levels of the grid before (residual form).
+struct VecGrid {
+  Vec scale, inverse, low, high, ratio;
+};
+
+// How x / scale is computed; the bits are the same.
+enum class Quotient { kDivide, kMultiply };
+
 #if defined(MIXBIT_SIMD_SCALAR)
 
 // The oracle: each lane calls the formula of common/numerics.h.
@@ -130,6 +141,29 @@ inline Vec quantization_error(const Vec& x, const Vec&, const NoiseQuantizer& q)
     }
   });
 }
+inline mixbit::QuantRange range_of(const VecGrid& grid) { return {grid.low.lane[0], grid.high.lane[0]}; }
+template <Quotient kQuotient>
+inline Vec quotient(const Vec& x, const VecGrid&) {
+  return x;  // the formulas divide
+}
+inline Vec level_code(const Vec& x, const Vec&, const VecGrid& grid) {
+  return map([&](int i) { return mixbit::level_code(x.lane[i], grid.scale.lane[0], range_of(grid)); });
+}
+template <Quotient kQuotient>
+inline Vec residual_code(const Vec& x, const Vec& code, const Vec& level, const VecGrid& grid) {
+  return map([&](int i) {
+    return mixbit::residual_code(x.lane[i], code.lane[i], level.lane[i], grid.ratio.lane[0], grid.scale.lane[0],
+                                 range_of(grid));
+  });
+}
+inline Mask inside_grid(const Vec& x, const Vec&, const VecGrid& grid) {
+  return inside_grid(x, VecQuantizer{grid.scale, broadcast(0.0f), grid.low, grid.high});
+}
+inline Vec step_gradient(const Vec& x, const Vec&, const Vec& code, Mask, const VecGrid& grid) {
+  return map([&](int i) { return mixbit::step_gradient(x.lane[i], code.lane[i], grid.scale.lane[0], range_of(grid)); });
+}
+inline Vec clamp_lanes(const Vec& x, const Vec&) { return x; }
+constexpr bool kMayMultiply = false;
 
 #else
 
@@ -184,6 +218,35 @@ inline Vec quantization_error(const Vec& x, const Vec& positive, const NoiseQuan
   }
   return sub(x, mul(code, q.scale));
 }
+
+// A division by a number known before costs one multiplication and two fused ones: with the rounded inverse and the
+// exact remainder, the corrected quotient is the rounded one (Markstein 1990; Brisebarre, Muller, Raina, IEEE Trans.
+// Computers 53(8), 2004). That holds without overflow and underflow, see multiplies().
+template <Quotient kQuotient>
+inline Vec quotient(const Vec& x, const VecGrid& grid) {
+  if constexpr (kQuotient == Quotient::kDivide) {
+    return div(x, grid.scale);
+  } else {
+    const Vec near = mul(x, grid.inverse);
+    return fma(fnma(near, grid.scale, x), grid.inverse, near);
+  }
+}
+// v is quotient(x), which the compiler would compute again for each use.
+inline Vec level_code(const Vec&, const Vec& v, const VecGrid& grid) {
+  return min(grid.high, max(grid.low, round_half_even(v)));
+}
+template <Quotient kQuotient>
+inline Vec residual_code(const Vec& x, const Vec& code, const Vec& level, const VecGrid& grid) {
+  const Vec rest = round_half_even(quotient<kQuotient>(sub(x, level), grid));
+  return min(grid.high, max(grid.low, add(mul(code, grid.ratio), rest)));
+}
+inline Mask inside_grid(const Vec&, const Vec& v, const VecGrid& grid) { return in_range(v, grid.low, grid.high); }
+inline Vec step_gradient(const Vec&, const Vec& v, const Vec& code, Mask inside, const VecGrid&) {
+  return sub(code, keep(inside, v));
+}
+// NaN comes through.
+inline Vec clamp_lanes(const Vec& x, const Vec& bound) { return min(bound, max(negate(bound), x)); }
+constexpr bool kMayMultiply = true;
 
 #endif
 
@@ -443,6 +506,223 @@ void observe_body(const void* x_data, int64_t n, Moments* moments) {
   moments->sum_squares = sum_lanes(squares);
 }
 
+// Loops are written once for several uses; without this their bodies become functions that keep their sums in memory.
+#define MIXBIT_INLINE __attribute__((always_inline))
+
+// kCount grids known at compile time live in registers; 0 stands for any number.
+template <int64_t kCount>
+constexpr int64_t kGridSlots = kCount > 0 ? kCount : kMaxGrids;
+
+// The grids of a mixture as vectors.
+template <int64_t kCount, bool kResidual, Quotient kQuotient>
+struct VecMixture {
+  int64_t count;
+  VecGrid grids[kGridSlots<kCount>];
+  Vec weights[kGridSlots<kCount>];
+  Vec bound;  // beyond the ends of every grid
+
+  explicit VecMixture(const Mixture& m) : count(kCount > 0 ? kCount : m.count) {
+    float farthest = 0.0f;
+    for (int64_t k = 0; k < count; ++k) {
+      const Quantizer& q = m.quantizers[k];
+      const float ratio = k == 0 ? 0.0f : mixbit::grid_ratio(q.range, m.quantizers[k - 1].range);
+      grids[k] = {broadcast(q.scale), broadcast(1.0f / q.scale), broadcast(q.range.quant_min),
+                  broadcast(q.range.quant_max), broadcast(ratio)};
+      weights[k] = broadcast(m.weights[k]);
+      const float end = (q.range.quant_max - q.range.quant_min) * q.scale;
+      farthest = end > farthest ? end : farthest;
+    }
+    bound = broadcast(4.0f * farthest);
+  }
+
+  // x as quotient() may take it: what lies far outside has the codes and gradients of what lies outside, and -0, whose
+  // sign only a division keeps, becomes 0.
+  Vec bounded(const Vec& x) const {
+    const Vec plain = add(x, broadcast(0.0f));
+    if constexpr (kQuotient == Quotient::kMultiply) {
+      return clamp_lanes(plain, bound);
+    } else {
+      return plain;
+    }
+  }
+
+  // Calls f(k, level, code, v) for the levels of x on each grid, v as inside_grid and step_gradient want it.
+  template <typename F>
+  MIXBIT_INLINE void for_each_level(const Vec& x, const F& f) const {
+    Vec code = broadcast(0.0f);
+    Vec level = code;
+    for (int64_t k = 0; k < (kCount > 0 ? kCount : count); ++k) {
+      const Vec v = quotient<kQuotient>(x, grids[k]);
+      code = kResidual && k > 0 ? residual_code<kQuotient>(x, code, level, grids[k]) : level_code(x, v, grids[k]);
+      level = mul(code, grids[k].scale);
+      f(k, level, code, v);
+    }
+  }
+};
+
+// Whether quotient() may multiply: 4 quant_max scale / scale' neither overflows nor do remainders of an x that is not
+// itself next to underflow, where every code is 0.
+inline bool multiplies(const Mixture& m) {
+  bool fits = kMayMultiply;
+  for (int64_t k = 0; k < m.count; ++k) {
+    fits = fits && m.quantizers[k].scale >= 0x1p-40f && m.quantizers[k].scale <= 0x1p+40f;
+  }
+  return fits;
+}
+
+template <typename S, int64_t kCount, bool kResidual, Quotient kQuotient>
+void mixture_loop(const void* x_data, void* y_data, int64_t n, const Mixture& m, bool stream) {
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* y = static_cast<typename S::Element*>(y_data);
+  const VecMixture<kCount, kResidual, kQuotient> mixture(m);
+  auto mix = [&](const Vec& value) MIXBIT_INLINE {
+    Vec sum = broadcast(0.0f);
+    mixture.for_each_level(mixture.bounded(value),
+                           [&](int64_t k, const Vec& level, const Vec&, const Vec&) MIXBIT_INLINE {
+                             const Vec part = mul(mixture.weights[k], level);
+                             sum = k == 0 ? part : add(sum, part);
+                           });
+    return sum;
+  };
+  const bool past_cache = stream && can_stream<S>(y);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec v = mix(S::read(x + i));
+    past_cache ? S::write_past_cache(y + i, v) : S::write(y + i, v);
+  }
+  if (past_cache) stream_fence();
+  if (i < n) write_partial<S>(y + i, mix(read_partial<S>(x + i, n - i)), n - i);
+}
+
+// Calls f with the number of grids and the kind of quotient as types: few grids by multiplication are worth loops of
+// their own.
+template <int64_t kGrids, Quotient kKind>
+struct MixtureKind {
+  static constexpr int64_t kCount = kGrids;
+  static constexpr Quotient kQuotient = kKind;
+};
+template <typename F>
+void with_mixture_kind(const Mixture& m, const F& f) {
+  if constexpr (kMayMultiply) {
+    if (multiplies(m)) {
+      switch (m.count) {
+        case 1:
+          return f(MixtureKind<1, Quotient::kMultiply>());
+        case 2:
+          return f(MixtureKind<2, Quotient::kMultiply>());
+        case 3:
+          return f(MixtureKind<3, Quotient::kMultiply>());
+        default:
+          return f(MixtureKind<0, Quotient::kMultiply>());
+      }
+    }
+  }
+  f(MixtureKind<0, Quotient::kDivide>());
+}
+
+template <typename S>
+void mixture_body(const void* x, void* y, int64_t n, const Mixture& m, bool stream) {
+  // A weight of 0 adds nothing (levels are finite, and NaN in x comes through any grid): open and shut gates leave one
+  // grid. The residual form needs those below the last one.
+  Quantizer quantizers[kMaxGrids];
+  float weights[kMaxGrids];
+  int64_t count = 0;
+  const bool residual = m.form == MixtureForm::kGatedResidual;
+  int64_t kept = 0;
+  for (int64_t k = 0; k < m.count; ++k) {
+    if (residual || m.weights[k] != 0.0f) {
+      quantizers[count] = m.quantizers[k];
+      weights[count++] = m.weights[k];
+      kept = m.weights[k] != 0.0f ? count : kept;
+    }
+  }
+  if (count == 0) {
+    quantizers[0] = m.quantizers[0];
+    weights[0] = 0.0f;
+  }
+  const Mixture used{quantizers, weights, kept > 0 ? kept : 1, m.form};
+  with_mixture_kind(used, [&](auto kind) {
+    using Kind = decltype(kind);
+    if (residual) {
+      mixture_loop<S, Kind::kCount, true, Kind::kQuotient>(x, y, n, used, stream);
+    } else {
+      mixture_loop<S, Kind::kCount, false, Kind::kQuotient>(x, y, n, used, stream);
+    }
+  });
+}
+
+enum class MixtureSums { kNone, kLevels, kSteps };
+
+template <typename S, int64_t kCount, Quotient kQuotient, MixtureForm kForm, MixtureSums kSums>
+void mixture_backward_loop(const void* grad_data, const void* x_data, void* dx_data, int64_t n, const Mixture& m,
+                           double* levels, double* steps, bool stream) {
+  const auto* grad = static_cast<const typename S::Element*>(grad_data);
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* dx = static_cast<typename S::Element*>(dx_data);
+  constexpr bool kIsMixture = kForm == MixtureForm::kMixture;
+  const VecMixture<kCount, kForm == MixtureForm::kGatedResidual, kQuotient> mixture(m);
+  const int64_t last = (kCount > 0 ? kCount : m.count) - 1;
+  Vec level_sums[kGridSlots<kCount>];
+  Vec step_sums[kGridSlots<kCount>];
+  for (int64_t k = 0; k <= last; ++k) level_sums[k] = step_sums[k] = broadcast(0.0f);
+  auto step = [&](const Vec& g, const Vec& given) MIXBIT_INLINE {
+    const Vec value = mixture.bounded(given);
+    Vec result = broadcast(0.0f);
+    Vec before = result;
+    mixture.for_each_level(value, [&](int64_t k, const Vec& level, const Vec& code, const Vec& v) MIXBIT_INLINE {
+      if constexpr (kSums != MixtureSums::kNone) {
+        if (kIsMixture) {
+          level_sums[k] = fma(g, level, level_sums[k]);
+        } else if (k > 0) {
+          level_sums[k - 1] = fma(g, sub(level, before), level_sums[k - 1]);
+        }
+      }
+      before = level;
+      if (kIsMixture || k == last) {
+        const Mask inside = inside_grid(value, v, mixture.grids[k]);
+        if constexpr (kSums == MixtureSums::kSteps) {
+          Vec& sum = step_sums[kIsMixture ? k : 0];
+          sum = fma(g, step_gradient(value, v, code, inside, mixture.grids[k]), sum);
+        }
+        result = kIsMixture ? add(result, keep(inside, mul(mixture.weights[k], g))) : keep(inside, g);
+      }
+    });
+    return result;
+  };
+  const bool past_cache = stream && dx != nullptr && can_stream<S>(dx);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec d = step(S::read(grad + i), S::read(x + i));
+    if (past_cache) {
+      S::write_past_cache(dx + i, d);
+    } else if (dx != nullptr) {
+      S::write(dx + i, d);
+    }
+  }
+  if (past_cache) stream_fence();
+  if (i < n) {
+    const Vec d = step(read_partial<S>(grad + i, n - i), read_partial<S>(x + i, n - i));
+    if (dx != nullptr) write_partial<S>(dx + i, d, n - i);
+  }
+  if constexpr (kSums != MixtureSums::kNone) {
+    for (int64_t k = 0; k < (kIsMixture ? last + 1 : last); ++k) levels[k] = sum_lanes(level_sums[k]);
+  }
+  if constexpr (kSums == MixtureSums::kSteps) {
+    for (int64_t k = 0; k < (kIsMixture ? last + 1 : 1); ++k) steps[k] = sum_lanes(step_sums[k]);
+  }
+}
+
+template <typename S, MixtureForm kForm, MixtureSums kSums>
+void mixture_backward_body(const void* grad, const void* x, void* dx, int64_t n, const Mixture& m, double* levels,
+                           double* steps, bool stream) {
+  with_mixture_kind(m, [&](auto kind) {
+    using Kind = decltype(kind);
+    mixture_backward_loop<S, Kind::kCount, Kind::kQuotient, kForm, kSums>(grad, x, dx, n, m, levels, steps, stream);
+  });
+}
+
+#undef MIXBIT_INLINE
+
 // Runtime storage type and rounding to template arguments.
 #define MIXBIT_DISPATCH_STORAGE(storage, call) \
   switch (storage) {                           \
@@ -510,6 +790,34 @@ void noise_power_entry(StorageType storage, const void* x, const void* reference
 void observe_entry(StorageType storage, const void* x, int64_t n, Moments* moments) {
   MIXBIT_DISPATCH_STORAGE(storage, (observe_body<S>(x, n, moments)));
 }
+void mixture_entry(StorageType storage, const void* x, void* y, int64_t n, const Mixture& mixture, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(storage, (mixture_body<S>(x, y, n, mixture, stream)));
+}
+template <MixtureForm kForm>
+void mixture_backward_of(StorageType storage, const void* grad, const void* x, void* dx, int64_t n, const Mixture& m,
+                         double* levels, double* steps, bool stream) {
+  if (levels == nullptr) {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, (mixture_backward_body<S, kForm, MixtureSums::kNone>(grad, x, dx, n, m, nullptr, nullptr, stream)));
+  } else if (steps == nullptr) {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, (mixture_backward_body<S, kForm, MixtureSums::kLevels>(grad, x, dx, n, m, levels, nullptr, stream)));
+  } else {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, (mixture_backward_body<S, kForm, MixtureSums::kSteps>(grad, x, dx, n, m, levels, steps, stream)));
+  }
+}
+void mixture_backward_entry(StorageType storage, const void* grad, const void* x, void* dx, int64_t n, const Mixture& m,
+                            double* levels, double* steps, bool stream) {
+  switch (m.form) {
+    case MixtureForm::kMixture:
+      return mixture_backward_of<MixtureForm::kMixture>(storage, grad, x, dx, n, m, levels, steps, stream);
+    case MixtureForm::kGated:
+      return mixture_backward_of<MixtureForm::kGated>(storage, grad, x, dx, n, m, levels, steps, stream);
+    case MixtureForm::kGatedResidual:
+      return mixture_backward_of<MixtureForm::kGatedResidual>(storage, grad, x, dx, n, m, levels, steps, stream);
+  }
+}
 
 #undef MIXBIT_DISPATCH_STORAGE
 #undef MIXBIT_DISPATCH_ROUNDING
@@ -522,7 +830,9 @@ constexpr KernelTable table_of(Isa isa) {
           apply_mask_entry,
           quantization_noise_entry,
           noise_power_entry,
-          observe_entry};
+          observe_entry,
+          mixture_entry,
+          mixture_backward_entry};
 }
 
 }  // namespace

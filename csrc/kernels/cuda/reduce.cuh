@@ -56,7 +56,7 @@ __device__ inline Pack<T> read_pack(const T* x, const At& at, int n, bool whole)
   if (whole) {
     return *reinterpret_cast<const Pack<T>*>(x + at(0));
   }
-  Pack<T> pack;
+  Pack<T> pack{};
   for (int j = 0; j < n; ++j) {
     pack.v[j] = x[at(j)];
   }

@@ -3,36 +3,16 @@
 
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "../calls.h"
+#include "record.h"
 
 namespace mixbit::ops {
 
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::Variable;
-using torch::autograd::variable_list;
-
-// An optional gradient: undefined if it was not asked for.
-Variable if_needed(const at::Tensor& gradient, bool needed) { return needed ? gradient : Variable(); }
-
-void keep_int(AutogradContext* ctx, const char* key, std::optional<int64_t> value) {
-  if (value.has_value()) {
-    ctx->saved_data[key] = *value;
-  } else {
-    ctx->saved_data[key] = c10::IValue();
-  }
-}
-
-std::optional<int64_t> kept_int(AutogradContext* ctx, const char* key) {
-  const c10::IValue& value = ctx->saved_data[key];
-  return value.isNone() ? std::nullopt : std::optional<int64_t>(value.toInt());
-}
 
 // The options of a grid, which fake_quantize and its list form keep alike.
 struct GridOptions {
@@ -54,16 +34,6 @@ void keep_options(AutogradContext* ctx, const GridOptions& options) {
 GridOptions kept_options(AutogradContext* ctx) {
   return {ctx->saved_data["signed"].toBool(), ctx->saved_data["narrow_range"].toBool(), kept_int(ctx, "axis"),
           ctx->saved_data["rounding"].toInt(), kept_int(ctx, "group_size")};
-}
-
-// Whether a call has to be recorded. Without a gradient to record, a Function costs as much as a small kernel. Tangents
-// of forward mode keep the way through the Function, which refuses them; _fw_grad, though spelled like a private name,
-// is what generated code asks for them.
-bool recorded(const at::Tensor& t) { return t.defined() && (t.requires_grad() || t._fw_grad(0).defined()); }
-
-template <typename... Tensors>
-bool any_recorded(const Tensors&... tensors) {
-  return (recorded(tensors) || ...) && (at::GradMode::is_enabled() || (tensors._fw_grad(0).defined() || ...));
 }
 
 class FakeQuantize : public torch::autograd::Function<FakeQuantize> {

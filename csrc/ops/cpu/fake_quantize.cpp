@@ -1,24 +1,15 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
-#include <unistd.h>
-
-#include <fstream>
 
 #include "../backward_forms.h"
 #include "../checks.h"
 #include "../parallel.h"
 #include "../walk.h"
+#include "memory.h"
 
 namespace mixbit::ops {
 
 namespace {
-
-const char* at_offset(const void* data, int64_t elements, int64_t element_size) {
-  return static_cast<const char*>(data) + elements * element_size;
-}
-char* at_offset(void* data, int64_t elements, int64_t element_size) {
-  return static_cast<char*>(data) + elements * element_size;
-}
 
 std::optional<int64_t> check_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                                        const at::Tensor& bit_width, std::optional<int64_t> axis,
@@ -31,30 +22,6 @@ std::optional<int64_t> check_arguments(const at::Tensor& x, const at::Tensor& sc
   check_parameter(zero_point, "zero_point", x, channels);
   check_parameter(bit_width, "bit_width", x, channels);
   return axis;
-}
-
-// Bytes of the last level of cache that this process can use. sysconf counts all sockets on some machines, so the
-// kernel's own description comes first.
-int64_t last_level_cache() {
-  static const int64_t bytes = [] {
-    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
-    int64_t kibibytes = 0;
-    if (file >> kibibytes && kibibytes > 0) {
-      return kibibytes << 10;
-    }
-    const long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    return size > 0 ? static_cast<int64_t>(size) : int64_t{32} << 20;
-  }();
-  return bytes;
-}
-
-// Stores that bypass the cache pay where what the op reads and writes (`tensors` of the size of y) does not fit three
-// quarters of it, the share that glibc's memcpy allows itself; below that, whoever reads y next finds it there. They
-// cost where the pages are fresh from the system: glibc hands out blocks above 32 MiB anew each time.
-bool beyond_cache(const at::Tensor& y, int64_t tensors) {
-  constexpr int64_t kFreshPages = int64_t{32} << 20;
-  const auto bytes = static_cast<int64_t>(y.nbytes());
-  return 4 * tensors * bytes > 3 * last_level_cache() && bytes <= kFreshPages;
 }
 
 // One tensor of a forward: checked, with its output.

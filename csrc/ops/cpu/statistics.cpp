@@ -11,14 +11,11 @@
 
 #include "../checks.h"
 #include "../parallel.h"
+#include "memory.h"
 
 namespace mixbit::ops {
 
 namespace {
-
-const char* at_offset(const void* data, int64_t elements, int64_t element_size) {
-  return static_cast<const char*>(data) + elements * element_size;
-}
 
 // Dense, and with the channels in front where rows would be short.
 at::Tensor arrange(const at::Tensor& x, std::optional<int64_t> axis) {

@@ -18,10 +18,7 @@ from mixbit.ops import _loader
 
 _loader.load_library()
 
-from mixbit.ops import (  # noqa: E402
-    _fakes,  # noqa: F401  (registers the fakes once the schemas exist)
-    _reference,
-)
+from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the schemas exist)
 
 __all__ = [
     "COST_FORMS",
@@ -517,7 +514,7 @@ def sample_gates(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tens
         >>> sample_gates(torch.tensor([2.0, 0.2]), torch.tensor([0.1, 0.3]), 0.5)
         tensor([0.3832, 0.1581])
     """
-    return _reference.sample_gates(gate_logits, noise, temperature)
+    return _ops.sample_gates.default(gate_logits, noise, temperature)
 
 
 def gated_fake_quantize(
@@ -565,8 +562,10 @@ def gated_fake_quantize(
         >>> gated_fake_quantize(x, torch.tensor([6.0]), torch.tensor([1.0, 0.0]), (2, 4, 8), signed=False)
         tensor([0.4000, 2.8000, 6.0000])
     """
-    check_choice("form", form, GATE_FORMS)
-    return _reference.gated_fake_quantize(x, scale_range, gates, precisions, signed=signed, axis=axis, form=form)
+    number = GATE_FORMS[check_choice("form", form, GATE_FORMS)]
+    return _ops.gated_fake_quantize.default(
+        x, scale_range, gates, list(precisions), signed=signed, axis=axis, form=number
+    )
 
 
 def mixture_fake_quantize(
@@ -592,7 +591,7 @@ def mixture_fake_quantize(
     Raises:
         ValueError: A shape, dtype or value does not fit; the message names the argument.
     """
-    return _reference.mixture_fake_quantize(x, scales, weights, bit_widths, signed=signed, axis=axis)
+    return _ops.mixture_fake_quantize.default(x, scales, weights, bit_widths, signed=signed, axis=axis)
 
 
 def expected_cost(
@@ -624,5 +623,5 @@ def expected_cost(
     Raises:
         ValueError: Shapes or dtypes do not fit, temperature is not positive.
     """
-    check_choice("form", form, COST_FORMS)
-    return _reference.expected_cost(act_logits, weight_logits, values, form, temperature)
+    number = COST_FORMS[check_choice("form", form, COST_FORMS)]
+    return _ops.expected_cost.default(act_logits, weight_logits, values, number, temperature)

@@ -21,6 +21,10 @@ def _check_parameter(parameter: Tensor, name: str, x: Tensor) -> None:
     torch._check_value(
         parameter.dim() == 1, lambda: f"{name} has {parameter.dim()} dimensions: expected [1] or [channels]"
     )
+    _check_device(parameter, name, x)
+
+
+def _check_device(parameter: Tensor, name: str, x: Tensor) -> None:
     torch._check_value(
         parameter.device == x.device,
         lambda: f"{name} is on {parameter.device} and x on {x.device}: expected one device",
@@ -347,3 +351,89 @@ def _(
     sweeps: int = 20,
 ) -> Tensor:
     return weight.new_empty(weight.shape)
+
+
+@_register("mixbit::sample_gates")
+def _(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    return noise.new_empty(noise.shape)
+
+
+@_register("mixbit::_sample_gates_backward")
+def _(grad: Tensor, gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    return torch.empty_like(gate_logits)
+
+
+@_register("mixbit::gated_fake_quantize")
+def _(
+    x: Tensor,
+    scale_range: Tensor,
+    gates: Tensor,
+    precisions: Sequence[int],
+    *,
+    signed: bool,
+    axis: int | None = None,
+    form: int = 0,
+) -> Tensor:
+    _check_parameter(scale_range, "scale_range", x)
+    _check_device(gates, "gates", x)
+    return torch.empty_like(x)
+
+
+def _three(x: Tensor, second: Tensor, third: Tensor, output_mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(x) if output_mask[0] else _none(x),
+        second.new_empty(second.shape) if output_mask[1] else _none(second),
+        third.new_empty(third.shape) if output_mask[2] else _none(third),
+    )
+
+
+@_register("mixbit::_gated_fake_quantize_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale_range: Tensor,
+    gates: Tensor,
+    precisions: Sequence[int],
+    *,
+    signed: bool,
+    axis: int | None,
+    form: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _three(x, scale_range, gates, output_mask)
+
+
+@_register("mixbit::mixture_fake_quantize")
+def _(
+    x: Tensor, scales: Tensor, weights: Tensor, bit_widths: Tensor, *, signed: bool, axis: int | None = None
+) -> Tensor:
+    for parameter, name in ((scales, "scales"), (weights, "weights"), (bit_widths, "bit_widths")):
+        _check_device(parameter, name, x)
+    return torch.empty_like(x)
+
+
+@_register("mixbit::_mixture_fake_quantize_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scales: Tensor,
+    weights: Tensor,
+    bit_widths: Tensor,
+    *,
+    signed: bool,
+    axis: int | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _three(x, scales, weights, output_mask)
+
+
+@_register("mixbit::expected_cost")
+def _(act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: int, temperature: float = 0.5) -> Tensor:
+    return act_logits.new_empty(())
+
+
+@_register("mixbit::_expected_cost_backward")
+def _(
+    grad: Tensor, act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    return act_logits.new_empty(act_logits.shape), weight_logits.new_empty(weight_logits.shape)

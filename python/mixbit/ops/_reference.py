@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -214,9 +215,10 @@ def shares(gates: Tensor) -> Tensor:
 
     `Q_0 + sum_j z_1...z_j (Q_j - Q_(j-1))` with its terms ordered by Q: gates of 0 and 1 then give one Q exactly.
     """
-    one = torch.ones_like(gates[:1])
-    open_up_to = torch.cat([one, torch.cumprod(gates, 0)])
-    return torch.cat([open_up_to[:-1] - open_up_to[1:], open_up_to[-1:]])
+    open_up_to = [torch.ones_like(gates[0])]
+    for gate in gates:  # not torch.cumprod, which multiplies in double
+        open_up_to.append(open_up_to[-1] * gate)
+    return torch.stack([a - b for a, b in itertools.pairwise(open_up_to)] + open_up_to[-1:])
 
 
 def gated_fake_quantize(

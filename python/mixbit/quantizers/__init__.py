@@ -17,6 +17,7 @@ from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPl
 from mixbit.quantizers.rounding import optimize_rounding_
 from mixbit.quantizers.space import SearchSpace, check_precisions
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_statistics, weight_scales
+from mixbit.quantizers.tensors import record_tensors_
 
 __all__ = [
     "KINDS",
@@ -47,6 +48,7 @@ __all__ = [
     "optimize_rounding_",
     "prepare_",
     "quantized_layers",
+    "record_tensors_",
     "restore_",
     "weight_scales",
 ]

@@ -20,10 +20,20 @@ from mixbit.report.svg import (
     scatter,
     stacked_bars,
     standalone,
+    strips,
 )
 from mixbit.tables import CostTable, SensitivityTable
 
-__all__ = ["bits_figure", "front_chart", "latency_chart", "number", "render", "stacked_bars", "standalone"]
+__all__ = [
+    "bits_figure",
+    "front_chart",
+    "latency_chart",
+    "loss_curve",
+    "number",
+    "render",
+    "stacked_bars",
+    "standalone",
+]
 
 BASELINES = (32, 16, 8)
 #: Metrics that are percent.
@@ -42,7 +52,9 @@ def render(
     assignment: Mapping[str, Any],
     options: Mapping[str, Any],
     sweep: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
     refinement: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> str:
     """Builds the report.
 
@@ -57,7 +69,9 @@ def render(
         assignment: The report of `assign`.
         options: Options of every stage, and versions.
         sweep: The document of a sweep (`sweep.json`); None if not run.
+        training: The history of the training at the recipe's bits (`history.json`); None if not trained.
         refinement: How `recipe` was refined (`refinement.json`); None if it was not.
+        search: The history of the search that made the recipe (`search.json`); None if another method did.
 
     Returns:
         HTML.
@@ -98,10 +112,47 @@ def render(
         table=table,
         sweeps=[] if sweep is None else [_sweep_of(sweep, cost) for cost in sweep["costs"]],
         sweep=sweep,
+        training=training,
+        curve="" if training is None else jinja2.filters.Markup(loss_curve(training["loss"])),
+        searched=[] if search is None else [jinja2.filters.Markup(svg) for svg in search_pictures(search, assignment)],
         predicted=_predicted(assignment["predicted_sqnr_db"] if refinement is None else recipe.sqnr_db),
         refinement=refinement,
         latencies=None if refinement is None else jinja2.filters.Markup(latency_chart(refinement)),
     )
+
+
+def loss_curve(losses: Sequence[float], points: int = 60) -> str:
+    """Loss of a training run over its steps, averaged over windows so that no more than so many points are drawn."""
+    window = math.ceil(len(losses) / points)
+    parts = [losses[i : i + window] for i in range(0, len(losses), window)]
+    ends = [min((i + 1) * window, len(losses)) for i in range(len(parts))]
+    means = [(float(end), math.fsum(part) / len(part)) for end, part in zip(ends, parts, strict=True)]
+    title = "Loss" if window == 1 else f"Loss, means of {window} steps"
+    return front_chart([("loss", means)], [], ("step", "loss"), title)
+
+
+def search_pictures(history: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """A search as SVG: its loss, the cost of the bits chosen at each step, and these bits for each operand.
+
+    Args:
+        history: Of `mixbit.search.fit`, as a dict.
+        report: Of the recipe: "budget_share" by unit, or None.
+    """
+    figures = history["figures"]
+    cost = [(step, value) for step, value in figures["cost"]]
+    lines = [("chosen", cost)]
+    for share in (report["budget_share"] or {}).values():
+        lines.append(("budget", [(cost[0][0], share), (cost[-1][0], share)]))
+    rows = [
+        (f"{name} {operand}", figures[f"{operand} {name}"])
+        for name in (key.removeprefix("act ") for key in figures if key.startswith("act "))
+        for operand in ("act", "weight")
+    ]
+    return [
+        loss_curve(history["loss"]),
+        front_chart(lines, [], ("step", "share of uniform 8/8"), "Cost of the bits chosen so far"),
+        strips(rows, "step", "Bits of each operand over the search"),
+    ]
 
 
 def number(value: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike
@@ -19,11 +19,12 @@ from mixbit.training import (
     Objective,
     cross_entropy,
     distill,
+    in_bf16,
+    param_groups,
     reestimate_batchnorm_,
-    scale_groups,
     train,
-    weight_groups,
 )
+from mixbit.training.checkpoint import tree_digest
 
 #: Groups of parameters -> their optimizer.
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -56,10 +57,9 @@ def fit(
     """Trains weights, biases and the grids of a prepared model at its bits, in place.
 
     SGD with momentum; all rates fall along a cosine to zero. Weights decay; biases, normalizations and scales do not.
-    Learned steps (LSQ) carry a gradient factor that lets them train at the weights' rate; gradients of trained
-    thresholds (TQT) are normalized before each step, as published, so that theirs is bounded. A run with a checkpoint
-    that is killed at any step and started again as it was ends in the same weights, bit for bit, on one process or
-    under torch.distributed; see `mixbit.training.train`.
+    Gradients of trained thresholds (TQT) are normalized before each step, as published, so that the step is bounded.
+    A run with a checkpoint that is killed at any step and started again as it was ends in the same weights, bit for
+    bit, on one process or under torch.distributed; see `mixbit.training.train`.
 
     Args:
         model: Prepared and calibrated; left in the mode it was in.
@@ -69,7 +69,7 @@ def fit(
         lr: Of weights, biases and normalizations, at the start.
         momentum: Of SGD.
         weight_decay: Of weights, and of the clips of PACT.
-        scale_lr: Of scales, offsets, thresholds and clips, at the start; None takes `lr`.
+        scale_lr: Of scales, offsets, thresholds and clips, at the start; None takes `lr` / 10.
         optimizer: Makes another optimizer of the groups, which carry "lr", "weight_decay" and "name"; then `momentum`
             is its own affair.
         objective: (model, item) -> scalar; None is cross entropy, or distillation where a teacher is given.
@@ -98,10 +98,7 @@ def fit(
     """
     _check(model, batches, epochs, objective, teacher, {"lr": lr, "scale_lr": scale_lr}, momentum, weight_decay)
     steps = epochs * len(batches)  # type: ignore[arg-type]
-    scales = scale_groups(model, weight_decay)
-    weights = weight_groups(model, weight_decay, [p for group in scales for p in group["params"]])
-    groups = [{**group, "lr": lr} for group in weights]
-    groups += [{**group, "lr": lr if scale_lr is None else scale_lr} for group in scales]
+    groups = param_groups(model, lr, scale_lr=scale_lr, weight_decay=weight_decay)
     made = torch.optim.SGD(groups, lr=lr, momentum=momentum) if optimizer is None else optimizer(groups)
     thresholds = [module for module in model.modules() if isinstance(module, TQT)]
 
@@ -115,7 +112,7 @@ def fit(
     history = train(
         model,
         batches,
-        _in_bf16(objective) if bf16 else objective,
+        in_bf16(objective) if bf16 else objective,
         made,
         epochs=epochs,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(made, steps),
@@ -125,14 +122,17 @@ def fit(
         after_step=after_step,
         progress=progress,
         clip_norm=clip_norm,
-        identity={"bf16": bf16, **(identity or {})},
+        identity={
+            "bf16": bf16,
+            "clip_norm": clip_norm,
+            "teacher": None
+            if teacher is None
+            else f"{tree_digest(teacher.state_dict())}, temperature {temperature:g}, weight {teacher_weight:g}",
+            **(identity or {}),
+        },
     )
     if reestimate is not False:
-        data: Any = batches if reestimate is True else reestimate
-        set_epoch: Any = getattr(data, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epochs)  # an order of its own, the same one after a resume
-        reestimate_batchnorm_(model, data)
+        reestimate_batchnorm_(model, batches if reestimate is True else reestimate, epochs)
     return history
 
 
@@ -151,6 +151,11 @@ def _check(
         raise MixbitError("model has no prepared layers; call mixbit.prepare_(model, recipe) first")
     for name, module in modules.items():
         for quantizer in (module.weight_quantizer, module.act_quantizer):
+            if quantizer is not None and quantizer.searching and quantizer.choice_parameter.requires_grad:
+                raise MixbitError(
+                    f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
+                    "mixbit.search.extract(model)) first, or mixbit.search.freeze_(model)"
+                )
             if quantizer is not None:
                 try:
                     quantizer.check_calibrated()
@@ -172,12 +177,3 @@ def _check(
         raise MixbitError(f"momentum={momentum!r}: expected a number from 0 to below 1")
     if not 0 <= weight_decay < float("inf"):
         raise MixbitError(f"weight_decay={weight_decay!r}: expected a number of at least 0")
-
-
-def _in_bf16(objective: Objective) -> Objective:
-    def run(model: nn.Module, item: Any) -> Tensor:
-        device = next((p.device.type for p in model.parameters()), "cpu")
-        with torch.autocast(device, torch.bfloat16):
-            return objective(model, item)
-
-    return run

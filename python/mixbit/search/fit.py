@@ -18,7 +18,20 @@ from mixbit.recipe import Recipe
 from mixbit.search.extract import extract, freeze_, param_groups, travel
 from mixbit.search.penalty import Penalty, check_searching
 from mixbit.tables import CostTable
-from mixbit.training import History, Objective, cross_entropy, distill, train, weight_groups
+from mixbit.training import (
+    History,
+    Objective,
+    cross_entropy,
+    distill,
+    in_bf16,
+    reestimate_batchnorm_,
+    train,
+    weight_groups,
+)
+
+#: Of Adam on the search's parameters. The price of a bit turns around within a few steps of a short search; with the
+#: usual momentum of 0.9 a gate coasts past the point at which it should have stopped.
+_BETAS = (0.5, 0.99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +98,8 @@ def fit(
     teacher: nn.Module | None = None,
     temperature: float = 1.0,
     teacher_weight: float = 1.0,
+    bf16: bool = False,
+    reestimate: bool | Iterable[Any] = True,
     clip_norm: float | None = None,
     checkpoint: PathLike | None = None,
     checkpoint_every: int | None = None,
@@ -117,6 +132,9 @@ def fit(
         teacher: The float network, in eval mode, whose outputs are learned.
         temperature: Of the distillation.
         teacher_weight: Share of the distillation in the loss.
+        bf16: Runs the objective, but not the penalty, under bfloat16 autocast.
+        reestimate: Whether batch normalizations are averaged anew at the chosen widths, over `batches` or the batches
+            given (see `mixbit.training.reestimate_batchnorm_`): while the search goes on they see mixtures.
         clip_norm: Largest norm of the whole gradient.
         checkpoint: File that makes the search resumable; see `mixbit.training.train`.
         checkpoint_every: Steps from one checkpoint to the next, beside the one of each epoch.
@@ -178,11 +196,11 @@ def fit(
         )
     held = [p for group in groups for p in group["params"]]
     weights = torch.optim.SGD(weight_groups(model, weight_decay, held), lr=lr, momentum=momentum)
-    optimizer = Together({"weights": weights, "search": torch.optim.Adam(groups)})
+    optimizer = Together({"weights": weights, "search": torch.optim.Adam(groups, betas=_BETAS)})
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(weights, steps)
     if objective is None:
         objective = cross_entropy() if teacher is None else distill(teacher, temperature, teacher_weight)
-    task = objective
+    task = in_bf16(objective) if bf16 else objective
 
     def with_penalty(trained: nn.Module, item: Any) -> Any:
         return task(trained, item) + penalty()
@@ -213,8 +231,10 @@ def fit(
         after_step=record,
         progress=progress,
         clip_norm=clip_norm,
-        identity=identity,
+        identity={"bf16": bf16, **(identity or {})},
     )
     recipe = extract(model)
     freeze_(model, recipe)
+    if reestimate is not False:
+        reestimate_batchnorm_(model, batches if reestimate is True else reestimate, epochs)
     return Found(recipe, history)

@@ -188,9 +188,9 @@ class Penalty(nn.Module):
     """What a model under search costs, to be added to the loss; and the clock of the search.
 
     Each call in training mode counts as one step. With `strength` the penalty is strength times the cost in shares of
-    `costs.uniform(8, 8)`. With `budget` it steers itself: the expected cost is led to the budget by a
-    multiplier that grows while it is above what the step allows and shrinks while it is below; `extract` lands on the
-    budget.
+    `costs.uniform(8, 8)`. With `budget` it steers itself: a multiplier grows while the cost (first the expected one,
+    then more and more that of the choices made) is above what the step allows and shrinks while it is below; `extract`
+    lands on the budget.
 
     Forms: "expected" is the expected cost of the drawn bit-widths. "separate" and "joint" are the regularizers of Free
     Bits over gates: sum_l s_l (sum_j C_j^w P_j + sum_j C_j^a P_j) and sum_l s_l sum_ij C_i^a C_j^w P_i P_j, where s_l
@@ -289,7 +289,7 @@ class Penalty(nn.Module):
             self._check_reachable(table, limit)
         self._calls = 0
         self._before: list[Tensor] = []
-        object.__setattr__(model, "mixbit_budgets", tuple(budgets.items()))
+        object.__setattr__(model, "mixbit_costs", tuple((table, budgets.get(table)) for table in tables))
         if start_step > 0:
             self._set_phase(WIDEST)
 
@@ -360,7 +360,12 @@ class Penalty(nn.Module):
         start = torch.maximum(self.start_cost, self.limits)
         # In equal ratios: the last bits are the dearest.
         allowed = start * (self.limits / start) ** done
-        miss = torch.log(now / allowed).clamp(-_LARGEST_MISS, _LARGEST_MISS)
+        # The expected cost moves first, but an open mind about a gate costs more than what it will be decided to.
+        index = self._choices[0].decided()
+        chosen = torch.stack([cost.decided(index) for cost in self._costs])
+        miss = ((1 - done) * torch.log(now / allowed) + done * torch.log(chosen / allowed)).clamp(
+            -_LARGEST_MISS, _LARGEST_MISS
+        )
         if self.training:
             moving = (self.step >= self.start_step).to(miss.dtype)
             self.log_multiplier.add_(moving * _GAIN * 100 * miss / total).clamp_(-12.0, 6.0)

@@ -247,6 +247,13 @@ def _largest(x: Tensor, axis: int | None) -> Tensor:
     return x.abs().amax(dims) if dims else x.abs()
 
 
+def _mixed(quantizer: SearchQuantizer, x: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
+    scales, weights, widths = drawn
+    if quantizer.axis is None:
+        scales = scales[:, 0]
+    return ops.mixture_fake_quantize(x, scales, weights, widths, signed=quantizer.signed, axis=quantizer.axis)
+
+
 class GatedQuantizer(RangedQuantizer):
     """Nested gates: the narrowest candidate is always there, each gate adds what the next wider one refines.
 
@@ -438,7 +445,7 @@ class MixtureQuantizer(SearchQuantizer):
 
     def quantize(self, x: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         """See `mixbit.ops.mixture_fake_quantize`."""
-        return ops.mixture_fake_quantize(x, *drawn, signed=self.signed, axis=self.axis)
+        return _mixed(self, x, drawn)
 
 
 class FractionalQuantizer(RangedQuantizer):
@@ -510,4 +517,4 @@ class FractionalQuantizer(RangedQuantizer):
 
     def quantize(self, x: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         """See `mixbit.ops.mixture_fake_quantize`."""
-        return ops.mixture_fake_quantize(x, *drawn, signed=self.signed, axis=self.axis)
+        return _mixed(self, x, drawn)

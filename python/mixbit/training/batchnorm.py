@@ -14,7 +14,7 @@ from mixbit.network import call_model, check_batches
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any], epoch: int | None = None) -> nn.Module:
     """Replaces the running statistics of every batch normalization by their plain averages over data, in place.
 
     Running averages of training lag behind the last weights and grids; each normalization gets the mean of the batches'
@@ -24,6 +24,8 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Module
     Args:
         model: Any; without batch normalization nothing happens.
         batches: Re-iterable batches; use batches as large as in training.
+        epoch: Given to `batches.set_epoch` where there is such a method, so that the order does not depend on what was
+            read before.
 
     Returns:
         The model, every module in the mode and with the momentum it had.
@@ -32,6 +34,9 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> nn.Module
         MixbitError: The data is empty or one-shot.
     """
     check_batches(batches)
+    set_epoch: Any = getattr(batches, "set_epoch", None)
+    if epoch is not None and callable(set_epoch):
+        set_epoch(epoch)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return model

@@ -10,6 +10,26 @@ from torch import Tensor, nn
 from mixbit.quantizers import PACT, Quantizer
 
 
+def param_groups(
+    model: nn.Module, lr: float, *, scale_lr: float | None = None, weight_decay: float = 1e-4
+) -> list[dict[str, Any]]:
+    """All trained parameters of a prepared model, for an optimizer.
+
+    Args:
+        model: Any.
+        lr: Of weights, biases and normalizations.
+        scale_lr: Of what quantizers learn; None takes `lr` / 10.
+        weight_decay: Of weights and clips.
+
+    Returns:
+        The groups of `weight_groups` and `scale_groups`, with "lr".
+    """
+    scales = scale_groups(model, weight_decay)
+    weights = weight_groups(model, weight_decay, [p for group in scales for p in group["params"]])
+    rate = lr / 10 if scale_lr is None else scale_lr
+    return [{**group, "lr": lr} for group in weights] + [{**group, "lr": rate} for group in scales]
+
+
 def weight_groups(model: nn.Module, weight_decay: float, held: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
     """Trained parameters but for those held elsewhere: weights decay; biases and normalizations do not.
 

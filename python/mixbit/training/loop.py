@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
+import io
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,6 +47,16 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and dicts, for JSON."""
         return dataclasses.asdict(self)
+
+    def to_csv(self) -> str:
+        """A line for each step: its number, its loss, and the figures taken there."""
+        taken = {name: {int(step): value for step, value in points} for name, points in self.figures.items()}
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["step", "loss", *taken])
+        for step, loss in enumerate(self.loss, 1):
+            lines.writerow([step, loss, *(values.get(step, "") for values in taken.values())])
+        return text.getvalue()
 
 
 def train(

@@ -121,3 +121,14 @@ def _distance(model: nn.Module, outputs: Any, wanted: Any, temperature: float) -
         raise MixbitError(f"the teacher returns {tuple(other.shape)} where the model returns {tuple(own.shape)}")
     soft, target = (F.log_softmax(logits.float() / temperature, 1) for logits in (own, other))
     return temperature**2 * F.kl_div(soft, target, reduction="batchmean", log_target=True)
+
+
+def in_bf16(objective: Objective) -> Objective:
+    """The objective under bfloat16 autocast: operands are quantized in their own type and multiplied in bfloat16."""
+
+    def run(model: nn.Module, item: Any) -> Tensor:
+        device = next((p.device.type for p in model.parameters()), "cpu")
+        with torch.autocast(device, torch.bfloat16):
+            return objective(model, item)
+
+    return run

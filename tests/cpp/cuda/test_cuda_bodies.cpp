@@ -2,6 +2,7 @@
 #include "simt.h"
 
 #include <cuda/fake_quantize.cuh>
+#include <cuda/mixture.cuh>
 #include <cuda/noise.cuh>
 #include <cuda/statistics.cuh>
 
@@ -294,6 +295,183 @@ TYPED_TEST(CudaBodies, NoisePower) {
     EXPECT_NEAR(sums[0], expected_signal, 1e-5 * expected_signal);
     EXPECT_NEAR(sums[1], expected_noise, 1e-5 * expected_noise);
   }
+}
+
+// A mixture or gated grids over a view of a sample, with everything the arguments point to.
+struct MixtureSetting {
+  View view;
+  int64_t samples;
+  std::vector<float> scales, weights, bits;
+  cuda::MixtureArguments arguments{};
+
+  MixtureSetting(const View& v, int64_t given_samples, const std::vector<int>& precisions, mixbit::MixtureForm form,
+                 bool per_channel, bool is_signed)
+      : view(v), samples(given_samples) {
+    const bool is_mixture = form == mixbit::MixtureForm::kMixture;
+    const auto count = static_cast<int64_t>(precisions.size());
+    for (int64_t k = 0; k < count; ++k) {
+      bits.push_back(static_cast<float>(precisions[static_cast<size_t>(k)]));
+      arguments.precisions[k] = precisions[static_cast<size_t>(k)];
+      for (int64_t c = 0; c < (per_channel ? view.channels : 1); ++c) {
+        if (is_mixture || k == 0) {
+          scales.push_back(is_mixture ? 2.1f / static_cast<float>(3 * k + c % 5 + 1)
+                                      : 1.7f + 0.1f * static_cast<float>(c));
+        }
+      }
+      if (is_mixture) {
+        weights.push_back(0.9f - 0.4f * static_cast<float>(k));
+      } else if (k > 0) {
+        for (int64_t s = 0; s < samples; ++s) weights.push_back(static_cast<float>((3 * k + s) % 4) / 3.0f);
+      }
+    }
+    arguments.samples = samples;
+    arguments.outer = view.outer;
+    arguments.channels = view.channels;
+    arguments.inner = view.inner;
+    arguments.scales = scales.data();
+    arguments.per_channel = per_channel;
+    arguments.weights = weights.data();
+    arguments.gate_stride = samples;
+    arguments.bit_widths = bits.data();
+    arguments.count = count;
+    arguments.is_signed = is_signed;
+    arguments.form = form;
+  }
+
+  // f(sample, channel, first element, elements, mixture) for the runs of the CPU kernels.
+  template <typename F>
+  void for_each_run(const F& f) const {
+    const int64_t count = arguments.count;
+    for (int64_t row = 0; row < samples * view.outer * view.channels; ++row) {
+      const int64_t sample = row / (view.outer * view.channels);
+      const int64_t channel = row % view.channels;
+      std::vector<cpu::Quantizer> quantizers;
+      std::vector<float> shares(static_cast<size_t>(count));
+      const bool is_mixture = arguments.form == mixbit::MixtureForm::kMixture;
+      for (int64_t k = 0; k < count; ++k) {
+        const auto width = static_cast<int>(bits[static_cast<size_t>(k)]);
+        const int64_t c = arguments.per_channel ? channel : 0;
+        const int64_t channels = arguments.per_channel ? view.channels : 1;
+        quantizers.push_back({is_mixture
+                                  ? scales[static_cast<size_t>(k * channels + c)]
+                                  : mixbit::gated_step(scales[static_cast<size_t>(c)], width, arguments.is_signed),
+                              0.0f, mixbit::quant_range(width, arguments.is_signed, false), Rounding::kHalfEven});
+      }
+      if (is_mixture) {
+        shares = weights;
+      } else {
+        mixbit::gate_shares(weights.data() + sample, samples, count, shares.data());
+      }
+      for (int64_t at = 0; at < view.inner; at += cpu::kReduceBlock) {
+        f(sample, channel, row * view.inner + at, std::min(cpu::kReduceBlock, view.inner - at),
+          cpu::Mixture{quantizers.data(), shares.data(), count, arguments.form});
+      }
+    }
+  }
+};
+
+template <typename F>
+void for_each_mixture(const F& f) {
+  using Form = mixbit::MixtureForm;
+  for (const View& view : kViews) {
+    for (const auto& [form, samples, precisions, per_channel, is_signed] :
+         {std::tuple{Form::kMixture, int64_t{1}, std::vector<int>{2, 4, 8}, true, true},
+          std::tuple{Form::kMixture, int64_t{1}, std::vector<int>{3}, false, false},
+          std::tuple{Form::kGated, int64_t{3}, std::vector<int>{2, 4, 8}, false, true},
+          std::tuple{Form::kGated, int64_t{1}, std::vector<int>{4, 8}, true, false},
+          std::tuple{Form::kGatedResidual, int64_t{2}, std::vector<int>{2, 4, 8, 16}, true, false},
+          std::tuple{Form::kGatedResidual, int64_t{1}, std::vector<int>{2, 4, 8}, false, true}}) {
+      f(MixtureSetting(view, samples, precisions, form, per_channel, is_signed));
+    }
+  }
+}
+
+template <typename T>
+void launch_mixture(const MixtureSetting& setting, const std::vector<T>& x, std::vector<T>& y, bool aligned) {
+  const cuda::MixtureArguments& a = setting.arguments;
+  const int64_t blocks = std::max<int64_t>(1, (a.outer * a.inner + cuda::kReduceBlock - 1) / cuda::kReduceBlock);
+  const auto grid = static_cast<unsigned>(a.samples * a.channels * blocks);
+  a.count == 3 ? simt::launch(grid, cuda::kThreads, cuda::mixture_kernel<T, 3>, a, blocks, x.data(), y.data(), aligned)
+               : simt::launch(grid, cuda::kThreads, cuda::mixture_kernel<T, 0>, a, blocks, x.data(), y.data(), aligned);
+}
+
+TYPED_TEST(CudaBodies, Mixtures) {
+  using T = TypeParam;
+  for_each_mixture([](const MixtureSetting& setting) {
+    const auto x = values<T>(setting.samples * setting.view.numel(), 20, false);
+    std::vector<T> expected(x.size()), y(x.size());
+    setting.for_each_run([&](int64_t, int64_t, int64_t first, int64_t n, const cpu::Mixture& mixture) {
+      oracle().mixture(kStorage<T>, x.data() + first, expected.data() + first, n, mixture, false);
+    });
+    for (const bool aligned : {true, false}) {
+      launch_mixture(setting, x, y, aligned);
+      for (size_t i = 0; i < x.size(); ++i) {
+        // The CPU skips grids of weight 0, which may change the sign of a zero.
+        const auto got = static_cast<float>(y[i]), wanted = static_cast<float>(expected[i]);
+        ASSERT_TRUE(got == wanted || (std::isnan(got) && std::isnan(wanted))) << got << " " << wanted;
+      }
+    }
+  });
+}
+
+TYPED_TEST(CudaBodies, MixturesBackward) {
+  using T = TypeParam;
+  for_each_mixture([](const MixtureSetting& setting) {
+    const cuda::MixtureArguments& a = setting.arguments;
+    const auto x = values<T>(setting.samples * setting.view.numel(), 21, true);
+    const auto grad = values<T>(setting.samples * setting.view.numel(), 22, true);
+    std::vector<T> expected(x.size()), dx(x.size());
+    const auto level_count = static_cast<size_t>(a.level_count()), step_count = static_cast<size_t>(a.step_count());
+    const auto samples = static_cast<size_t>(a.samples), channels = static_cast<size_t>(a.channels);
+    std::vector<double> expected_levels(level_count * samples), expected_steps(step_count * samples * channels);
+    setting.for_each_run([&](int64_t sample, int64_t channel, int64_t first, int64_t n, const cpu::Mixture& mixture) {
+      double levels[cpu::kMaxGrids], steps[cpu::kMaxGrids];
+      oracle().mixture_backward(kStorage<T>, grad.data() + first, x.data() + first, expected.data() + first, n, mixture,
+                                levels, steps, false);
+      for (size_t k = 0; k < level_count; ++k) {
+        expected_levels[k * samples + static_cast<size_t>(sample)] += levels[k];
+      }
+      for (size_t k = 0; k < step_count; ++k) {
+        expected_steps[(k * samples + static_cast<size_t>(sample)) * channels + static_cast<size_t>(channel)] +=
+            steps[k];
+      }
+    });
+    const int64_t count = a.outer * a.inner;
+    const int64_t blocks = std::max<int64_t>(1, (count + cuda::kReduceBlock - 1) / cuda::kReduceBlock);
+    const auto grid = static_cast<unsigned>(a.samples * a.channels * blocks);
+    const int64_t per_block = a.level_count() + a.step_count();
+    std::vector<double> partials(static_cast<size_t>(grid * per_block), -1.0), aligned_partials;
+    for (const auto& [with_dx, aligned] : {std::pair{true, true}, std::pair{true, false}, std::pair{false, true}}) {
+      T* out = with_dx ? dx.data() : nullptr;
+      a.count == 3 ? simt::launch(grid, cuda::kThreads, cuda::mixture_backward_kernel<T, 3>, a, blocks, grad.data(),
+                                  x.data(), out, aligned, partials.data())
+                   : simt::launch(grid, cuda::kThreads, cuda::mixture_backward_kernel<T, 0>, a, blocks, grad.data(),
+                                  x.data(), out, aligned, partials.data());
+      if (aligned_partials.empty()) aligned_partials = partials;
+      ASSERT_TRUE(same_bytes(aligned_partials, partials));
+      ASSERT_TRUE(same_bytes(expected, dx));
+    }
+    std::vector<double> levels(expected_levels.size()), steps(expected_steps.size());
+    simt::launch(1, cuda::kThreads, cuda::add_blocks_kernel<double>, partials.data(), a.samples, a.channels * blocks,
+                 per_block, int64_t{0}, a.level_count(), levels.data());
+    simt::launch(1, cuda::kThreads, cuda::add_blocks_kernel<double>, partials.data(), a.samples * a.channels, blocks,
+                 per_block, a.level_count(), a.step_count(), steps.data());
+    const double tolerance = 1e-5 * (1.0 + static_cast<double>(count * a.channels));
+    for (size_t i = 0; i < levels.size(); ++i) ASSERT_NEAR(levels[i], expected_levels[i], tolerance);
+    const double largest_code = std::exp2(setting.bits.back());
+    for (size_t i = 0; i < steps.size(); ++i) {
+      ASSERT_NEAR(steps[i], expected_steps[i], 1e-6 * largest_code * static_cast<double>(count));
+    }
+    if (a.form != mixbit::MixtureForm::kMixture) {
+      std::vector<float> wanted(levels.size()), dgates(levels.size(), -1.0f);
+      for (size_t s = 0; s < samples; ++s) {
+        mixbit::gate_gradients(levels.data() + s, setting.weights.data() + s, a.samples, a.count, wanted.data() + s);
+      }
+      simt::launch(1, cuda::kThreads, cuda::gate_gradients_kernel, levels.data(), setting.weights.data(), a.samples,
+                   a.count, dgates.data());
+      ASSERT_EQ(dgates, wanted);
+    }
+  });
 }
 
 // All views as one list, empty tensors between them: the same bits as one by one.
@@ -637,6 +815,15 @@ TEST(CudaWidths, OutsideOneToSixteenYieldNan) {
                  partials);
     EXPECT_FALSE(std::isnan(partials[0]));
     EXPECT_TRUE(std::isnan(partials[1]));
+    if (bits != 1.0f) {  // two's complement has one bit
+      MixtureSetting mixture({1, 1, 20}, 1, {4}, mixbit::MixtureForm::kMixture, false, true);
+      mixture.arguments.bit_widths = &bits;
+      launch_mixture(mixture, x, y, true);
+      EXPECT_TRUE(std::all_of(y.begin(), y.end(), [](float v) { return std::isnan(v); })) << bits;
+      simt::launch(1, cuda::kThreads, cuda::mixture_backward_kernel<float, 0>, mixture.arguments, int64_t{1}, x.data(),
+                   x.data(), dx.data(), true, partials);
+      EXPECT_TRUE(std::isnan(dx[0]) && std::isnan(partials[0]) && std::isnan(partials[1]));
+    }
   }
 }
 

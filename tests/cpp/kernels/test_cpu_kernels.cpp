@@ -1,4 +1,5 @@
 // Every instruction set against scalar, bit by bit, and scalar against the formulas.
+#include <mixbit/common/gates.h>
 #include <mixbit/common/half.h>
 #include <mixbit/kernels/cpu.h>
 
@@ -15,6 +16,7 @@
 namespace {
 
 using namespace mixbit::kernels::cpu;
+using mixbit::MixtureForm;
 using mixbit::Rounding;
 
 // Values of all kinds: ordinary, ties, denormal, huge, infinite, NaN, signed zeros.
@@ -224,10 +226,117 @@ TEST_P(CpuKernels, StatisticsEqualScalarBitByBit) {
   }
 }
 
+// Mixtures of every form: grids that nest or not, gates shut, open and between, scales of all kinds.
+struct MixtureCase {
+  std::vector<Quantizer> quantizers;
+  std::vector<float> weights;
+  MixtureForm form;
+  Mixture mixture() const { return {quantizers.data(), weights.data(), static_cast<int64_t>(weights.size()), form}; }
+};
+
+std::vector<MixtureCase> mixtures() {
+  std::vector<MixtureCase> all;
+  for (const auto& precisions : {std::vector<int>{2, 4, 8}, {4, 8}, {1, 2, 4, 8, 16}}) {
+    for (const bool is_signed : {true, false}) {
+      for (const float range : {2.9f, 1e-40f, 0.7e30f}) {
+        for (const auto& first : {0.0f, 0.3f, 1.0f}) {
+          for (const auto form : {MixtureForm::kMixture, MixtureForm::kGated, MixtureForm::kGatedResidual}) {
+            MixtureCase c{{}, std::vector<float>(precisions.size()), form};
+            for (const int bits : precisions) {
+              const float scale = form == MixtureForm::kMixture ? range / static_cast<float>(3 * bits)
+                                                                : mixbit::gated_step(range, bits, is_signed);
+              c.quantizers.push_back({scale, 0.0f, mixbit::quant_range(bits, is_signed, false), Rounding::kHalfEven});
+            }
+            std::vector<float> gates(precisions.size() - 1, first);
+            if (first == 0.3f) gates.back() = 0.0f;
+            mixbit::gate_shares(gates.data(), 1, static_cast<int64_t>(precisions.size()), c.weights.data());
+            all.push_back(c);
+          }
+        }
+      }
+    }
+  }
+  all.push_back({{{0.1f, 0.0f, {-2.0f, 1.0f}, Rounding::kHalfEven}}, {0.0f}, MixtureForm::kMixture});
+  return all;
+}
+
+TEST_P(CpuKernels, MixturesEqualScalarBitByBit) {
+  const auto x = stored(samples(n(), 0.37f, 11), storage());
+  auto values = samples(n(), 0.37f, 12);
+  auto grads = samples(n(), 0.1f, 13);
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (!(std::abs(values[i]) < 1e4f)) values[i] = 1.0f;  // sums of NaN have no comparable payload
+    if (!(std::abs(grads[i]) < 1e4f)) grads[i] = -0.25f;
+  }
+  const auto finite = stored(values, storage());
+  const auto g = stored(grads, storage());
+  for (const MixtureCase& c : mixtures()) {
+    const Mixture m = c.mixture();
+    std::vector<std::byte> expected(bytes()), got(bytes());
+    scalar().mixture(storage(), x.data(), expected.data(), n(), m, false);
+    tested().mixture(storage(), x.data(), got.data(), n(), m, false);
+    ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+    Aligned past_cache(bytes());
+    tested().mixture(storage(), x.data(), past_cache.data(), n(), m, true);
+    ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
+    if (m.count == 1) continue;
+
+    double expected_sums[2][kMaxGrids] = {}, sums[2][kMaxGrids] = {};
+    scalar().mixture_backward(storage(), g.data(), finite.data(), expected.data(), n(), m, expected_sums[0],
+                              expected_sums[1], false);
+    tested().mixture_backward(storage(), g.data(), finite.data(), got.data(), n(), m, sums[0], sums[1], false);
+    ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+    for (int64_t k = 0; k < kMaxGrids; ++k) {
+      ASSERT_TRUE(same_bits(expected_sums[0][k], sums[0][k]));
+      ASSERT_TRUE(same_bits(expected_sums[1][k], sums[1][k]));
+    }
+    // Every part alone is what it is together with the others.
+    double levels[kMaxGrids] = {};
+    tested().mixture_backward(storage(), g.data(), finite.data(), nullptr, n(), m, levels, nullptr, false);
+    for (int64_t k = 0; k < kMaxGrids; ++k) ASSERT_TRUE(same_bits(expected_sums[0][k], levels[k]));
+    tested().mixture_backward(storage(), g.data(), finite.data(), past_cache.data(), n(), m, nullptr, nullptr, true);
+    ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
+    // NaN, infinite and huge x: dx has bits of its own there.
+    scalar().mixture_backward(storage(), g.data(), x.data(), expected.data(), n(), m, nullptr, nullptr, false);
+    tested().mixture_backward(storage(), g.data(), x.data(), got.data(), n(), m, nullptr, nullptr, false);
+    ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All, CpuKernels,
     testing::Combine(testing::Values(StorageType::kFloat32, StorageType::kFloat16, StorageType::kBFloat16),
                      testing::Values(Isa::kAvx2, Isa::kAvx512), testing::Values(1, 15, 16, 17, 100, 4097, 16384)));
+
+// The vector kernels divide by multiplication: code - x / scale, exact inside the grid, shows the quotient's last bit.
+TEST(Quotients, AreThoseOfTheDivisionBitByBit) {
+  std::mt19937 random(31);
+  std::uniform_real_distribution<float> exponent(-38.0f, 38.0f), mantissa(1.0f, 2.0f), position(-1.0f, 1.0f);
+  std::vector<float> scales = {1.0f, 0.1f, 1.0f / 3.0f, std::nextafter(2.0f, 0.0f), std::nextafter(1.0f, 2.0f)};
+  for (int i = 0; i < 60; ++i) scales.push_back(std::ldexp(mantissa(random), static_cast<int>(exponent(random))));
+  const mixbit::QuantRange range = mixbit::quant_range(16, true, false);
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    if (kernels(isa).isa != isa) continue;
+    for (const float scale : scales) {
+      const Quantizer q{scale, 0.0f, range, Rounding::kHalfEven};
+      const float weight = 1.0f, g = 1.0f;
+      const Mixture m{&q, &weight, 1, MixtureForm::kMixture};
+      for (int i = 0; i < 2000; ++i) {
+        float x = position(random) * range.quant_max * scale;
+        if (i % 2 == 0) {  // next to a tie between two codes
+          x = (std::floor(x / scale) + 0.5f) * scale;
+          for (int step = i % 8; step < 4; ++step) x = std::nextafter(x, 0.0f);
+        }
+        float dx = 0.0f;
+        double expected_level, expected_step, level, step;
+        kernels(Isa::kScalar)
+            .mixture_backward(StorageType::kFloat32, &g, &x, &dx, 1, m, &expected_level, &expected_step, false);
+        kernels(isa).mixture_backward(StorageType::kFloat32, &g, &x, &dx, 1, m, &level, &step, false);
+        ASSERT_TRUE(same_bits(expected_step, step) && same_bits(expected_level, level)) << x << " / " << scale;
+      }
+    }
+  }
+}
 
 TEST(ScalarKernels, FakeQuantizeIsTheFormula) {
   const auto values = samples(1000, 0.37f, 7);

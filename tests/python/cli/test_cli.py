@@ -23,6 +23,7 @@ from mixbit.evaluation import METRICS
 from mixbit.pipeline import COSTS
 from mixbit.quantizers import METHODS as RANGES
 from mixbit.refinement import REFINE_MODES
+from mixbit.training import AUGMENTATIONS
 
 JOURNEY = Path(__file__).resolve().parents[2] / "integration" / "journey_model.py"
 MODEL = f"{JOURNEY}:network"
@@ -123,6 +124,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("analyze", [*POINTS, *RANGES]),
         ("assign", [*METHODS, *MODES, *COSTS, *METRICS]),
         ("sweep", [*COSTS, *METRICS, *RANGES]),
+        ("retrain", [*AUGMENTATIONS, *RANGES]),
         ("evaluate", METRICS),
         ("refine", [*(t for t in TARGETS if "-" not in t), *REFINE_MODES]),
     ],

@@ -56,6 +56,29 @@ def test_analyze_and_assign() -> None:
     assert float_top1 - fake[0] <= 1 and float_top1 - integer[0] <= 1
 
 
+def test_search_and_refine() -> None:
+    notebook = executed(next(p for p in NOTEBOOKS if p.stem == "02_search_and_refine"))
+    text = printed(notebook)
+    assert pictures(notebook) == 3
+    float_top1 = float(re.search(r"float: ([\d.]+) %", text)[1])
+    share = float(re.search(r"got ([\d.]+)", text)[1])
+    assert 0.28 < share <= 0.3
+    rows = {
+        name: [float(v) for v in values]
+        for name, *values in re.findall(r"^(8bit|xpulp\S*) +(\d+) +(\d+) +(\d+) +(\d+)$", text, re.M)
+    }
+    assert len(rows) == 4
+    for eight, before, after, _ in rows.values():
+        assert after <= before and after <= eight
+    assert rows["xpulpv2"][1] > rows["xpulpv2"][0]  # fewer bits are slower where they must be unpacked
+    assert rows["xpulpnn"][2] < 0.9 * rows["xpulpnn"][0]
+    first, last = (float(v) for v in re.search(r"loss ([\d.]+) -> ([\d.]+)", text).groups())
+    assert last < first
+    searched = float(re.search(r"searched: ([\d.]+) %", text)[1])
+    trained = float(re.search(r"trained on: ([\d.]+) %", text)[1])
+    assert searched > float_top1 - 30 and trained > float_top1 - 15
+
+
 def test_mapping() -> None:
     notebook = executed(next(p for p in NOTEBOOKS if p.stem == "04_mapping"))
     text = printed(notebook)
@@ -106,4 +129,9 @@ def test_detectors() -> None:
 
 
 def test_every_notebook_has_a_test() -> None:
-    assert {p.stem for p in NOTEBOOKS} == {"01_analyze_and_assign", "04_mapping", "06_detectors"}
+    assert {p.stem for p in NOTEBOOKS} == {
+        "01_analyze_and_assign",
+        "02_search_and_refine",
+        "04_mapping",
+        "06_detectors",
+    }

@@ -255,3 +255,67 @@ def test_opcheck_and_quantized_conv2d() -> None:
         y = ops.quantized_conv2d(*given, signed_x=True)
     expected = ops.quantized_conv2d(*(None if t is None else t.cpu() for t in given), signed_x=True)
     assert torch.allclose(y.cpu(), expected, atol=1e-4)
+
+
+def search_arguments(axis: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, range, gates of each sample and the gradient of the output."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(5, 6, 33, 20, generator=generator)
+    limit = torch.rand(1 if axis is None else x.shape[axis], generator=generator) + 0.5
+    return x, limit, torch.rand(2, 5, generator=generator), torch.randn(x.shape, generator=generator)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("axis", [None, 1, 3])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("form", ["difference", "residual"])
+def test_gated_equals_the_cpu(form: str, signed: bool, axis: int | None, dtype: torch.dtype) -> None:
+    x, limit, gates, grad = search_arguments(axis)
+    found = []
+    for device in ("cpu", "cuda"):
+        leaves = [t.to(device).requires_grad_() for t in (x.to(dtype), limit, gates)]
+        y = ops.gated_fake_quantize(*leaves, (2, 4, 8), signed=signed, axis=axis, form=form)
+        y.backward(grad.to(y))
+        found.append([y.detach().cpu(), *(torch.zeros(1) if t.grad is None else t.grad.cpu() for t in leaves)])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    for cpu, cuda in zip(found[0][2:], found[1][2:], strict=True):
+        torch.testing.assert_close(cpu, cuda, rtol=1e-4, atol=1e-3)
+
+
+@needs_gpu
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_mixtures_equal_the_cpu(count: int, axis: int | None) -> None:
+    x, _, _, grad = search_arguments(axis)
+    scales = torch.rand(count, 6) + 0.05 if axis is not None else torch.rand(count) + 0.05
+    weights, bits = torch.rand(count), torch.arange(2, 2 + count).float()
+    found = []
+    for device in ("cpu", "cuda"):
+        leaves = [t.to(device).requires_grad_() for t in (x, scales, weights)]
+        y = ops.mixture_fake_quantize(*leaves, bits.to(device), signed=True, axis=axis)
+        y.backward(grad.to(y))
+        found.append([y.detach().cpu(), *(t.grad.cpu() for t in leaves)])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    for cpu, cuda in zip(found[0][2:], found[1][2:], strict=True):
+        torch.testing.assert_close(cpu, cuda, rtol=1e-4, atol=1e-3)
+    if count == 2:
+        y = ops.mixture_fake_quantize(
+            x.cuda(), scales.cuda(), weights.cuda(), torch.tensor([2.0, 99.0]).cuda(), signed=True, axis=axis
+        )
+        assert y.isnan().all()
+
+
+@needs_gpu
+def test_gates_and_costs_equal_the_cpu() -> None:
+    logits, noise, values = torch.randn(4, 2), torch.rand(2, 7), torch.rand(4, 3, 3)
+    found = []
+    for device in ("cpu", "cuda"):
+        leaf = logits.to(device).requires_grad_()
+        total = ops.expected_cost(leaf, leaf, values.to(device), "joint")
+        (total + ops.sample_gates(leaf[0], noise.to(device), 0.5).sum()).backward()
+        found.append((total.detach().cpu(), leaf.grad.cpu()))
+    for cpu, cuda in zip(*found, strict=True):
+        torch.testing.assert_close(cpu, cuda, rtol=1e-5, atol=1e-5)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 
 from mixbit import ops
+from mixbit.ops import _reference as twin
 
 P = (2, 4, 8)
 X4 = torch.tensor([0, 0.3, 0.9, 1, 1.1, 2.7, 3, 4.99, 5.2, 6, 7.5])
@@ -170,8 +173,358 @@ def test_the_penalties_of_free_bits() -> None:
     assert float(ops.expected_cost(fixed, logits.detach(), joint, "joint")) == pytest.approx(expected, abs=1e-4)
 
 
-def test_unknown_forms_are_named() -> None:
-    with pytest.raises(ValueError, match="form='residuals' is not known: expected one of 'difference', 'residual'"):
-        gated(X4, (1.0, 1.0), signed=False, form="residuals")
-    with pytest.raises(ValueError, match="form='join' is not known"):
-        ops.expected_cost(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 2, 2), "join")
+def same(a: Tensor, b: Tensor) -> bool:
+    """Equal, NaN equal to NaN."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+SPECIAL = [0.0, -0.0, 0.25, 0.75, -1.25, 1e30, -1e30, math.inf, -math.inf, math.nan, 1e-42]
+GATES = [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.3, 0.8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("signed", "form"), list(itertools.product([True, False], ops.GATE_FORMS)))
+@pytest.mark.parametrize(
+    ("precisions", "shape", "axis"),
+    [
+        (P, (37,), None),
+        (P, (4, 5, 33), 1),
+        (P, (3, 5, 7, 2), 1),
+        ((4, 8), (6, 25), -1),
+        ((1, 2, 4, 8, 16), (90,), None),
+    ],
+)
+def test_gated_equals_the_twin(
+    precisions: tuple[int, ...], shape: tuple[int, ...], axis: int | None, signed: bool, form: str, dtype: torch.dtype
+) -> None:
+    x = torch.randn(shape) * 2
+    x.view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL)
+    x = x.to(dtype)
+    limit = torch.rand(1 if axis is None else shape[axis]) + 0.5
+    count = len(precisions) - 1
+    choices = [torch.tensor((g * 2)[:count]) for g in GATES] + ([torch.rand(count, shape[0])] if axis != 0 else [])
+    for gates in choices:
+        y = ops.gated_fake_quantize(x, limit, gates, precisions, signed=signed, axis=axis, form=form)
+        expected = twin.gated_fake_quantize(x, limit, gates, precisions, signed=signed, axis=axis, form=form)
+        assert same(y, expected)
+        assert y.isnan().equal(x.isnan())
+
+
+@pytest.mark.parametrize(("signed", "form"), list(itertools.product([True, False], ops.GATE_FORMS)))
+@pytest.mark.parametrize("by_sample", [True, False])
+@pytest.mark.parametrize(("precisions", "axis"), [(P, None), (P, 1), ((2, 4, 8, 16), 1), ((4, 8), 2)])
+def test_gated_gradients_are_those_written_out(
+    precisions: tuple[int, ...], axis: int | None, by_sample: bool, signed: bool, form: str
+) -> None:
+    x = torch.randn(3, 4, 50) * 1.5
+    limit = torch.rand(1 if axis is None else x.shape[axis]) + 0.5
+    x.view(-1)[:4] = torch.tensor([0.0, float(limit[0]), -float(limit[0]), 100.0])
+    gates = torch.rand(len(precisions) - 1, 3) if by_sample else torch.rand(len(precisions) - 1)
+    grad = torch.randn_like(x)
+    leaves = [t.clone().requires_grad_() for t in (x, limit, gates)]
+    ops.gated_fake_quantize(*leaves, precisions, signed=signed, axis=axis, form=form).backward(grad)
+
+    levels = []
+    for k in range(len(precisions)):
+        opened = (torch.arange(len(precisions) - 1) < k).float()
+        levels.append(twin.gated_fake_quantize(x, limit, opened, precisions, signed=signed, axis=axis, form=form))
+    # sum g (Q_(j+1) - Q_j) of each sample, in double.
+    steps = torch.stack([((b.double() - a) * grad).sum((1, 2)) for a, b in itertools.pairwise(levels)])
+    z = (gates if by_sample else gates.unsqueeze(1).expand(-1, 3)).double()
+    dgates = torch.zeros_like(z)
+    for j in range(len(z)):
+        for m in range(j, len(z)):
+            others = torch.stack([z[i] for i in range(m + 1) if i != j] or [torch.ones(3, dtype=torch.float64)])
+            dgates[j] += others.prod(0) * steps[m]
+    torch.testing.assert_close(leaves[2].grad.double(), dgates if by_sample else dgates.sum(1), rtol=1e-4, atol=1e-4)
+    bits = precisions[-1]
+    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+    v = x / twin.along(limit / (-low if signed else high), x, axis)
+    inside = (v >= low) & (v <= high)
+    assert torch.equal(leaves[0].grad, torch.where(inside, grad, 0.0))
+    if form == "difference":
+        assert leaves[1].grad is None
+    else:
+        code = torch.round(levels[-1] / twin.along(limit / (-low if signed else high), x, axis))
+        terms = (grad * torch.where(inside, code - v, code)).double() / (-low if signed else high)
+        dims = [0, 1, 2] if axis is None else [d for d in range(3) if d != axis]
+        torch.testing.assert_close(leaves[1].grad.double(), terms.sum(dims).reshape(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_twins_have_the_gradients_of_the_ops() -> None:
+    x, limit = torch.randn(5, 4, 20), torch.rand(4) + 0.5
+    grad = torch.randn_like(x)
+    for form, signed in itertools.product(ops.GATE_FORMS, (True, False)):
+        found = []
+        for function in (ops.gated_fake_quantize, twin.gated_fake_quantize):
+            given = [t.clone().requires_grad_() for t in (x, limit, torch.tensor([[0.3] * 5, [0.8] * 5]))]
+            function(*given, P, signed=signed, axis=1, form=form).backward(grad)
+            found.append([torch.zeros(1) if t.grad is None else t.grad for t in given])
+        for got, want in zip(*found, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    scales, weights, bits = torch.rand(3, 4) + 0.05, torch.rand(3), torch.tensor([2.0, 4.0, 8.0])
+    found = []
+    for function in (ops.mixture_fake_quantize, twin.mixture_fake_quantize):
+        given = [t.clone().requires_grad_() for t in (x, scales, weights)]
+        function(*given, bits, signed=True, axis=1).backward(grad)
+        found.append([t.grad for t in given])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(("count", "axis"), [(1, None), (2, 1), (3, None), (3, 0), (9, -1)])
+def test_mixtures_equal_the_twin(count: int, axis: int | None, signed: bool, dtype: torch.dtype) -> None:
+    x = torch.randn(6, 5, 33) * 2
+    x.view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL)
+    x = x.to(dtype)
+    bits = torch.arange(2, 2 + count).float()
+    weights = torch.randn(count)
+    weights[0] = 0.0 if count > 1 else 1.0
+    for scales in [torch.rand(count) + 0.05] + ([torch.rand(count, x.shape[axis]) + 0.05] if axis is not None else []):
+        y = ops.mixture_fake_quantize(x, scales, weights, bits, signed=signed, axis=axis)
+        assert same(y, twin.mixture_fake_quantize(x, scales, weights, bits, signed=signed, axis=axis))
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    return {
+        "contiguous": x,
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "transposed": x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+        "strided": torch.randn(4, 6, 8, 14)[:, :, ::2, ::2].copy_(x),
+        "expanded": x[:1].expand(4, 6, 4, 7),
+    }
+
+
+LAYOUTS = ["contiguous", "channels_last", "transposed", "strided", "expanded"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("by_sample", "axis"), [(False, None), (False, 0), (False, 1), (True, None), (True, 1), (True, 3)]
+)
+def test_any_layout_gives_the_same_values_and_gradients(layout: str, by_sample: bool, axis: int | None) -> None:
+    x = layouts(torch.randn(4, 6, 4, 7))[layout].detach()
+    limit = torch.rand(1 if axis is None else x.shape[axis]) + 0.5
+    gates = torch.rand(2, 4) if by_sample else torch.rand(2)
+    grad = torch.randn_like(x)
+    results = []
+    for value in (x, x.contiguous()):
+        leaf = value.clone(memory_format=torch.preserve_format).requires_grad_()
+        r, z = limit.clone().requires_grad_(), gates.clone().requires_grad_()
+        y = ops.gated_fake_quantize(leaf, r, z, P, signed=True, axis=axis, form="residual")
+        y.backward(grad)
+        results.append((y.detach(), leaf.grad, r.grad, z.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[0][3], results[1][3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 2), (0, 4), ()])
+def test_empty_and_scalar_tensors(shape: tuple[int, ...]) -> None:
+    for by_sample in [False, *([True] if shape else [])]:
+        x = torch.randn(shape).requires_grad_()
+        gates = (torch.rand(2, shape[0]) if by_sample else torch.rand(2)).requires_grad_()
+        limit = torch.ones(1, requires_grad=True)
+        y = ops.gated_fake_quantize(x, limit, gates, P, signed=True, form="residual")
+        assert y.shape == shape
+        y.sum().backward()
+        assert x.grad.shape == shape
+        assert gates.grad.shape == gates.shape
+        assert limit.grad.shape == (1,)
+    x = torch.randn(shape).requires_grad_()
+    weights = torch.ones(2, requires_grad=True)
+    ops.mixture_fake_quantize(x, torch.ones(2), weights, torch.tensor([2.0, 4.0]), signed=True).sum().backward()
+    assert weights.grad.shape == (2,)
+
+
+def test_sums_have_the_same_bits_for_any_number_of_threads() -> None:
+    x, grad = torch.randn(7, 20_001), torch.randn(7, 20_001)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = [torch.tensor([1.5], requires_grad=True), torch.rand(2, 7, generator=torch.Generator().manual_seed(1))]
+        leaves[1].requires_grad_()
+        ops.gated_fake_quantize(x, *leaves, P, signed=False, form="residual").backward(grad)
+        found.append([t.grad for t in leaves])
+    torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_opcheck(requires_grad: bool, layout: str) -> None:
+    def leaf(t: Tensor) -> Tensor:
+        return t.detach().requires_grad_(requires_grad)
+
+    x = leaf(layouts(torch.randn(4, 6, 4, 7))[layout])
+    for form, gates, axis in ((0, torch.rand(2), 1), (1, torch.rand(2, 4), None), (1, torch.rand(2, 4), 1)):
+        limit = leaf(torch.rand(1 if axis is None else 6) + 0.5)
+        keywords = {"signed": True, "axis": axis, "form": form}
+        opcheck(torch.ops.mixbit.gated_fake_quantize.default, (x, limit, leaf(gates), [2, 4, 8]), keywords)
+    arguments = (x, leaf(torch.rand(2, 6) + 0.1), leaf(torch.rand(2)), torch.tensor([2.0, 4.0]))
+    opcheck(torch.ops.mixbit.mixture_fake_quantize.default, arguments, {"signed": False, "axis": 1})
+    for noise in (torch.rand(2), torch.rand(2, 5)):
+        opcheck(torch.ops.mixbit.sample_gates.default, (leaf(torch.randn(2)), noise, 0.5), {})
+    for form in (0, 1, 2):
+        arguments = (leaf(torch.randn(3, 2)), leaf(torch.randn(3, 1)), torch.rand(3, 3, 2), form)
+        opcheck(torch.ops.mixbit.expected_cost.default, arguments, {})
+
+
+def test_opcheck_of_the_backwards() -> None:
+    x = torch.randn(3, 4)
+    for mask in ([True, True, True], [False, True, False], [True, False, False], [False, False, True]):
+        arguments = (x, x, torch.rand(4) + 0.1, torch.rand(2, 3), [2, 4, 8])
+        keywords = {"signed": True, "axis": 1, "form": 1, "output_mask": mask}
+        opcheck(torch.ops.mixbit._gated_fake_quantize_backward.default, arguments, keywords)
+        arguments = (x, x, torch.rand(2) + 0.1, torch.rand(2), torch.tensor([2.0, 4.0]))
+        keywords = {"signed": True, "axis": None, "output_mask": mask}
+        opcheck(torch.ops.mixbit._mixture_fake_quantize_backward.default, arguments, keywords)
+    opcheck(torch.ops.mixbit._sample_gates_backward.default, (torch.rand(2, 5), torch.randn(2), torch.rand(2, 5), 0.5))
+    arguments = (torch.tensor(1.0), torch.randn(3, 2), torch.randn(3, 1), torch.rand(3, 3, 2), 2, 0.5)
+    opcheck(torch.ops.mixbit._expected_cost_backward.default, arguments)
+
+
+def test_a_search_step_compiles_as_one_graph() -> None:
+    x, noise = torch.randn(4, 3, 5), torch.rand(2, 4)
+    values = torch.rand(1, 3, 3)
+
+    def step(x: Tensor, logits: Tensor, limit: Tensor, scales: Tensor, weights: Tensor) -> Tensor:
+        gates = ops.sample_gates(logits, noise, 0.5)
+        y = ops.gated_fake_quantize(x, limit, gates, P, signed=True)
+        y = y + ops.mixture_fake_quantize(x, scales, weights, torch.tensor([2.0, 4.0]), signed=True)
+        penalty = ops.expected_cost(logits.unsqueeze(0), logits.unsqueeze(0), values, "expected")
+        return y.square().sum() + penalty
+
+    found = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        generator = torch.Generator().manual_seed(3)
+        leaves = [
+            x.clone(),
+            torch.randn(2, generator=generator),
+            torch.ones(1),
+            torch.rand(2, generator=generator) + 0.1,
+        ]
+        leaves.append(torch.rand(2, generator=generator))
+        for t in leaves:
+            t.requires_grad_()
+        loss = function(*leaves)
+        loss.backward()
+        found.append([loss.detach(), *(t.grad for t in leaves if t.grad is not None)])
+    assert len(found[0]) == len(found[1]) == 5
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("form", list(ops.COST_FORMS))
+def test_costs_and_their_gradients_equal_the_twin(form: str) -> None:
+    act, weight, values = torch.randn(7, 2), torch.randn(7, 3), torch.rand(7, 3, 4, dtype=torch.float64)
+    act[0] = math.inf
+    found = []
+    for function in (ops.expected_cost, twin.expected_cost):
+        leaves = [act.clone().requires_grad_(), weight.clone().requires_grad_()]
+        total = function(*leaves, values, form, 2 / 3)
+        total.backward()
+        found.append([total.detach(), *(t.grad for t in leaves)])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_expected_cost_of_hard_gates_is_the_table() -> None:
+    values = torch.rand(2, 3, 3)
+    hard = torch.tensor([[-math.inf, -math.inf], [math.inf, -math.inf], [math.inf, math.inf]])
+    for a, w in itertools.product(range(3), range(3)):
+        total = ops.expected_cost(hard[a].expand(2, 2), hard[w].expand(2, 2), values, "expected")
+        assert float(total) == pytest.approx(float(values[:, a, w].double().sum()), rel=1e-6)
+
+
+def test_double_backward_and_forward_mode_are_refused() -> None:
+    x, gates = torch.randn(5, requires_grad=True), torch.rand(2, requires_grad=True)
+    grad = torch.ones(5, requires_grad=True)
+    (dx,) = torch.autograd.grad(gated(x, gates, signed=True), x, grad, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        dx.sum().backward()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.randn(5), torch.ones(5))
+        with pytest.raises(RuntimeError, match="jvp is not implemented"):
+            gated(dual, gates.detach(), signed=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"x": torch.ones(3, dtype=torch.int32)}, "x has dtype Int: expected float32, float16 or bfloat16"),
+        ({"scale_range": torch.tensor([0.0])}, r"scale_range\[0\]=0: expected a positive finite number"),
+        ({"scale_range": torch.tensor([math.nan])}, "expected a positive finite number"),
+        ({"scale_range": torch.ones(2)}, r"scale_range has shape \[2\]: expected \[1\]"),
+        ({"gates": torch.ones(3)}, r"gates has shape \[3\]: expected \[2\] or \[2, 4\]"),
+        ({"gates": torch.ones(2, 3)}, r"gates has shape \[2, 3\]: expected \[2\] or \[2, 4\]"),
+        ({"gates": torch.tensor([0.5, 1.5])}, r"gates\[1\]=1.5: expected a number from 0 to 1"),
+        ({"gates": torch.tensor([math.nan, 1.0])}, "expected a number from 0 to 1"),
+        ({"gates": torch.ones(2, dtype=torch.float64)}, "gates has dtype Double: expected float32"),
+        ({"precisions": (4,)}, r"precisions=\[4\]: expected two bit-widths or more"),
+        ({"precisions": (4, 2, 8)}, r"precisions=\[4, 2, 8\]: expected ascending"),
+        ({"precisions": (2, 4, 17)}, r"precisions\[2\]=17: expected a whole number from 1 to 16"),
+        ({"precisions": (2, 3, 8), "signed": False, "form": "residual"}, "to be a multiple of the one before"),
+        ({"axis": 2}, "axis=2 is out of range"),
+        ({"axis": 0, "gates": torch.ones(2, 4)}, "axis=0 with gates of each sample"),
+        ({"form": "residuals"}, "form='residuals' is not known: expected one of 'difference', 'residual'"),
+        ({"gates": torch.ones(2, device="meta")}, "gates is on meta and x on cpu: expected one device"),
+    ],
+)
+def test_bad_arguments_of_gated_are_named(change: dict, complaint: str) -> None:
+    given = {"x": torch.randn(4, 4), "scale_range": torch.ones(1), "gates": torch.ones(2), "precisions": P, **change}
+    with pytest.raises(ValueError, match=complaint):
+        ops.gated_fake_quantize(**{"signed": True, **given})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"scales": torch.ones(3)}, r"scales has shape \[3\]: expected \[2\]"),
+        ({"scales": torch.tensor([1.0, -1.0])}, r"scales\[1\]=-1: expected a positive finite number"),
+        ({"weights": torch.ones(3)}, r"weights is Float \[3\]: expected float32 \[2\]"),
+        ({"weights": torch.ones(2, dtype=torch.float64)}, "weights is Double"),
+        ({"bit_widths": torch.tensor([2.0, 3.5])}, r"bit_widths\[1\]=3.5: expected a whole number from 1 to 16"),
+        ({"bit_widths": torch.ones(0), "scales": torch.ones(0), "weights": torch.ones(0)}, "expected 1 to 16"),
+        ({"axis": 5}, "axis=5 is out of range"),
+    ],
+)
+def test_bad_arguments_of_mixtures_are_named(change: dict, complaint: str) -> None:
+    bits = torch.tensor([2.0, 4.0])
+    given = {"x": torch.randn(4, 4), "scales": torch.ones(2), "weights": torch.ones(2), "bit_widths": bits, **change}
+    with pytest.raises(ValueError, match=complaint):
+        ops.mixture_fake_quantize(**given, signed=True)
+
+
+@pytest.mark.parametrize(
+    ("logits", "noise", "temperature", "complaint"),
+    [
+        (torch.ones(2, 1), torch.ones(2), 0.5, r"gate_logits is Float \[2, 1\]: expected float32 \[gates\]"),
+        (torch.ones(2), torch.ones(3), 0.5, r"noise is Float \[3\]: expected float32 \[2\] or \[2, samples\]"),
+        (torch.ones(2), torch.ones(2).double(), 0.5, "noise is Double"),
+        (torch.ones(2), torch.ones(2), 0.0, "temperature=0: expected a positive finite number"),
+    ],
+)
+def test_bad_arguments_of_gates_are_named(logits: Tensor, noise: Tensor, temperature: float, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        ops.sample_gates(logits, noise, temperature)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"values": torch.ones(2, 3)}, r"values is Float \[2, 3\]: expected float32 or float64 \[layers"),
+        ({"act_logits": torch.ones(2, 3)}, r"act_logits is Float \[2, 3\]: expected float32 \[2, 2\]"),
+        ({"weight_logits": torch.ones(1, 2)}, r"weight_logits is Float \[1, 2\]: expected float32 \[2, 2\]"),
+        ({"form": "join"}, "form='join' is not known: expected one of 'expected', 'separate', 'joint'; did you mean"),
+        ({"temperature": -1.0}, "temperature=-1: expected a positive finite number"),
+    ],
+)
+def test_bad_arguments_of_costs_are_named(change: dict, complaint: str) -> None:
+    logits = torch.zeros(2, 2)
+    given = {"act_logits": logits, "weight_logits": logits, "values": torch.ones(2, 3, 3), "form": "joint", **change}
+    with pytest.raises(ValueError, match=complaint):
+        ops.expected_cost(**given)

@@ -261,6 +261,44 @@ def test_batchnorm_folds_exactly(negative: bool) -> None:
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["lsq", "tqt", "pact"])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_batchnorm_folds_into_prepared_layers_and_keeps_their_codes(kind: str, bits: int) -> None:
+    model, x = seeded(Residual), data(1)[0]
+    with torch.no_grad():
+        model.bn.weight[3] = 0.0  # a channel that is switched off
+    assert model.bn.weight.min() < 0
+    mixbit.prepare_(model, Recipe.uniform(NAMES, weight=bits, act=8), x, weight_quantizer=kind)
+    mixbit.calibrate_(model, data())
+
+    def codes() -> torch.Tensor:
+        scale = model.stem.weight_quantizer.scale.detach().reshape(-1, 1, 1, 1)
+        return (model.stem.weight_quantizer(model.stem.weight) / scale).round().detach()
+
+    gain, before, expected = model.bn.weight.detach().sign(), codes(), model(x).detach()
+    mixbit.fold_batchnorm_(model, x)
+    assert isinstance(model.bn, nn.Identity)
+    assert torch.equal(codes(), before * gain.reshape(-1, 1, 1, 1))
+    # A code of an input may fall on the other side of a tie.
+    torch.testing.assert_close(model(x).detach(), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
+def test_scales_that_cannot_take_up_batchnorm_are_refused() -> None:
+    model, x = seeded(Residual), data(1)[0]
+    recipe = Recipe(layers={"stem": mixbit.LayerPrecision(weight=4, act=8, granularity="per_tensor")})
+    mixbit.calibrate_(mixbit.prepare_(model, recipe, x), data())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(MixbitError, match="'stem' is prepared already, with one weight scale for all its channels"):
+        mixbit.fold_batchnorm_(model, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model = seeded(Residual)
+    mixbit.prepare_(model, Recipe.uniform(NAMES), x, weight_quantizer="tqt")
+    model.stem.weight_quantizer.power_of_two = True
+    mixbit.calibrate_(model, data())
+    with pytest.raises(MixbitError, match="powers of two"):
+        mixbit.fold_batchnorm_(model, x)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -274,7 +312,7 @@ def test_batchnorm_folds_exactly(negative: bool) -> None:
         (lambda m: mixbit.calibrate_(_ready(m), data(), "mean"), "method='mean' is not known"),
         (lambda m: mixbit.calibrate_(_ready(m), [data(1)[0] * float("nan")]), "layer 'stem': its input holds NaN"),
         (lambda m: mixbit.calibrate_(_spoiled(_ready(m)), data()), "layer 'a': weight holds NaN"),
-        (lambda m: mixbit.fold_batchnorm_(_ready(m), data(1)[0]), "prepared already; call fold_batchnorm_ before"),
+        (lambda m: mixbit.fold_batchnorm_(_ready(m), data(1)[0]), "a quantizer has no scales yet"),
     ],
 )
 def test_bad_input_is_named(change, complaint: str) -> None:

@@ -111,7 +111,7 @@ def test_gradients_of_trained_thresholds_are_normalized_before_each_step() -> No
     quantizer = model.a.weight_quantizer
     assert isinstance(quantizer, TQT)
     before = quantizer.log2_threshold.detach().clone()
-    mixbit.retrain.fit(model, images(16), epochs=1, lr=0.01, momentum=0.0)
+    mixbit.retrain.fit(model, images(16), epochs=1, scale_lr=0.01, momentum=0.0)
     # tanh(g / sqrt(g^2)) = tanh(1) in the first step, whatever g, but for gradients near the 1e-5 of the formula.
     step = (before - quantizer.log2_threshold.detach()).abs() / 0.01
     assert float(step.max()) == pytest.approx(math.tanh(1), abs=5e-3)
@@ -227,6 +227,41 @@ def test_a_loss_that_is_not_finite_names_step_and_layer_and_keeps_the_last_good_
     for name, value in model.state_dict().items():
         assert torch.equal(value, good[5][name]), name
     assert not model.training
+
+
+def test_a_run_with_another_teacher_or_bound_is_not_resumed(tmp_path: Path) -> None:
+    def attempt(**change: Any) -> None:
+        teacher = float_network()
+        with torch.no_grad():
+            teacher.head.bias += change.pop("shift", 0.0)
+        given = {"teacher": teacher, "temperature": 2.0, "clip_norm": 1.0, **change}
+        mixbit.retrain.fit(network(), images(), epochs=1, checkpoint=tmp_path / "run", **given)
+
+    attempt()
+    attempt()
+    for change, complaint in (
+        ({"shift": 1.0}, "its teacher is"),
+        ({"temperature": 3.0}, "its teacher is .*temperature 2, .*temperature 3"),
+        ({"teacher_weight": 0.5}, "its teacher is"),
+        ({"clip_norm": None}, "its clip_norm is 1.0, this run's is None"),
+        ({"bf16": True}, "its bf16 is False"),
+        ({"lr": 0.02}, "its optimizer is"),
+    ):
+        with pytest.raises(mixbit.MixbitError, match=complaint):
+            attempt(**change)
+
+
+def test_bits_that_are_still_searched_are_refused_until_they_are_frozen() -> None:
+    model, data = float_network(), images()
+    mixbit.prepare_(model, mixbit.search.Gates(precisions=(2, 4)), data.x[:2])
+    mixbit.calibrate_(model, [data.x])
+    with pytest.raises(mixbit.MixbitError, match=r"bits are still being searched; call mixbit\.prepare_"):
+        mixbit.retrain.fit(model, data, epochs=1)
+    mixbit.search.freeze_(model)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "gate_logits" in name}
+    mixbit.retrain.fit(model, data, epochs=1)
+    assert before
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
 def other_teacher() -> nn.Module:

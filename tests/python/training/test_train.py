@@ -129,6 +129,10 @@ def test_training_moves_weights_scales_and_statistics_and_keeps_modes() -> None:
     assert math.isclose(history.epochs[0]["loss"], sum(history.loss[:5]) / 5)
     assert history.epochs[-1]["lr"] < 1e-9 < history.epochs[0]["lr"] < 0.05
     assert history.figures["double"][2] == [3, 2 * history.loss[2]]
+    lines = history.to_csv().splitlines()
+    assert lines[0] == "step,loss,double"
+    assert [float(v) for v in lines[3].split(",")] == [3, history.loss[2], 2 * history.loss[2]]
+    assert len(lines) == 16
 
 
 def test_parts_that_the_user_froze_stay_frozen() -> None:

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/kernels/storage.h>
 
@@ -35,6 +36,18 @@ struct Moments {
   double sum_squares;
 };
 
+// Most candidate grids of a mixture: one for each bit-width.
+constexpr int64_t kMaxGrids = kMaxBitWidth;
+
+// Candidate grids of one run and what each contributes: y = sum_k weights[k] level_k(x). zero_point counts as 0,
+// rounding as half_even.
+struct Mixture {
+  const Quantizer* quantizers;  // [count]
+  const float* weights;         // [count]
+  int64_t count;                // 1 ... kMaxGrids
+  MixtureForm form;
+};
+
 struct KernelTable {
   Isa isa;
   // y[i] = fake_quantize(x[i]); x == y is allowed. `stream` asks for stores that bypass the cache, for outputs that do
@@ -60,6 +73,16 @@ struct KernelTable {
                       double* noise);
   // NaN anywhere makes min and max NaN. 0 < n <= kReduceBlock.
   void (*observe)(StorageType storage, const void* x, int64_t n, Moments* moments);
+  // y[i] = sum_k weights[k] level_k(x[i]), added in order; x is read once. Grids of weight 0 are skipped.
+  void (*mixture)(StorageType storage, const void* x, void* y, int64_t n, const Mixture& mixture, bool stream);
+  // dx[i] and, over the run, the sums of what `form` needs; n <= kReduceBlock. Null: not asked for (steps only together
+  // with levels).
+  //   kMixture: dx = grad times the weights of the grids in which x lies; levels[k] = sum grad level_k,
+  //     steps[k] = sum grad step_gradient_k.
+  //   gated: dx = grad inside the last grid; levels[k] = sum grad (level_(k+1) - level_k), count - 1 of them;
+  //     steps[0] = sum grad step_gradient of the last grid.
+  void (*mixture_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
+                           const Mixture& mixture, double* levels, double* steps, bool stream);
 };
 
 // The widest instruction set of this processor, not beyond the cap in MIXBIT_CPU_ISA.

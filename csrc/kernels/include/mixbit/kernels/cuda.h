@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/scale_search.h>
 #include <mixbit/kernels/storage.h>
@@ -112,6 +113,42 @@ void launch_quantization_noise(const NoiseArguments& arguments, const void* x, d
 // signal = sum reference^2, noise = sum (x - reference)^2 over n elements; partials: [reduce_blocks, 2].
 void launch_noise_power(StorageType storage, int64_t n, const void* x, const void* reference, double* partials,
                         double* signal, double* noise, CUstream_st* stream);
+
+// x seen as [samples, outer, channels, inner] against `count` candidate grids; samples > 1 only where each has gates of
+// its own.
+struct MixtureArguments {
+  StorageType storage;
+  int64_t samples;
+  int64_t outer;
+  int64_t channels;
+  int64_t inner;
+  const float* scales;  // mixture: [count] or [count, channels]; gated: the range, [1] or [channels]
+  bool per_channel;
+  const float* weights;              // mixture: [count]; gated: the gates, [count - 1] or [count - 1, samples]
+  int64_t gate_stride;               // gated: 1 or samples
+  const float* bit_widths;           // mixture: [count], on the device
+  int64_t precisions[kMaxBitWidth];  // gated
+  int64_t count;
+  bool is_signed;
+  MixtureForm form;
+
+  // Sums of the backward: of levels per sample, of steps per channel.
+  MIXBIT_HD int64_t level_count() const { return form == MixtureForm::kMixture ? count : count - 1; }
+  MIXBIT_HD int64_t step_count() const { return form == MixtureForm::kMixture ? count : 1; }
+};
+
+// y = sum_k weights[k] level_k(x), added in order.
+void launch_mixture(const MixtureArguments& arguments, const void* x, void* y, CUstream_st* stream);
+
+// dx (may be null) and the sums that cpu.h's mixture_backward describes.
+//   partials: [samples, channels, reduce_blocks(outer * inner), level_count + step_count] float64 scratch
+//   levels: [level_count, samples]; steps: [step_count, samples, channels], float64
+void launch_mixture_backward(const MixtureArguments& arguments, const void* grad, const void* x, void* dx,
+                             double* partials, double* levels, double* steps, CUstream_st* stream);
+
+// dgates: [count - 1, samples] from sums of levels [count - 1, samples] (common/gates.h).
+void launch_gate_gradients(const double* sums, const float* gates, int64_t samples, int64_t count, float* dgates,
+                           CUstream_st* stream);
 
 // Whether a kernel may read packs of 16 bytes at p.
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

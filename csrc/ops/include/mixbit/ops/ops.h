@@ -105,4 +105,32 @@ MIXBIT_OPS_API at::Tensor optimize_rounding(const at::Tensor& weight,     // [O,
                                             const at::Tensor& bit_width,  // [1] or [O], float32
                                             bool narrow_range = true, double damping = 0.01, int64_t sweeps = 20);
 
+// Hard-concrete gates in 0 ... 1, shape of noise; gradient to the logits.
+MIXBIT_OPS_API at::Tensor sample_gates(const at::Tensor& gate_logits,  // [K - 1], float32
+                                       const at::Tensor& noise,        // [K - 1] or [K - 1, N], float32 in 0 ... 1
+                                       double temperature);
+
+// x on nested grids that gates open one after the other: Q_0 + sum_j z_1 ... z_j (Q_j - Q_(j-1)). Gradients to x, gates
+// and, in the residual form, scale_range.
+MIXBIT_OPS_API at::Tensor gated_fake_quantize(
+    const at::Tensor& x,            // any shape
+    const at::Tensor& scale_range,  // [1] or [x.size(axis)], float32
+    const at::Tensor& gates,        // [K - 1] or [K - 1, x.size(0)], float32 in 0 ... 1
+    at::IntArrayRef precisions,     // K ascending bit-widths
+    bool is_signed, std::optional<int64_t> axis = std::nullopt, int64_t form = 0);  // form: 0 difference, 1 residual
+
+// sum_k weights[k] fake_quantize(x, scales[k], 0, bit_widths[k]); gradients to x, scales and weights.
+MIXBIT_OPS_API at::Tensor mixture_fake_quantize(const at::Tensor& x,           // any shape
+                                                const at::Tensor& scales,      // [K] or [K, x.size(axis)], float32
+                                                const at::Tensor& weights,     // [K], float32
+                                                const at::Tensor& bit_widths,  // [K], float32
+                                                bool is_signed, std::optional<int64_t> axis = std::nullopt);
+
+// The penalty of all gates of a model, float32 []; gradients to both logits.
+MIXBIT_OPS_API at::Tensor expected_cost(const at::Tensor& act_logits,     // [L, Ka - 1], float32
+                                        const at::Tensor& weight_logits,  // [L, Kw - 1], float32
+                                        const at::Tensor& values,         // [L, Ka, Kw], float32 or float64
+                                        int64_t form,                     // 0 expected, 1 separate, 2 joint
+                                        double temperature = 0.5);
+
 }  // namespace mixbit
