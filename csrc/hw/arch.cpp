@@ -1,7 +1,6 @@
 #include <mixbit/hw/arch.h>
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 
 #include "text.h"
@@ -36,10 +35,10 @@ void check_order(const std::string& where, const std::vector<std::string>& order
 // Beyond these no count or sum could overflow, for layers that check(Layer) lets through.
 constexpr int64_t kMostWords = int64_t{1} << 48;
 constexpr int64_t kMostInARow = int64_t{1} << 24;
-constexpr double kMostPicojoules = 1e15;
-constexpr double kLeastBandwidth = 1e-6;
+constexpr double kMostNumber = 1e15;      // pJ, words a cycle, bits
+constexpr double kLeastBandwidth = 1e-6;  // words a cycle
 
-bool is_energy(double value) { return value >= 0.0 && value <= kMostPicojoules; }
+bool is_energy(double value) { return value >= 0.0 && value <= kMostNumber; }
 
 void check_level(const Level& level) {
   const std::string where = "architecture: level " + level.name;
@@ -47,8 +46,8 @@ void check_level(const Level& level) {
     if (value < 1 || value > most) fail(where, ": ", field, " is ", value, ", expected at least 1 and at most ", most);
   };
   const auto bandwidth = [&](const char* field, const std::optional<double>& value) {
-    if (value && !(*value >= kLeastBandwidth && std::isfinite(*value))) {
-      fail(where, ": ", field, " is ", *value, ", expected a number of at least ", kLeastBandwidth,
+    if (value && !(*value >= kLeastBandwidth && *value <= kMostNumber)) {
+      fail(where, ": ", field, " is ", *value, ", expected at least ", kLeastBandwidth, " and at most ", kMostNumber,
            ", or none for no limit");
     }
   };
@@ -66,7 +65,7 @@ void check_level(const Level& level) {
   bandwidth("shared_bw", level.shared_bw);
   for (const double energy : {level.read_pj, level.write_pj}) {
     if (!is_energy(energy)) {
-      fail(where, ": Er or Ew is ", energy, ", expected picojoules of at least 0 and at most ", kMostPicojoules);
+      fail(where, ": Er or Ew is ", energy, ", expected picojoules of at least 0 and at most ", kMostNumber);
     }
   }
   for (int kind = 0; kind < kLoopKinds; ++kind) {
@@ -89,7 +88,7 @@ void check(const Arch& arch) {
   if (arch.levels.empty()) fail("architecture: no levels, expected at least one");
   if (!is_energy(arch.mac_pj)) {
     fail("architecture: the energy of a MAC is ", arch.mac_pj, ", expected picojoules of at least 0 and at most ",
-         kMostPicojoules);
+         kMostNumber);
   }
   for (const int64_t mesh : {arch.mac_mesh_x, arch.mac_mesh_y}) {
     if (mesh < 1 || mesh > kMostInARow) {
@@ -97,12 +96,11 @@ void check(const Arch& arch) {
     }
   }
   if (const auto& scaling = arch.mac_scaling;
-      scaling && !(scaling->reference_bits >= 1.0 && std::isfinite(scaling->reference_bits) &&
+      scaling && !(scaling->reference_bits >= 1.0 && scaling->reference_bits <= kMostNumber &&
                    is_energy(scaling->multiplier_pj) && is_energy(scaling->adder_pj))) {
     fail(
-        "architecture: mac scaling: expected reference_bits of at least 1, multiplier and adder of at least 0 and at "
-        "most ",
-        kMostPicojoules);
+        "architecture: mac scaling: expected reference_bits of at least 1, multiplier and adder of at least 0, all of ",
+        "at most ", kMostNumber);
   }
   std::set<std::string> names;
   for (size_t l = 0; l < arch.levels.size(); ++l) {

@@ -78,7 +78,7 @@ class Drawn {
       level.block = whole({1, 1, 4});
       level.mesh_x = l == 0 ? result.mac_mesh_x : whole({1, 1, 2});
       level.mesh_y = l == 0 ? result.mac_mesh_y : whole({1, 1, 3});
-      level.cluster = whole({1, 1, 1, 2});
+      level.cluster = whole({1, 1, 1, 1, 1, 2});
       if (chance(3)) level.read_bw = number({1, 4, 16});
       if (chance(3)) level.write_bw = number({1, 4, 16});
       if (chance(6)) level.shared_bw = number({1, 4, 16});
@@ -163,11 +163,11 @@ class Drawn {
  private:
   void place(Mapping* mapping, Loop loop) {
     LevelMapping& level = (*mapping)[random_() % mapping->size()];
-    auto& loops = chance(6) ? level.spatial_x : chance(6) ? level.spatial_y : level.temporal;
+    auto& loops = chance(12) ? level.spatial_x : chance(12) ? level.spatial_y : level.temporal;
     loops.insert(loops.begin() + static_cast<int64_t>(random_() % (loops.size() + 1)), loop);
   }
 
-  static constexpr int odd_ = 40;
+  static constexpr int odd_ = 120;
   std::mt19937 random_;
 };
 
@@ -184,7 +184,9 @@ void expect_sense(const Arch& arch, const Layer& layer, const Evaluation& e) {
         ASSERT_GE(count, 0);
         ASSERT_LE(count, int64_t{1} << 53);
       }
-      if (counts.kept) ASSERT_LE(counts.partition, layer.elements(t));
+      if (counts.kept) {
+        ASSERT_LE(counts.partition, layer.elements(t));
+      }
     }
   }
   ASSERT_TRUE(sound(e.energy_pj) && sound(e.edp) && sound(e.utilization));
