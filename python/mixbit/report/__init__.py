@@ -151,7 +151,7 @@ def search_pictures(history: Mapping[str, Any], report: Mapping[str, Any]) -> li
     ]
     return [
         loss_curve(history["loss"]),
-        front_chart(lines, [], ("step", "share of uniform 8/8"), "Cost of the bits chosen so far"),
+        line_chart(lines, ("step", "share of uniform 8/8"), "Cost of the bits chosen so far"),
         strips(rows, "step", "Bits of each operand over the search"),
     ]
 
