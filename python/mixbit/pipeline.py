@@ -568,7 +568,7 @@ class Pipeline:
         )
         mixbit.fold_batchnorm_(model, self.example)
         with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
-            record_tensors_(model, self.calibration, self.example, options["ranges"])
+            record_tensors_(model, self.calibration, self.example, "mse", quantized=True)
         tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
         write_bytes(self.folder / TRAINED, save(tensors, {"mixbit": key}))
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
