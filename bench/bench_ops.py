@@ -24,7 +24,9 @@ SMALL = ("64", "4Ki", "64Ki")
 
 def settings() -> list[dict[str, Any]]:
     """What is measured: everything in float32 on one thread, then the other types, small tensors and two threads."""
-    found = [{"case": c, "tensor": t} for c in ("forward", "training", "fixed", "noise") for t in LARGE]
+    found = [
+        {"case": c, "tensor": t} for c in ("forward", "training", "fixed", "gated", "mixture", "noise") for t in LARGE
+    ]
     found += [{"case": "weights", "tensor": "weights"}]
     found += [{"case": c, "tensor": t} for c in ("forward", "training") for t in SMALL]
     found += [{"case": c, "tensor": t, "dtype": "bfloat16"} for c in ("forward", "training", "noise") for t in LARGE]

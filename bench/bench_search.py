@@ -1,9 +1,9 @@
 """Searched against given bit-widths: ResNet-20 on CIFAR-10 at equal audited cost, every method trained alike.
 
 Every run starts from the published float weights and trains six epochs on the same 10,000 JPEG images, by SGD under
-bfloat16 autocast: the search three epochs with the penalty, then three at the recipe it found; all others three at 8
-bits (once for each seed), then three at their recipe. The budgets are the costs (operations x bits, all layers counted)
-of uniform widths, so that "uniform" spends each of them exactly. Methods beside it:
+bfloat16 autocast: the search three epochs with the penalty, then three at the recipe it found; all others three in
+float (once for each seed), then three at their recipe. The budgets are the costs (operations x bits, all layers
+counted) of uniform widths, so that "uniform" spends each of them exactly. Methods beside it:
 
   search    gates over the candidates, the expected cost led to the budget; trained on from the searched weights
   searched  the recipe of "search" on the weights that all others start from: what the recipe alone is worth
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import mixbit
 from mixbit import retrain, search, sources, zoo
 from mixbit.analysis import fisher
-from mixbit.training import Images
+from mixbit.training import Images, cross_entropy, in_bf16, reestimate_batchnorm_, train, weight_groups
 
 CANDIDATES = (2, 3, 4, 5, 6, 8)
 #: (act, weight) of the uniform recipe that sets the budget; layers that read the image take 8 bits of it.
@@ -88,11 +88,15 @@ class Study:
         return model
 
     def warm(self) -> nn.Module:
-        """The float network after three epochs at 8 bits, without quantizers."""
+        """The float network after three epochs of its own."""
 
         def make() -> nn.Module:
-            model = self.prepared(copy.deepcopy(self.float), self.costs.uniform_recipe(8, 8))
-            return mixbit.restore_(self.qat(model))
+            model = copy.deepcopy(self.float)
+            optimizer = torch.optim.SGD(weight_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, momentum=0.9)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(self.images))
+            torch.manual_seed(self.seed)
+            train(model, self.images, in_bf16(cross_entropy()), optimizer, epochs=EPOCHS, scheduler=schedule)
+            return reestimate_batchnorm_(model, self.images, EPOCHS)
 
         return copy.deepcopy(self.once("warm", make))
 

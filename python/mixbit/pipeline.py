@@ -31,8 +31,9 @@ from mixbit.export import simulation
 from mixbit.files import PathLike, file_digest, remove_temporaries, write_bytes, write_text
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
-from mixbit.quantizers import TensorStatistics, first_images, input_statistics, record_tensors_
+from mixbit.quantizers import SearchSpace, TensorStatistics, first_images, input_statistics, record_tensors_
 from mixbit.recipe import Recipe, check_bits
+from mixbit.search import Found
 from mixbit.sources import fingerprint, load_data, load_images, load_model
 from mixbit.sweeps import SHARES, points_as_csv
 from mixbit.tables import CostTable, SensitivityTable
@@ -44,6 +45,24 @@ COSTS: dict[str, Callable[..., CostTable]] = {
     "weight_memory": mixbit.costs.weight_memory,
     "activation_memory": mixbit.costs.activation_memory,
 }
+
+#: Options of the stages that train.
+_TRAINING: dict[str, Any] = {
+    "epochs": 3,
+    "lr": 0.01,
+    "scale_lr": None,
+    "weight_decay": 1e-4,
+    "distill": 0.0,
+    "temperature": 4.0,
+    "clip_norm": None,
+    "bf16": False,
+    "reestimate": True,
+    "ranges": "mse",
+    "checkpoint_every": 50,
+}
+
+#: What a search may be asked for: one of these.
+_AIMS = ("budget", "budget_share", "strength")
 
 #: Options of each stage with their defaults: what a config may say.
 STAGES: dict[str, dict[str, Any]] = {
@@ -78,20 +97,24 @@ STAGES: dict[str, dict[str, Any]] = {
         "integer": False,
         "first_last_min": None,
         "depthwise_min": None,
+        "search": None,
     },
-    "retrain": {
-        "epochs": 3,
-        "lr": 0.01,
-        "scale_lr": None,
-        "weight_decay": 1e-4,
-        "distill": 0.0,
-        "temperature": 4.0,
-        "clip_norm": None,
-        "bf16": False,
-        "reestimate": True,
-        "ranges": "mse",
-        "checkpoint_every": 50,
+    "search": {
+        "kind": "gates",
+        "precisions": [2, 4, 8],
+        "act_precisions": None,
+        "weight_precisions": None,
+        "tie": False,
+        "cost": "bops",
+        "budget": None,
+        "budget_share": None,
+        "strength": None,
+        "form": "expected",
+        "start_epoch": 0,
+        "search_lr": 1e-3,
+        **_TRAINING,
     },
+    "retrain": _TRAINING,
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "report": {"title": None},
 }
@@ -106,6 +129,14 @@ Say = Callable[[str], None]
 RECIPES = "recipes"
 #: Weights and grids of the network that was trained at the recipe's bits, batch normalization folded.
 TRAINED = "trained.safetensors"
+#: Weights and grids of the network as a search left it, prepared at the recipe that was found.
+SEARCHED = "searched.safetensors"
+#: What a search may choose with.
+SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "gates": mixbit.search.Gates,
+    "mixture": mixbit.search.Mixture,
+    "fractional": mixbit.search.Fractional,
+}
 
 #: What a refinement makes of recipe.json.
 REFINED = "refined_recipe.json"
@@ -191,9 +222,17 @@ class Config:
             if verb in [v for v, _ in stages]:
                 raise MixbitError(f"config: stages: {verb!r} appears twice")
             known = _known(f"config: stages: {verb}", options, STAGES[verb])
+            if known.get("search") is not None:
+                own = {k: v for k, v in STAGES["search"].items() if k not in ("cost", *_AIMS)}
+                known["search"] = _known(f"config: stages: {verb}: search", known["search"], own)
             named_costs(known)
-            if known.get("recipe") is not None and "assign" in [v for v, _ in stages]:
-                raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage 'assign'")
+            makers = [v for v, _ in stages if v in ("assign", "search")]
+            if makers and known.get("recipe") is not None:
+                raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage {makers[0]!r}")
+            if makers and verb in ("assign", "search"):
+                raise MixbitError(
+                    f"config: stages: {makers[0]!r} and {verb!r} both make the recipe; expected one of them"
+                )
             stages.append((verb, known))
         calibration = data_source("calibration")
         assert calibration is not None
@@ -327,7 +366,7 @@ class Pipeline:
         if options.get("recipe") is not None:
             files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
         content = {"model_and_data": self.content}
-        if verb == "retrain":
+        if verb in ("search", "retrain") or options.get("search") is not None:
             content["training"] = self._training_content
         key = _digest(verb, options, files, self.config.seed, content, inputs, versions())
         kept = self._manifest(manifest)
@@ -460,22 +499,27 @@ class Pipeline:
         (cost,) = named_costs(options)
         table = cost.make(self.model, self.example, widths)
         refined = mixbit.refine(recipe, table, options["mode"])
-        sensitivity = self.folder / "sensitivity.json"
-        if sensitivity.exists():
-            with contextlib.suppress(KeyError):  # widths that were not analyzed: nothing is predicted
-                predicted = SensitivityTable.load(sensitivity).predicted_sqnr_db(refined)
-                refined.sqnr_db = predicted if math.isfinite(predicted) else None
+        self._predict(refined)
         refined.save(self.folder / REFINED)
         table.save(self.folder / "latency.json")
         document = {"of": file_digest(path), "latency": cost.name, "unit": table.unit, **refined.report}
         write_text(self.folder / "refinement.json", json.dumps(document, indent=2) + "\n")
         return [*made, REFINED, "latency.json", "refinement.json"]
 
+    def _predict(self, recipe: Recipe) -> None:
+        """Writes the predicted SQNR into a recipe, where its widths were analyzed."""
+        sensitivity = self.folder / "sensitivity.json"
+        if sensitivity.exists():
+            with contextlib.suppress(KeyError):
+                predicted = SensitivityTable.load(sensitivity).predicted_sqnr_db(recipe)
+                recipe.sqnr_db = predicted if math.isfinite(predicted) else None
+
     def _recipe(self) -> tuple[Recipe, dict[str, Any] | None]:
-        """The recipe to evaluate and report, and its refinement: the refined one, unless a config only assigns."""
+        """The recipe to evaluate and report, and its refinement: the refined one, unless a config only makes one."""
         verbs = [verb for verb, _ in self.config.stages]
         path = self._read("recipe.json", "assign")
-        refinement = refinement_of(self.folder) if "refine" in verbs or "assign" not in verbs else None
+        made_here = "refine" in verbs or not {"assign", "search"} & {*verbs}
+        refinement = refinement_of(self.folder) if made_here else None
         return Recipe.load(path if refinement is None else self.folder / REFINED), refinement
 
     def _minima(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -529,52 +573,162 @@ class Pipeline:
     def _training_content(self) -> str:
         return _digest(fingerprint([self.training.x, self.training.y]), self.training.describe())
 
-    def retrain(self, options: dict[str, Any]) -> list[str]:
-        """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits."""
-        recipe, _ = self._recipe()
+    def _fitting(self, verb: str, options: dict[str, Any], *state: Any) -> dict[str, Any]:
+        """What `search.fit` and `retrain.fit` have in common; checkpoints of another state are removed."""
         share = number("distill", options["distill"])
         if not 0 <= share <= 1:
             raise MixbitError(f"distill={share:g}: expected a share of the loss from 0 to 1")
-        model = copy.deepcopy(self.model)
-        if any(recipe[name].granularity == "per_tensor" for name in mixbit.layers(model, self.example).names):
-            mixbit.fold_batchnorm_(model, self.example)  # one scale cannot take up a factor of each channel later
-        mixbit.prepare_(model, recipe, self.example)
-        mixbit.calibrate_(model, self.calibration, options["ranges"])
-        if "rounding" in self.config.corrections:
-            mixbit.optimize_rounding_(model, self.calibration)
-        key = self._trained_key(recipe)
-        state = _digest(options, self._training_content, key, versions())
-        checkpoint = self.folder / f".retrain-{state}.partial"
-        for other in self.folder.glob(".retrain-*.partial"):
+        name = _digest(options, self._training_content, *state, versions())
+        checkpoint = self.folder / f".{verb}-{name}.partial"
+        for other in self.folder.glob(f".{verb}-*.partial"):
             if other != checkpoint:
-                other.unlink()  # of other options
+                other.unlink()
         scale_lr, clip_norm = (None if options[k] is None else number(k, options[k]) for k in ("scale_lr", "clip_norm"))
-        history = mixbit.retrain.fit(
+        return {
+            "epochs": options["epochs"],
+            "lr": number("lr", options["lr"]),
+            "scale_lr": scale_lr,
+            "weight_decay": number("weight_decay", options["weight_decay"]),
+            "teacher": self.model if share else None,
+            "temperature": number("temperature", options["temperature"]),
+            "teacher_weight": share or 1.0,
+            "clip_norm": clip_norm,
+            "bf16": bool(options["bf16"]),
+            "reestimate": bool(options["reestimate"]),
+            "checkpoint": checkpoint,
+            "checkpoint_every": options["checkpoint_every"],
+            "progress": self.progress,
+        }
+
+    def search(self, options: dict[str, Any]) -> list[str]:
+        """recipe.json, assignment.json, the cost table, the history of the search, and the weights it trained."""
+        space = self._space(options)
+        costs = named_costs(options)[0].make(self.model, self.example, self._searched_widths(space))
+        asked = [k for k in _AIMS if options[k] is not None]
+        if len(asked) != 1:
+            raise MixbitError(
+                f"search: {' and '.join(asked) or 'nothing'} given; expected one of budget, budget_share (of uniform "
+                "8/8) or strength (of the penalty)"
+            )
+        value = number(asked[0], options[asked[0]])
+        if asked == ["budget_share"]:
+            value *= costs.uniform(8, 8)
+        aim = {"strength" if asked == ["strength"] else "budget": value}
+        model, found, checkpoint = self._fit_search("search", options, space, costs, aim)
+        recipe = found.recipe
+        recipe.save(self.folder / "recipe.json")
+        costs.save(self.folder / "costs.json")
+        self._save_state(SEARCHED, model, recipe)
+        document = {**recipe.report, "predicted_sqnr_db": recipe.sqnr_db}
+        write_text(self.folder / "assignment.json", json.dumps(_plain(document), indent=2) + "\n")
+        write_text(self.folder / "search.json", json.dumps(found.history.to_dict(), indent=1) + "\n")
+        write_text(self.folder / "search.csv", found.history.to_csv())
+        checkpoint.unlink(missing_ok=True)
+        return ["recipe.json", "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+
+    @staticmethod
+    def _space(options: dict[str, Any]) -> SearchSpace:
+        kind = check_choice("kind", options["kind"], SPACES)
+        named = {name: options[name] for name in ("precisions", "act_precisions", "weight_precisions")}
+        for name, widths in named.items():
+            if widths is not None and not isinstance(widths, list):
+                raise MixbitError(f"{name}={widths!r}: expected a list of bits, e.g. [2, 4, 8]")
+        if kind == "gates":
+            named["tie"] = bool(options["tie"])
+        elif options["tie"]:
+            raise MixbitError(f"tie=true: only gates can be shared; kind is {kind!r}")
+        return SPACES[kind](**named)
+
+    @staticmethod
+    def _searched_widths(space: SearchSpace) -> set[int]:
+        """Widths that a cost table of a search has; layers that read the network's input keep 8 bits of it."""
+        return {*space.act_precisions, *space.weight_precisions, 8}
+
+    def _fit_search(
+        self, name: str, options: dict[str, Any], space: SearchSpace, costs: CostTable, aim: dict[str, float]
+    ) -> tuple[nn.Module, Found, Path]:
+        """A search from the float network: the model at the recipe that was found, all about it, its checkpoint."""
+        model = mixbit.prepare_(copy.deepcopy(self.model), space, self.example)
+        mixbit.calibrate_(model, self.calibration, options["ranges"])
+        fitting = self._fitting(name, options, fingerprint(model), costs.values.tolist(), aim, self.config.seed)
+        torch.manual_seed(self.config.seed)
+        given: dict[str, Any] = {**aim, **fitting}
+        found = mixbit.search.fit(
             model,
             self.training,
-            epochs=options["epochs"],
-            lr=number("lr", options["lr"]),
-            scale_lr=scale_lr,
-            weight_decay=number("weight_decay", options["weight_decay"]),
-            teacher=self.model if share else None,
-            temperature=number("temperature", options["temperature"]),
-            teacher_weight=share or 1.0,
-            clip_norm=clip_norm,
-            bf16=bool(options["bf16"]),
-            reestimate=bool(options["reestimate"]),
-            checkpoint=checkpoint,
-            checkpoint_every=options["checkpoint_every"],
-            progress=self.progress,
+            costs,
+            form=options["form"],
+            start_epoch=options["start_epoch"],
+            search_lr=number("search_lr", options["search_lr"]),
+            say=lambda text: self.say(f"{name}: {text}"),
+            **given,
         )
-        mixbit.fold_batchnorm_(model, self.example)
-        with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
-            record_tensors_(model, self.calibration, self.example, "mse", quantized=True)
-        tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        write_bytes(self.folder / TRAINED, save(tensors, {"mixbit": key}))
+        mixbit.prepare_(model, found.recipe, self.example)
+        self._predict(found.recipe)
+        return model, found, fitting["checkpoint"]
+
+    def _save_state(self, name: str, model: nn.Module, recipe: Recipe) -> None:
+        tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        write_bytes(self.folder / name, save(tensors, {"mixbit": self._trained_key(recipe)}))
+
+    def _load_state(self, name: str, verb: str) -> tuple[str | None, dict[str, Tensor]]:
+        """What the state belongs to, and its tensors."""
+        path = self._read(name, verb)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                key = (file.metadata() or {}).get("mixbit")
+                names = file.keys()
+                return key, {entry: file.get_tensor(entry) for entry in names}
+        except (OSError, SafetensorError) as error:
+            raise MixbitError(f"{str(path)!r} cannot be read: {error}; run the stage {verb!r} again") from error
+
+    def _searched(self, recipe: Recipe) -> nn.Module | None:
+        """The network as `search` left it, at the recipe's bits; None where the recipe is not of a search."""
+        verbs = [verb for verb, _ in self.config.stages]
+        alone = len(verbs) == 1 and (self.folder / SEARCHED).exists()
+        if "search" not in verbs and not alone:
+            return None
+        key, state = self._load_state(SEARCHED, "search")
+        found = Recipe.load(self._read("recipe.json", "search"))
+        if key != self._trained_key(found):
+            if alone:
+                return None  # recipe.json was made anew by other means
+            raise MixbitError(
+                f"{str(self.folder / SEARCHED)!r} is of another network or recipe; run the stage 'search' again"
+            )
+        return mixbit.prepare_(self._restored(found, state), recipe, self.example)
+
+    def retrain(self, options: dict[str, Any]) -> list[str]:
+        """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits.
+
+        Training goes on from the weights of a search where the recipe came from one.
+        """
+        recipe, _ = self._recipe()
+        model = self._searched(recipe)
+        if model is None:
+            model = copy.deepcopy(self.model)
+            if any(recipe[name].granularity == "per_tensor" for name in mixbit.layers(model, self.example).names):
+                mixbit.fold_batchnorm_(model, self.example)  # one scale cannot take up a factor of each channel later
+            mixbit.prepare_(model, recipe, self.example)
+            mixbit.calibrate_(model, self.calibration, options["ranges"])
+            if "rounding" in self.config.corrections:
+                mixbit.optimize_rounding_(model, self.calibration)
+        fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
+        history = mixbit.retrain.fit(model, self.training, **fitting)
+        self._finished(model, True)
+        self._save_state(TRAINED, model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
-        checkpoint.unlink(missing_ok=True)
+        fitting["checkpoint"].unlink(missing_ok=True)
         return [TRAINED, "history.json", "history.csv"]
+
+    def _finished(self, model: nn.Module, integer: bool) -> nn.Module:
+        """A trained network as it is shipped: normalizations folded, tensors of the integer network recorded."""
+        mixbit.fold_batchnorm_(model, self.example)
+        if integer:
+            with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
+                record_tensors_(model, self.calibration, self.example, quantized=True)
+        return model
 
     @property
     def _trains(self) -> bool:
@@ -587,21 +741,15 @@ class Pipeline:
         return _digest(fingerprint(self.model), recipe.to_dict()["layers"], recipe.tensors)
 
     def _trained(self, recipe: Recipe, integer: bool) -> nn.Module | None:
-        """The network as `retrain` left it; None where this run does not train."""
-        path = self.folder / TRAINED
+        """The network as `retrain` left it, or else `search`; None where this run does not train."""
         if not self._trains:
-            return None
-        self._read(TRAINED, "retrain")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                key = (file.metadata() or {}).get("mixbit")
-                names = file.keys()
-                state: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise MixbitError(f"{str(path)!r} cannot be read: {error}; run the stage 'retrain' again") from error
+            model = self._searched(recipe)
+            return None if model is None else self._finished(model, integer)
+        key, state = self._load_state(TRAINED, "retrain")
         if key != self._trained_key(recipe):
             raise MixbitError(
-                f"{str(path)!r} was trained for another network or recipe; run the stage 'retrain' again, or delete it"
+                f"{str(self.folder / TRAINED)!r} was trained for another network or recipe; run the stage 'retrain' "
+                "again, or delete it"
             )
         model = self._quantized(recipe, "maxabs", integer, corrected=False)
         if not integer:
@@ -655,20 +803,24 @@ class Pipeline:
         integer = bool(options["integer"])
         asked = self._costs(options, table)
         document: dict[str, Any] = {"costs": [name for name, _ in asked], "metric": None}
-        measure: Callable[[Recipe], float] | None = None
+        scores: _Scores | None = None
+
+        def score(name: str, quantized: Callable[[], nn.Module]) -> float:
+            def network() -> nn.Module:
+                return _IntegerNetwork(quantized(), self.example) if integer else quantized()
+
+            assert scores is not None
+            return self._score(scores, name, network, metric)
+
+        def measure(recipe: Recipe) -> float:
+            layers = _digest(recipe.to_dict()["layers"])
+            return score(layers, lambda: self._quantized(recipe, options["ranges"], integer))
+
         if options["measure"]:
             test = self._test("sweep with measure")
             # The figures stay: a recipe of an earlier sweep, finished or not, is not measured again.
             key = _digest(metric, integer, options["ranges"], self.config.seed, self.content, versions())
             scores = self._scores(self.folder / ".sweep.measured", key)
-
-            def measure(recipe: Recipe) -> float:
-                def network() -> nn.Module:
-                    quantized = self._quantized(recipe, options["ranges"], integer)
-                    return _IntegerNetwork(quantized, self.example) if integer else quantized
-
-                return self._score(scores, _digest(recipe.to_dict()["layers"]), network, metric)
-
             document |= {
                 "metric": metric,
                 "network": "integer" if integer else "quantized",
@@ -676,6 +828,23 @@ class Pipeline:
                 "float": self._score(scores, "float", lambda: self.model, metric),
             }
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()} | dict(asked)
+        given = options["search"]
+        trained: list[str] = []
+
+        def searched(cost: CostTable, budget: float, name: str) -> tuple[Recipe, float | None]:
+            file = f"{RECIPES}/{name}.safetensors"
+            space = self._space(given)
+            least = cost.uniform_recipe(min(space.act_precisions), min(space.weight_precisions))
+            if cost.total(least) > budget:
+                least.report = {"feasible": False, "misses_by": cost.total(least) - budget}
+                return least, None
+            trained.append(file)
+            network, recipe, key = self._searched_point(file, given, cost, budget)
+            if scores is None:
+                return recipe, None
+            return recipe, score(key, lambda: self._finished(network(), integer))
+
+        (self.folder / RECIPES).mkdir(exist_ok=True)
         points = mixbit.sweep(
             table,
             costs,
@@ -683,23 +852,52 @@ class Pipeline:
             shares=options["shares"],
             methods=options["methods"],
             modes=options["modes"],
-            metric=measure,
+            metric=measure if options["measure"] else None,
+            makers={} if given is None else {given["kind"]: searched},
             progress=self.progress,
             **self._minima(options),
         )
         names = {point.name: f"{RECIPES}/{point.name}.json" for point in points}
-        (self.folder / RECIPES).mkdir(exist_ok=True)
         for point in points:
             point.recipe.save(self.folder / names[point.name])
         earlier = self._manifest(self.folder / "sweep.manifest.json") or {"outputs": []}
         for name in earlier["outputs"]:
-            if Path(name).parent == Path(RECIPES) and name not in names.values():
+            if Path(name).parent == Path(RECIPES) and name not in (*names.values(), *trained):
                 (self.folder / name).unlink(missing_ok=True)
         document["uniform_8_8"] = {name: cost.uniform(8, 8) for name, cost in costs.items()}
         document["points"] = [{**point.to_dict(), "recipe": names[point.name]} for point in points]
         write_text(self.folder / "sweep.json", json.dumps(_plain(document), indent=2) + "\n")
         write_text(self.folder / "sweep.csv", points_as_csv(points))
-        return ["sweep.json", "sweep.csv", *names.values()]
+        return ["sweep.json", "sweep.csv", *names.values(), *trained]
+
+    def _searched_point(
+        self, file: str, options: dict[str, Any], cost: CostTable, budget: float
+    ) -> tuple[Callable[[], nn.Module], Recipe, str]:
+        """Makes a searched network; its recipe; what both depend on. Searched once, then read from the file."""
+        space = self._space(options)
+        key = _digest(
+            options, cost.values.tolist(), budget, self._training_content, self.content, self.config.seed, versions()
+        )
+        path = self.folder / file
+        if path.exists():
+            with contextlib.suppress(MixbitError):
+                found, state = self._load_state(file, "sweep")
+                head, _, document = (found or "").partition(" ")
+                if head == key:
+                    recipe = Recipe.from_dict(json.loads(document))
+                    recipe.report = {"feasible": True, "misses_by": 0.0}
+                    return lambda: self._restored(recipe, state), recipe, key
+        model, fitted, checkpoint = self._fit_search(Path(file).stem, options, space, cost, {"budget": budget})
+        tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        write_bytes(path, save(tensors, {"mixbit": f"{key} {json.dumps(fitted.recipe.to_dict())}"}))
+        checkpoint.unlink(missing_ok=True)
+        return lambda: self._restored(fitted.recipe, tensors), fitted.recipe, key
+
+    def _restored(self, recipe: Recipe, state: dict[str, Tensor]) -> nn.Module:
+        """A network prepared at a recipe, with the weights and grids of a state."""
+        model = mixbit.prepare_(copy.deepcopy(self.model), recipe, self.example)
+        model.load_state_dict(state)
+        return model
 
     def _scores(self, path: Path, key: str) -> _Scores:
         return _Scores(path, self._manifest_of(path, key))
@@ -744,10 +942,12 @@ class Pipeline:
         sweep, history = self.folder / "sweep.json", self.folder / "history.json"
         trained = history.exists() and self._trains
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
-        assigned = self._manifest(self.folder / "assign.manifest.json")
+        searched = self.folder / "search.json"
+        made_by = "search" if self._searched(recipe) is not None else "assign"
+        assigned = self._manifest(self.folder / f"{made_by}.manifest.json")
         for cost in [] if assigned is None else named_costs(assigned["options"]):
             if cost.name not in costs:
-                costs[cost.name] = CostTable.load(self._read("costs.json", "assign"))
+                costs[cost.name] = CostTable.load(self._read("costs.json", made_by))
         if refinement is not None:
             costs[refinement["latency"]] = CostTable.load(self._read("latency.json", "refine"))
         html = reports.render(
@@ -760,6 +960,7 @@ class Pipeline:
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             training=json.loads(history.read_text()) if trained else None,
+            search=json.loads(searched.read_text()) if made_by == "search" else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             refinement=refinement,
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},

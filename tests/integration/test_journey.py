@@ -16,7 +16,7 @@ import mixbit
 from mixbit.pipeline import Config, Pipeline
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("analyze", "assign", "retrain", "evaluate", "sweep", "report")
+STAGES = ("analyze", "assign", "search", "retrain", "evaluate", "sweep", "report")
 
 
 def config(output: Path) -> dict:
@@ -42,7 +42,10 @@ def config(output: Path) -> dict:
 @pytest.mark.parametrize("stage", STAGES)
 def test_twenty_kills_inside_a_stage_change_no_byte(stage: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config(tmp_path / "unused")))
+    document = config(tmp_path / "unused")
+    if stage == "search":
+        document["stages"][1:] = [{"search": {"epochs": 3, "budget_share": 0.5, "checkpoint_every": 2}}]
+    path.write_text(yaml.safe_dump(document))
     command = [sys.executable, str(HERE / "kill_and_resume.py"), str(path), stage, "20", "0", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)

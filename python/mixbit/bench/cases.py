@@ -18,6 +18,8 @@ TENSORS: dict[str, tuple[tuple[int, ...], int | None]] = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Widths that quantization_noise measures at once.
 NOISE_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+#: Widths between which the searches of the cases "gated" and "mixture" choose.
+SEARCH_BITS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ CASES = {
         Case("forward", "fake_quantize against out.copy_(x)", "copy"),
         Case("training", "forward + backward, learned scale, against copy_ and mul(out=)", "copy+mul", gradient=True),
         Case("fixed", "forward + backward, fixed scale, against copy_ and mul(out=)", "copy+mul", gradient=True),
+        Case("gated", "gated_fake_quantize at 2, 4, 8 bits, forward + backward with gates", "copy+mul", gradient=True),
+        Case("mixture", "mixture_fake_quantize at 2, 4, 8 bits, scales and weights learned", "copy+mul", gradient=True),
         Case("noise", "quantization_noise at 2...8 and 16 bits against one read, x.sum()", "x.sum()"),
         Case("weights", "fake_quantize of all weights of a ResNet-18, one call, against a copy of each", "copy"),
     )

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mixbit import ops
-from mixbit.bench.cases import NOISE_BITS, Case, Inputs, resnet18_weights
+from mixbit.bench.cases import NOISE_BITS, SEARCH_BITS, Case, Inputs, resnet18_weights
+from mixbit.ops import _reference
 
 
 class Unavailable(Exception):
@@ -33,8 +34,8 @@ class Run:
 
     Attributes:
         call: What is timed.
-        results: Values to compare with the reference: y, and dx and dscale where the case has a backward; None for a
-            limit, which computes something else.
+        results: Values to compare with the reference: y, and where the case has a backward dx and the gradients of
+            what is learned (dscale, dgates, dscales, dweights); None for a limit, which computes something else.
     """
 
     call: Callable[[], Any]
@@ -108,11 +109,17 @@ def quantizer_run(case: Case, inputs: Inputs, function: Callable[[Tensor], Tenso
                 return function(inputs.x)
 
         return Run(forward, lambda: {"y": _plain(forward())})
-    if not case.gradient:
+    if case.name not in ("training", "fixed"):
         raise NoSuchCase
+    names = ["scale" if leaf.numel() == inputs.scale.numel() else "other" for leaf in leaves[:1]]
+    return training_run(inputs, function, dict(zip([*names, "zero_point"], leaves, strict=False)))
+
+
+def training_run(inputs: Inputs, function: Callable[[Tensor], Tensor], leaves: dict[str, Tensor]) -> Run:
+    """A Run of forward and backward of a function x -> y with learned parameters; its results are y, dx, d<name>."""
 
     def step() -> Tensor:
-        for leaf in (inputs.x, *leaves):
+        for leaf in (inputs.x, *leaves.values()):
             leaf.grad = None
         y = function(inputs.x)
         y.backward(inputs.gradient)
@@ -121,8 +128,7 @@ def quantizer_run(case: Case, inputs: Inputs, function: Callable[[Tensor], Tenso
     def results() -> dict[str, Tensor]:
         y = step()
         found = {"y": _plain(y), "dx": inputs.x.grad}
-        if leaves and leaves[0].grad is not None and leaves[0].numel() == inputs.scale.numel():
-            found["dscale"] = leaves[0].grad.reshape(-1)
+        found |= {f"d{name}": None if leaf.grad is None else leaf.grad.reshape(-1) for name, leaf in leaves.items()}
         return {k: v.detach().clone() for k, v in found.items() if v is not None}
 
     return Run(step, results)
@@ -198,6 +204,20 @@ def _(case: Case, inputs: Inputs) -> Run:
         return Run(
             lambda: ops.fake_quantize_foreach(*lists, axis=0),
             lambda: {"y": torch.cat([y.flatten() for y in ops.fake_quantize_foreach(*lists, axis=0)])},
+        )
+    if case.name == "gated":
+        gates, limit = search_gates().requires_grad_(), search_range(inputs)
+        options: dict[str, Any] = {"signed": True, "axis": inputs.axis}
+        return training_run(
+            inputs, lambda x: ops.gated_fake_quantize(x, limit, gates, SEARCH_BITS, **options), {"gates": gates}
+        )
+    if case.name == "mixture":
+        scales, weights = search_scales(inputs).requires_grad_(), search_weights().requires_grad_()
+        widths = torch.tensor([float(b) for b in SEARCH_BITS])
+        return training_run(
+            inputs,
+            lambda x: ops.mixture_fake_quantize(x, scales, weights, widths, signed=True, axis=inputs.axis),
+            {"scales": scales, "weights": weights},
         )
     scale = inputs.scale.clone().requires_grad_(_learns(case))
     return quantizer_run(
@@ -275,7 +295,73 @@ def _straight_through(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     return ((v + (torch.round(v) - v).detach()) * scale).to(x.dtype)
 
 
+class GridMixture(torch.autograd.Function):
+    """A weighted sum of grids written by hand in PyTorch, for gates (`widest`) and for mixtures."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scales: Tensor, weights: Tensor, widest: bool) -> Tensor:
+        """Rounds to every grid and adds."""
+        ctx.save_for_backward(x, scales, weights)
+        ctx.widest = widest
+        y = torch.zeros_like(x)
+        for s, w, b in zip(scales, weights, SEARCH_BITS, strict=True):
+            y = y + w * (torch.clamp(torch.round(x / s), -(2 ** (b - 1)), 2 ** (b - 1) - 1) * s)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """With `widest` dx = g inside the last grid, else g times the weights of the grids around x."""
+        (grad,) = grads
+        x, scales, weights = ctx.saved_tensors
+        dims = [d for d in range(x.dim()) if d >= scales.dim() - 1 or scales.shape[d + 1] == 1]
+        dx, dscales, dweights = torch.zeros_like(grad), [], []
+        for s, w, b in zip(scales, weights, SEARCH_BITS, strict=True):
+            low, high = -(2 ** (b - 1)), 2 ** (b - 1) - 1
+            v = x / s
+            q = torch.clamp(torch.round(v), low, high)
+            inside = (v >= low) & (v <= high)
+            if not ctx.widest:
+                dx = dx + torch.where(inside, w * grad, 0)
+            elif b == SEARCH_BITS[-1]:
+                dx = torch.where(inside, grad, 0)
+            dweights.append((grad * (q * s)).sum())
+            if ctx.needs_input_grad[1]:
+                dscales.append(w * (grad * torch.where(inside, q - v, q)).sum(dims, keepdim=True).view(s.shape))
+        return dx, torch.stack(dscales) if dscales else None, torch.stack(dweights), None
+
+
+def _grids_straight_through(x: Tensor, scales: Tensor, weights: Tensor, widest: bool) -> Tensor:
+    """The same without a Function."""
+    y = torch.zeros_like(x)
+    for s, w, b in zip(scales, weights, SEARCH_BITS, strict=True):
+        low, high = -(2 ** (b - 1)), 2 ** (b - 1) - 1
+        v = torch.clamp((x.detach() if widest else x) / s, low, high)
+        y = y + w * ((v + (torch.round(v) - v).detach()) * s)
+    if widest:
+        inside = torch.clamp(x, low * scales[-1], high * scales[-1])
+        y = y + (inside - inside.detach())
+    return y.to(x.dtype)
+
+
+def _written_search(case: Case, inputs: Inputs, formula: Callable[..., Tensor], compiled: bool) -> Run:
+    gated = case.name == "gated"
+    scales = search_scales(inputs)
+    if inputs.axis is not None:
+        scales = scales.reshape(*scales.shape, *[1] * (inputs.x.dim() - 1))
+    learned = (search_gates() if gated else search_weights()).requires_grad_()
+    scales.requires_grad_(not gated)
+
+    def function(x: Tensor) -> Tensor:
+        return formula(x, scales, _reference.shares(learned) if gated else learned, gated)
+
+    leaves = {"gates": learned} if gated else {"scales": scales, "weights": learned}
+    return training_run(inputs, torch.compile(function, dynamic=False) if compiled else function, leaves)
+
+
 def _written(case: Case, inputs: Inputs, formula: Callable[..., Tensor], compiled: bool) -> Run:
+    if case.name in ("gated", "mixture"):
+        grids = _grids_straight_through if formula is _straight_through else GridMixture.apply
+        return _written_search(case, inputs, grids, compiled)
     if case.name == "weights":
         xs, scales, _, _ = weight_lists(inputs)
         broadcast = [s.reshape(-1, *[1] * (x.dim() - 1)) for x, s in zip(xs, scales, strict=True)]
@@ -412,6 +498,27 @@ def noise_grids(inputs: Inputs) -> tuple[Tensor, Tensor]:
     if inputs.axis is not None:
         scales = scales[:, None].expand(-1, inputs.x.shape[inputs.axis]).contiguous()
     return widths, scales
+
+
+def search_range(inputs: Inputs) -> Tensor:
+    """Range of the grids of the search cases, [1] or [C]: the clipping of the other cases."""
+    return inputs.scale * 2 ** (inputs.bits - 1)
+
+
+def search_scales(inputs: Inputs) -> Tensor:
+    """Steps of the grids over that range, [K] or [K, C]."""
+    scales = torch.stack([search_range(inputs) / 2 ** (b - 1) for b in SEARCH_BITS])
+    return scales.reshape(-1) if inputs.axis is None else scales
+
+
+def search_gates() -> Tensor:
+    """Gates [K - 1] between shut and open, the most work."""
+    return torch.tensor([0.7, 0.4])
+
+
+def search_weights() -> Tensor:
+    """Weights [K] of a mixture."""
+    return torch.tensor([0.2, 0.5, 0.3])
 
 
 def weight_lists(inputs: Inputs) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:

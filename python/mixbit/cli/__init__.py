@@ -69,7 +69,7 @@ _COSTS = (
 def _parser() -> _Parser:
     parser = _Parser(
         prog="mixbit",
-        description="Bits per layer: analyze, assign, refine, sweep, retrain, evaluate, report, map, cosearch, bench.",
+        description="Bits per layer: analyze, assign, search, refine, sweep, retrain, evaluate, report, map, cosearch.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -153,24 +153,24 @@ def _parser() -> _Parser:
     sub.add_argument("--first-last-min", type=int, help="least bits of the first and last layer")
     sub.add_argument("--depthwise-min", type=int, help="least bits of depthwise layers")
 
+    sub = verb("search", "bits learned together with the weights under a cost; goes on where it was stopped")
+    _trained(sub)
+    sub.add_argument("--kind", default="gates", help="gates (default), mixture or fractional")
+    sub.add_argument("--precisions", type=_bits, default=[2, 4, 8], metavar="B,B,...", help="widths to choose from")
+    sub.add_argument("--act-precisions", type=_bits, metavar="B,B,...", help="of activations, if they differ")
+    sub.add_argument("--weight-precisions", type=_bits, metavar="B,B,...", help="of weights, if they differ")
+    sub.add_argument("--tie", action="store_true", help="gates: the same width for a layer's weight and input")
+    sub.add_argument("--cost", default="bops", help=f"what is saved: {_COSTS}")
+    sub.add_argument("--budget", type=float, help="largest total of the cost, in its unit")
+    sub.add_argument("--budget-share", type=float, help="budget as a share of uniform 8/8")
+    sub.add_argument("--strength", type=float, help="of the penalty, instead of a budget")
+    sub.add_argument("--form", default="expected", help="of the penalty: expected (default), separate or joint")
+    sub.add_argument("--start-epoch", type=int, help="until then all stays at the widest")
+    sub.add_argument("--search-lr", type=float, help="of gates, logits or widths; raised where a gate could not close")
+
     sub = verb("retrain", "trains the network at the recipe in the output folder; goes on where it was stopped")
-    sub.add_argument("--training", required=True, help="data to train on: zoo:NAME or path/to/file.py:function")
-    sub.add_argument("--training-images", type=int, help="at most so many training images")
-    sub.add_argument("--training-batch", type=int, default=128, help="images of a step (default: 128)")
-    sub.add_argument("--augment", help="crop_flip (default: nothing)")
+    _trained(sub)
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
-    sub.add_argument("--epochs", type=int, default=3, help="passes over the training images (default: 3)")
-    sub.add_argument("--lr", type=float, help="of the weights, at the start (default: 0.01)")
-    sub.add_argument("--scale-lr", type=float, help="of scales, at the start (default: a tenth of --lr)")
-    sub.add_argument("--weight-decay", type=float, help="of the weights (default: 1e-4)")
-    sub.add_argument(
-        "--distill", type=float, metavar="SHARE", help="of the loss: distance to the float network, 0 to 1"
-    )
-    sub.add_argument("--temperature", type=float, help="of the distillation (default: 4)")
-    sub.add_argument("--clip-norm", type=float, help="largest norm of the gradient")
-    sub.add_argument("--bf16", action="store_true", help="multiply in bfloat16")
-    sub.add_argument("--no-reestimate", dest="reestimate", action="store_false", help="keep running batch statistics")
-    sub.add_argument("--ranges", default="mse", help=f"of the network that training starts from: {_RANGES}")
 
     sub = verb("evaluate", "accuracy of the float, quantized and integer network at the recipe in the output folder")
     sub.add_argument("--test", required=True, help="labelled data: zoo:NAME or path/to/file.py:function")
@@ -202,6 +202,28 @@ def _parser() -> _Parser:
     sub.add_argument("config", help="YAML file with model, data, output, seed, stages")
     sub.add_argument("--output", help="folder for the results, instead of the config's")
     return parser
+
+
+def _trained(sub: Any) -> None:
+    """Options of the verbs that train."""
+    sub.add_argument("--training", required=True, help="data to train on: zoo:NAME or path/to/file.py:function")
+    sub.add_argument("--training-images", type=int, help="at most so many training images")
+    sub.add_argument("--training-batch", type=int, default=128, help="images of a step (default: 128)")
+    sub.add_argument("--augment", help="crop_flip (default: nothing)")
+    sub.add_argument("--epochs", type=int, default=3, help="passes over the training images (default: 3)")
+    sub.add_argument("--lr", type=float, help="of the weights, at the start (default: 0.01)")
+    sub.add_argument(
+        "--scale-lr", type=float, help="of scales, at the start (default: --lr; in a search a tenth of it)"
+    )
+    sub.add_argument("--weight-decay", type=float, help="of the weights (default: 1e-4)")
+    sub.add_argument(
+        "--distill", type=float, metavar="SHARE", help="of the loss: distance to the float network, 0 to 1"
+    )
+    sub.add_argument("--temperature", type=float, help="of the distillation (default: 4)")
+    sub.add_argument("--clip-norm", type=float, help="largest norm of the gradient")
+    sub.add_argument("--bf16", action="store_true", help="multiply in bfloat16")
+    sub.add_argument("--no-reestimate", dest="reestimate", action="store_false", help="keep running batch statistics")
+    sub.add_argument("--ranges", default="mse", help=f"of the network that training starts from: {_RANGES}")
 
 
 def _hardware(verb: Any) -> None:
@@ -245,6 +267,7 @@ _RESULTS = {
     "analyze": "sensitivity.json",
     "assign": "recipe.json",
     "refine": "refinement.json",
+    "search": "recipe.json",
     "sweep": "sweep.json",
     "retrain": "trained.safetensors",
     "evaluate": "evaluation.json",
@@ -271,7 +294,7 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
         "data": {
             "calibration": {"source": arguments.data, "images": arguments.images, "batch": arguments.batch},
             **({"test": {"source": test, "images": given.get("test_images")}} if test else {}),
-            **({"training": _training(arguments)} if verb == "retrain" else {}),
+            **({"training": _training(arguments)} if verb in ("search", "retrain") else {}),
         },
         "output": arguments.output,
         "seed": arguments.seed,

@@ -103,7 +103,7 @@ def restore_(model: nn.Module) -> nn.Module:
         _restore_layer(module)
         if isinstance(module, JoinedTensors):
             module.output_quantizer = None
-    for name in ("mixbit_tensors", "mixbit_tensor_names", "mixbit_budgets"):
+    for name in ("mixbit_tensors", "mixbit_tensor_names", "mixbit_costs"):
         model.__dict__.pop(name, None)
     for name in ("mixbit_tensor_scales", "mixbit_tensor_signed", "mixbit_tensor_bits"):
         model._buffers.pop(name, None)
@@ -213,6 +213,7 @@ def _prepare_search(model: nn.Module, space: SearchSpace, example: Any) -> nn.Mo
         if not any(match_name(name, [pattern]) for name in modules):
             raise MixbitError(f"frozen: no layer matches {pattern!r}{did_you_mean(pattern, modules)}")
     per_channel = space.granularity == "per_channel"
+    model.__dict__.pop("mixbit_costs", None)  # of an earlier search
     # A frozen layer fixes the bits of the tensor it reads for all that read it.
     acts: dict[int, Quantizer | None] = {}
     for layer in found:

@@ -20,6 +20,7 @@ from mixbit.report.svg import (
     scatter,
     stacked_bars,
     standalone,
+    strips,
 )
 from mixbit.tables import CostTable, SensitivityTable
 
@@ -53,6 +54,7 @@ def render(
     sweep: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     refinement: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
 ) -> str:
     """Builds the report.
 
@@ -69,6 +71,7 @@ def render(
         sweep: The document of a sweep (`sweep.json`); None if not run.
         training: The history of the training at the recipe's bits (`history.json`); None if not trained.
         refinement: How `recipe` was refined (`refinement.json`); None if it was not.
+        search: The history of the search that made the recipe (`search.json`); None if another method did.
 
     Returns:
         HTML.
@@ -111,6 +114,7 @@ def render(
         sweep=sweep,
         training=training,
         curve="" if training is None else jinja2.filters.Markup(loss_curve(training["loss"])),
+        searched=[] if search is None else [jinja2.filters.Markup(svg) for svg in search_pictures(search, assignment)],
         predicted=_predicted(assignment["predicted_sqnr_db"] if refinement is None else recipe.sqnr_db),
         refinement=refinement,
         latencies=None if refinement is None else jinja2.filters.Markup(latency_chart(refinement)),
@@ -125,6 +129,30 @@ def loss_curve(losses: Sequence[float], points: int = 60) -> str:
     means = [(float(end), math.fsum(part) / len(part)) for end, part in zip(ends, parts, strict=True)]
     title = "Loss" if window == 1 else f"Loss, means of {window} steps"
     return front_chart([("loss", means)], [], ("step", "loss"), title)
+
+
+def search_pictures(history: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """A search as SVG: its loss, the cost of the bits chosen at each step, and these bits for each operand.
+
+    Args:
+        history: Of `mixbit.search.fit`, as a dict.
+        report: Of the recipe: "budget_share" by unit, or None.
+    """
+    figures = history["figures"]
+    cost = [(step, value) for step, value in figures["cost"]]
+    lines = [("chosen", cost)]
+    for share in (report["budget_share"] or {}).values():
+        lines.append(("budget", [(cost[0][0], share), (cost[-1][0], share)]))
+    rows = [
+        (f"{name} {operand}", figures[f"{operand} {name}"])
+        for name in (key.removeprefix("act ") for key in figures if key.startswith("act "))
+        for operand in ("act", "weight")
+    ]
+    return [
+        loss_curve(history["loss"]),
+        front_chart(lines, [], ("step", "share of uniform 8/8"), "Cost of the bits chosen so far"),
+        strips(rows, "step", "Bits of each operand over the search"),
+    ]
 
 
 def number(value: float) -> str:

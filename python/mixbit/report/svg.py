@@ -52,6 +52,43 @@ def bits_chart(rows: Sequence[tuple[str, int | None, int | None]]) -> str:
     return paired_bars(bars, "Bits of weights and inputs of each layer", 20 * highest)
 
 
+def strips(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, title: str) -> str:
+    """What each row is over time, as colour: dark for the least value of all, light for the largest.
+
+    Args:
+        rows: Name and (time from which on, value) pairs, ascending; every row ends at the latest time of all.
+        label: Of the time axis.
+        title: For screen readers.
+    """
+    left, height, length = 8 + 7 * max(len(n) for n, _ in rows), 12, 480
+    values = sorted({value for _, points in rows for _, value in points})
+    start, end = (pick(time for _, points in rows for time, _ in points) for pick in (min, max))
+    total = (left + length + 12, height * len(rows) + 44)
+    parts = [f'<svg viewBox="0 0 {total[0]} {total[1]}" width="{total[0]}" height="{total[1]}" role="img">']
+    parts.append(f"<title>{escape(title)}</title>")
+
+    def color(value: float) -> str:
+        return _color(values.index(value) / max(len(values) - 1, 1))
+
+    def at(time: float) -> float:
+        return left + length * (time - start) / max(end - start, 1e-9)
+
+    for i, value in enumerate(values):
+        parts.append(f'<rect x="{left + 60 * i}" y="2" width="12" height="10" fill="{color(value)}"/>')
+        parts.append(f'<text class="small" x="{left + 60 * i + 16}" y="11">{value:g}</text>')
+    for i, (name, points) in enumerate(rows):
+        y = 18 + height * i
+        parts.append(f'<text class="small" x="{left - 6}" y="{y + 9}" text-anchor="end">{escape(name)}</text>')
+        turns = [p for k, p in enumerate(points) if k == 0 or p[1] != points[k - 1][1]]
+        for (time, value), until in zip(turns, [*(t for t, _ in turns[1:]), end], strict=True):
+            x, width = at(time), at(until) - at(time)
+            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height - 2}" fill="{color(value)}"/>')
+    y = total[1] - 8
+    parts.append(f'<text class="small" x="{left}" y="{y}">{label} {start:g}</text>')
+    parts.append(f'<text class="small" x="{left + length}" y="{y}" text-anchor="end">{label} {end:g}</text></svg>')
+    return "\n".join(parts)
+
+
 class Bar(NamedTuple):
     """A bar: its CSS class, its value >= 0, what is written behind it."""
 

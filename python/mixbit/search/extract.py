@@ -144,26 +144,28 @@ def extract(model: nn.Module) -> Recipe:
         decided = choices.decided().tolist()
     act = [choices.candidates[choices.act[i]][decided[choices.act[i]]] for i in range(len(names))]
     weight = [choices.candidates[choices.weight[i]][decided[choices.weight[i]]] for i in range(len(names))]
-    budgets: tuple[tuple[CostTable, float], ...] = getattr(model, "mixbit_budgets", ())
+    priced: tuple[tuple[CostTable, float | None], ...] = getattr(model, "mixbit_costs", ())
+    budgets = {table: limit for table, limit in priced if limit is not None}
     feasible, moved = True, []
     if budgets:
-        landed, feasible = _land(choices, probabilities, act, weight, dict(budgets))
+        landed, feasible = _land(choices, probabilities, act, weight, budgets)
         moved = [n for n, a, w, new in zip(names, act, weight, landed, strict=True) if (a, w) != new]
         act, weight = [a for a, _ in landed], [w for _, w in landed]
     layers = {
         name: _precision(module, _bits(act[i]), _bits(weight[i])) for i, (name, module) in enumerate(modules.items())
     }
     recipe = Recipe(layers=layers, made_by={"verb": "search", "method": _method(found)})
-    cost = {table.unit: table.total(recipe) for table, _ in budgets}
-    limits = {table.unit: limit for table, limit in budgets}
+    cost = {table.unit: table.total(recipe) for table, _ in priced}
+    limits = {table.unit: limit for table, limit in budgets.items()}
     recipe.cost = dict(cost)
-    single = len(budgets) == 1
+    single = len(priced) == 1
     recipe.report = {
         "method": _method(found),
         "cost": next(iter(cost.values())) if single else cost,
-        "budget": next(iter(limits.values())) if single else limits or None,
+        "budget": (next(iter(limits.values()), None) if single else limits) or None,
+        "budget_share": {t.unit: limit / t.uniform(8, 8) for t, limit in budgets.items()} or None,
         "feasible": feasible,
-        "misses_by": max((max(cost[u] - limits[u], 0.0) for u in cost), default=0.0),
+        "misses_by": max((max(cost[u] - limits[u], 0.0) for u in limits), default=0.0),
         "moved": moved,
         "average_bits": {"act": _mean(act), "weight": _mean(weight)},
         "probabilities": {

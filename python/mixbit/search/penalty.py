@@ -289,7 +289,7 @@ class Penalty(nn.Module):
             self._check_reachable(table, limit)
         self._calls = 0
         self._before: list[Tensor] = []
-        object.__setattr__(model, "mixbit_budgets", tuple(budgets.items()))
+        object.__setattr__(model, "mixbit_costs", tuple((table, budgets.get(table)) for table in tables))
         if start_step > 0:
             self._set_phase(WIDEST)
 

@@ -33,7 +33,7 @@ def test_every_case_agrees_with_the_reference(case: str) -> None:
         if name != limit:
             assert set(row.difference) == {
                 "forward": {"y"}, "training": {"y", "dx", "dscale"}, "fixed": {"y", "dx"}, "noise": {"noise"},
-                "weights": {"y"},
+                "weights": {"y"}, "gated": {"y", "dx", "dgates"}, "mixture": {"y", "dx", "dscales", "dweights"},
             }[case]  # fmt: skip
             assert not any(row.difference.values()), name
         assert row.ratio == pytest.approx(row.microseconds / rows[limit].microseconds, rel=0.05)
@@ -43,9 +43,10 @@ def test_every_case_agrees_with_the_reference(case: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("tensor", ["64Ki", "weights"])
 def test_other_types_and_channels(dtype: str, tensor: str) -> None:
-    outcome = quick("training", tensor, dtype=dtype, refcheck=True, contenders=["mixbit"])
-    assert outcome.rows[-1].dtype == dtype
-    assert not any(outcome.rows[-1].difference.values())
+    for case in ("training", "gated", "mixture"):
+        outcome = quick(case, tensor, dtype=dtype, refcheck=True, contenders=["mixbit"])
+        assert outcome.rows[-1].dtype == dtype
+        assert not any(outcome.rows[-1].difference.values())
 
 
 def test_a_wrong_contender_is_seen_and_a_broken_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
