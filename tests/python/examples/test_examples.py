@@ -83,6 +83,15 @@ def test_the_retraining_example_wins_accuracy_back(tmp_path: Path) -> None:
     assert abs(evaluation["quantized"] - evaluation["integer"]) < 5
 
 
+@pytest.mark.slow
+def test_the_search_example_keeps_its_accuracy(tmp_path: Path) -> None:
+    Pipeline(dataclasses.replace(Config.load(EXAMPLES.parent / "search.yaml"), output=tmp_path)).run()
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    refinement = json.loads((tmp_path / "refinement.json").read_text())
+    assert evaluation["quantized"] > evaluation["float"] - 4
+    assert refinement["latency_after"] < min(refinement["latency_before"], refinement["latency_8bit"])
+
+
 def test_every_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"analyze_and_assign.py"}
 
