@@ -715,19 +715,19 @@ class Pipeline:
                 mixbit.optimize_rounding_(model, self.calibration)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
         history = mixbit.retrain.fit(model, self.training, **fitting)
-        self._finished(model, True, options["ranges"])
+        self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
         fitting["checkpoint"].unlink(missing_ok=True)
         return [TRAINED, "history.json", "history.csv"]
 
-    def _finished(self, model: nn.Module, integer: bool, ranges: str) -> nn.Module:
+    def _finished(self, model: nn.Module, integer: bool) -> nn.Module:
         """A trained network as it is shipped: normalizations folded, tensors of the integer network recorded."""
         mixbit.fold_batchnorm_(model, self.example)
         if integer:
             with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
-                record_tensors_(model, self.calibration, self.example, ranges)
+                record_tensors_(model, self.calibration, self.example, quantized=True)
         return model
 
     @property
@@ -744,7 +744,7 @@ class Pipeline:
         """The network as `retrain` left it, or else `search`; None where this run does not train."""
         if not self._trains:
             model = self._searched(recipe)
-            return None if model is None else self._finished(model, integer, "mse")
+            return None if model is None else self._finished(model, integer)
         key, state = self._load_state(TRAINED, "retrain")
         if key != self._trained_key(recipe):
             raise MixbitError(
@@ -842,7 +842,7 @@ class Pipeline:
             network, recipe, key = self._searched_point(file, given, cost, budget)
             if scores is None:
                 return recipe, None
-            return recipe, score(key, lambda: self._finished(network(), integer, options["ranges"]))
+            return recipe, score(key, lambda: self._finished(network(), integer))
 
         (self.folder / RECIPES).mkdir(exist_ok=True)
         points = mixbit.sweep(
