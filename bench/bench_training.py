@@ -1,10 +1,11 @@
-"""One training step of ResNet-18 at 4-bit weights and activations with learned scales, against the float step.
+"""One training step at 4-bit weights and activations with learned scales, or of a search, against the float step.
 
-Batch 4, 224 x 224, random images (time and memory do not depend on them), batch norm unfolded, plain SGD. Saved: bytes
-that autograd keeps between forward and backward, parameters and buffers aside, each storage counted once. Peak RSS:
-what steps add to the resident set of a process of their own.
+ResNet-18: batch 4, 224 x 224. Searches over 2, 4 and 8 bits, the penalty included: ResNet-20, batch 128, and
+MobileNetV1 1.0, batch 4, 224 x 224. Random images (time and memory do not depend on them), batch norm unfolded, plain
+SGD. Saved: bytes that autograd keeps between forward and backward, parameters and buffers aside, each storage counted
+once. Peak RSS: what steps add to the resident set of a process of their own.
 
-Usage: python bench/bench_training.py [--again] [--threads N] [--compiled]
+Usage: python bench/bench_training.py [--again] [--threads N] [--compiled] [--search gates|mixture|fractional]
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 import mixbit
+from mixbit import search, zoo
 from mixbit.bench import side_by_side
 
 BATCH, SIZE = 4, 224
@@ -34,14 +36,17 @@ BATCH, SIZE = 4, 224
 class Step:
     """A model with its data and optimizer; calling it trains one step."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, x: Tensor | None = None, classes: int = 1000, penalty: Any = None) -> None:
         torch.manual_seed(1)
         self.model = model.train()
-        self.x, self.labels = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(0, 1000, (BATCH,))
+        self.x = torch.randn(BATCH, 3, SIZE, SIZE) if x is None else x
+        self.labels = torch.randint(0, classes, (len(self.x),))
+        self.penalty = penalty
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def loss(self) -> Tensor:
-        return nn.functional.cross_entropy(self.model(self.x), self.labels)
+        loss = nn.functional.cross_entropy(self.model(self.x), self.labels)
+        return loss if self.penalty is None else loss + self.penalty()
 
     def __call__(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -111,6 +116,39 @@ def compiled_figures(threads: int) -> dict[str, Any]:
     }
 
 
+#: Networks of the searches: constructor, batch, size of the images.
+SEARCHED: dict[str, tuple[Any, int, int]] = {
+    "ResNet-20": (lambda: zoo.cifar_resnet(20), 128, 32),
+    "MobileNetV1 1.0": (lambda: zoo.mobilenet_v1(1.0), 4, 224),
+}
+SPACES = {"gates": search.Gates, "mixture": search.Mixture, "fractional": search.Fractional}
+
+
+def search_figures(network: str, kind: str, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    make, batch, size = SEARCHED[network]
+    x = torch.randn(batch, 3, size, size)
+    steps = {}
+    for name in ("float", "search"):
+        torch.manual_seed(0)
+        model, penalty = make().eval(), None
+        classes = model(x[:1]).shape[1]
+        if name == "search":
+            costs = mixbit.costs.bops(model, x[:1])
+            mixbit.prepare_(model, SPACES[kind](precisions=(2, 4, 8)), x[:1])
+            mixbit.calibrate_(model, [x], method="maxabs")
+            penalty = search.Penalty(model, costs, budget=0.5 * costs.uniform(8, 8), total_steps=1000)
+        steps[name] = Step(model, x, classes, penalty)
+    times = side_by_side(steps, repeats=8, warmup=2)
+    saved = {name: step.saved_mib() for name, step in steps.items()}
+    return {
+        "float ms": round(times["float"].least * 1e3, 1),
+        "search": round(times["search"].least / times["float"].least, 3),
+        "float saved MiB": round(saved["float"], 1),
+        "search saved": round(saved["search"] / saved["float"], 3),
+    }
+
+
 def peak_rss_mib(kind: str) -> float:
     """MiB that three steps, the first ones, add to a process that has its model: gradients, activations, workspaces."""
     code = f"import bench_training; print(bench_training.added_peak({kind!r}))"
@@ -157,7 +195,19 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure a row that exists anew")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compiled", action="store_true", help="compare the models through torch.compile")
+    parser.add_argument("--search", choices=SPACES, help="steps of a search, on both networks")
     options = parser.parse_args()
+    for network in SEARCHED if options.search else ():
+        config = {"network": network, "search": options.search, "widths": "2 4 8", "threads": options.threads}
+        row = measure(
+            "training",
+            config,
+            lambda network=network: search_figures(network, options.search, options.threads),
+            again=options.again,
+        )
+        print(config, row["figures"])
+    if options.search:
+        return
     config = {
         "network": "ResNet-18 W4A4 learned scales",
         "mode": "compiled" if options.compiled else "eager",

@@ -161,7 +161,7 @@ void read_mesh(const Reader& from, int64_t row, int64_t* mesh_x, int64_t* mesh_y
   const auto y = from.get<int64_t>("meshY", instances ? row : 1);
   *mesh_y = y;
   *mesh_x = from.get<int64_t>("meshX", instances && y > 0 ? *instances / y : 1);
-  if (instances && *instances != *mesh_x * *mesh_y) {
+  if (instances && (y < 1 || *instances % y != 0 || *instances / y != *mesh_x)) {
     fail(from.where() + ": " + std::to_string(*instances) + " instances, but a mesh of " + std::to_string(*mesh_x) +
          " x " + std::to_string(*mesh_y));
   }

@@ -1,7 +1,6 @@
 #include <mixbit/hw/arch.h>
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 
 #include "text.h"
@@ -33,22 +32,31 @@ void check_order(const std::string& where, const std::vector<std::string>& order
   }
 }
 
+// Beyond these no count or sum could overflow, for layers that check(Layer) lets through.
+constexpr int64_t kMostWords = int64_t{1} << 48;
+constexpr int64_t kMostInARow = int64_t{1} << 24;
+constexpr double kMostNumber = 1e15;      // pJ, words a cycle, bits
+constexpr double kLeastBandwidth = 1e-6;  // words a cycle
+
+bool is_energy(double value) { return value >= 0.0 && value <= kMostNumber; }
+
 void check_level(const Level& level) {
   const std::string where = "architecture: level " + level.name;
-  const auto at_least_one = [&](const char* field, int64_t value) {
-    if (value < 1) fail(where, ": ", field, " is ", value, ", expected at least 1");
+  const auto from_one_to = [&](int64_t most, const char* field, int64_t value) {
+    if (value < 1 || value > most) fail(where, ": ", field, " is ", value, ", expected at least 1 and at most ", most);
   };
   const auto bandwidth = [&](const char* field, const std::optional<double>& value) {
-    if (value && !(*value > 0.0 && std::isfinite(*value))) {
-      fail(where, ": ", field, " is ", *value, ", expected a number above 0, or none for no limit");
+    if (value && !(*value >= kLeastBandwidth && *value <= kMostNumber)) {
+      fail(where, ": ", field, " is ", *value, ", expected at least ", kLeastBandwidth, " and at most ", kMostNumber,
+           ", or none for no limit");
     }
   };
-  if (level.size) at_least_one("size", *level.size);
-  at_least_one("word_bits", level.word_bits);
-  at_least_one("block", level.block);
-  at_least_one("cluster", level.cluster);
-  at_least_one("meshX", level.mesh_x);
-  at_least_one("meshY", level.mesh_y);
+  if (level.size) from_one_to(kMostWords, "size", *level.size);
+  from_one_to(kMostWords, "word_bits", level.word_bits);
+  from_one_to(kMostWords, "block", level.block);
+  from_one_to(kMostWords, "cluster", level.cluster);
+  from_one_to(kMostInARow, "meshX", level.mesh_x);
+  from_one_to(kMostInARow, "meshY", level.mesh_y);
   if (level.instances() % level.cluster != 0) {
     fail(where, ": cluster is ", level.cluster, ", expected a divisor of its ", level.instances(), " instances");
   }
@@ -56,8 +64,8 @@ void check_level(const Level& level) {
   bandwidth("write_bw", level.write_bw);
   bandwidth("shared_bw", level.shared_bw);
   for (const double energy : {level.read_pj, level.write_pj}) {
-    if (!(energy >= 0.0 && std::isfinite(energy))) {
-      fail(where, ": Er or Ew is ", energy, ", expected picojoules of at least 0");
+    if (!is_energy(energy)) {
+      fail(where, ": Er or Ew is ", energy, ", expected picojoules of at least 0 and at most ", kMostNumber);
     }
   }
   for (int kind = 0; kind < kLoopKinds; ++kind) {
@@ -78,13 +86,21 @@ void check_level(const Level& level) {
 
 void check(const Arch& arch) {
   if (arch.levels.empty()) fail("architecture: no levels, expected at least one");
-  if (!(arch.mac_pj >= 0.0 && std::isfinite(arch.mac_pj))) {
-    fail("architecture: the energy of a MAC is ", arch.mac_pj, ", expected picojoules of at least 0");
+  if (!is_energy(arch.mac_pj)) {
+    fail("architecture: the energy of a MAC is ", arch.mac_pj, ", expected picojoules of at least 0 and at most ",
+         kMostNumber);
   }
-  if (arch.mac_mesh_x < 1 || arch.mac_mesh_y < 1) fail("architecture: no MACs, expected at least one");
-  if (arch.mac_scaling && !(arch.mac_scaling->reference_bits > 0.0 && arch.mac_scaling->multiplier_pj >= 0.0 &&
-                            arch.mac_scaling->adder_pj >= 0.0)) {
-    fail("architecture: mac scaling: expected reference_bits above 0, multiplier and adder of at least 0");
+  for (const int64_t mesh : {arch.mac_mesh_x, arch.mac_mesh_y}) {
+    if (mesh < 1 || mesh > kMostInARow) {
+      fail("architecture: a mesh of ", mesh, " MACs, expected at least one and at most ", kMostInARow, " in a row");
+    }
+  }
+  if (const auto& scaling = arch.mac_scaling;
+      scaling && !(scaling->reference_bits >= 1.0 && scaling->reference_bits <= kMostNumber &&
+                   is_energy(scaling->multiplier_pj) && is_energy(scaling->adder_pj))) {
+    fail(
+        "architecture: mac scaling: expected reference_bits of at least 1, multiplier and adder of at least 0, all of ",
+        "at most ", kMostNumber);
   }
   std::set<std::string> names;
   for (size_t l = 0; l < arch.levels.size(); ++l) {

@@ -44,6 +44,13 @@ double mac_energy(const Arch& arch, const Widths& widths, const ModelOptions& op
   return scaling.multiplier_pj * act * weight + scaling.adder_pj * std::max(act, weight);
 }
 
+namespace {
+
+// Where cycles stop being counted: evaluate() refuses what is so slow.
+constexpr double kMostCycles = static_cast<double>(int64_t{1} << 53);
+
+}  // namespace
+
 int64_t throttled_cycles(const Level& level, int64_t cycles, const std::array<double, kTensors>& read_words,
                          const std::array<double, kTensors>& written_words) {
   // Doubles in this order, not an integer ceil: the published counts come from it and differ by one at times.
@@ -60,7 +67,7 @@ int64_t throttled_cycles(const Level& level, int64_t cycles, const std::array<do
   limit(level.read_bw, reads);
   limit(level.write_bw, writes);
   limit(level.shared_bw, reads + writes);
-  return static_cast<int64_t>(std::ceil(steps / speed));
+  return static_cast<int64_t>(std::min(std::ceil(steps / speed), kMostCycles));
 }
 
 double paid_instances(const Level& level, int64_t used_instances) {
@@ -174,6 +181,11 @@ class Nest {
 
   void append(const std::vector<Loop>& loops, int level, std::vector<int64_t>* inside, std::vector<Placed>* placed) {
     for (const Loop& loop : loops) {
+      if (loop.factor > layer_.bounds[loop.dim] / (*inside)[loop.dim]) {
+        fail("mapping: the factors of ", layer_.dims[loop.dim], " multiply to ",
+             static_cast<double>(loop.factor) * static_cast<double>((*inside)[loop.dim]), ", expected ",
+             layer_.bounds[loop.dim]);
+      }
       if (loop.factor > 1) placed->push_back({loop.dim, loop.factor, (*inside)[loop.dim], level});
       (*inside)[loop.dim] *= loop.factor;
     }
@@ -333,6 +345,9 @@ Evaluation evaluate_checked(const Arch& arch, const Layer& layer, const Mapping&
       result.energy_pj += counts.tensors[t].energy_pj;
     }
     counts.cycles = throttled_cycles(arch.levels[l], steps, reads, writes);
+    if (static_cast<double>(counts.cycles) >= kMostCycles) {
+      fail("mapping: level ", arch.levels[l].name, " is so slow that it takes ", kMostCycles, " cycles or more");
+    }
     result.cycles = std::max(result.cycles, counts.cycles);
   }
   for (const TensorCounts& counts : result.levels.back().tensors) {

@@ -10,7 +10,26 @@ namespace mixbit::hw {
 namespace {
 
 // Counts stay below 2^53 and products of two of them are never formed: doubles and int64 hold all exactly.
-constexpr int64_t kMaxMacs = int64_t{1} << 48;
+constexpr double kMaxCount = static_cast<double>(int64_t{1} << 48);
+
+// At least what all instances of a level together can ask of the next one for a tensor, in any mapping: every step
+// fetches its whole tile, whose extent in a rank is at most the largest coefficient times the factors inside.
+double most_requests(const Layer& layer, Tensor tensor) {
+  double most = 1.0;
+  std::vector<bool> moves(layer.dims.size(), false);
+  for (const Rank& rank : layer.tensors[tensor]) {
+    int64_t largest = 1;
+    for (const Term& term : rank) {
+      const int64_t bound = layer.bounds[term.dim];
+      if (bound > 1) largest = std::max(largest, term.coefficient);
+      most *= static_cast<double>(bound);
+      moves[term.dim] = true;
+    }
+    most *= static_cast<double>(largest);
+  }
+  for (size_t d = 0; d < layer.dims.size(); ++d) most *= moves[d] ? 1.0 : static_cast<double>(layer.bounds[d]);
+  return most;
+}
 
 }  // namespace
 
@@ -76,7 +95,7 @@ void check(const Layer& layer) {
     if (layer.bounds[d] < 1) fail("problem: ", layer.dims[d], " is ", layer.bounds[d], ", expected at least 1");
     macs *= static_cast<double>(layer.bounds[d]);
   }
-  if (macs > static_cast<double>(kMaxMacs)) {
+  if (macs > kMaxCount) {
     fail("problem: ", macs, " multiplications; exact counts end at 2^48");
   }
   std::set<int> used;
@@ -90,15 +109,15 @@ void check(const Layer& layer) {
         if (term.dim < 0 || term.dim >= static_cast<int>(layer.dims.size())) {
           fail("problem: ", kTensorNames[tensor], " uses dimension number ", term.dim, " of ", layer.dims.size());
         }
-        if (term.coefficient < 1 || term.coefficient > kMaxMacs) {
+        if (term.coefficient < 1) {
           fail("problem: ", kTensorNames[tensor], " moves by ", term.coefficient, " with ", layer.dims[term.dim],
                " (a stride or dilation), expected at least 1");
         }
         used.insert(term.dim);
       }
     }
-    if (static_cast<double>(layer.elements(tensor)) > static_cast<double>(kMaxMacs)) {
-      fail("problem: ", kTensorNames[tensor], " has ", layer.elements(tensor), " elements; exact counts end at 2^48");
+    if (const double most = most_requests(layer, tensor); most > kMaxCount) {
+      fail("problem: up to ", most, " elements of ", kTensorNames[tensor], " may be moved; exact counts end at 2^48");
     }
   }
   for (size_t d = 0; d < layer.dims.size(); ++d) {

@@ -33,6 +33,7 @@ from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import SearchSpace, TensorStatistics, first_images, input_statistics, record_tensors_
 from mixbit.recipe import Recipe, check_bits
+from mixbit.search import Found
 from mixbit.sources import fingerprint, load_data, load_images, load_model
 from mixbit.sweeps import SHARES, points_as_csv
 from mixbit.tables import CostTable, SensitivityTable
@@ -59,6 +60,9 @@ _TRAINING: dict[str, Any] = {
     "ranges": "mse",
     "checkpoint_every": 50,
 }
+
+#: What a search may be asked for: one of these.
+_AIMS = ("budget", "budget_share", "strength")
 
 #: Options of each stage with their defaults: what a config may say.
 STAGES: dict[str, dict[str, Any]] = {
@@ -93,6 +97,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "integer": False,
         "first_last_min": None,
         "depthwise_min": None,
+        "search": None,
     },
     "search": {
         "kind": "gates",
@@ -217,6 +222,9 @@ class Config:
             if verb in [v for v, _ in stages]:
                 raise MixbitError(f"config: stages: {verb!r} appears twice")
             known = _known(f"config: stages: {verb}", options, STAGES[verb])
+            if known.get("search") is not None:
+                own = {k: v for k, v in STAGES["search"].items() if k not in ("cost", *_AIMS)}
+                known["search"] = _known(f"config: stages: {verb}: search", known["search"], own)
             named_costs(known)
             makers = [v for v, _ in stages if v in ("assign", "search")]
             if makers and known.get("recipe") is not None:
@@ -358,7 +366,7 @@ class Pipeline:
         if options.get("recipe") is not None:
             files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
         content = {"model_and_data": self.content}
-        if verb in ("search", "retrain"):
+        if verb in ("search", "retrain") or options.get("search") is not None:
             content["training"] = self._training_content
         key = _digest(verb, options, files, self.config.seed, content, inputs, versions())
         kept = self._manifest(manifest)
@@ -594,6 +602,32 @@ class Pipeline:
 
     def search(self, options: dict[str, Any]) -> list[str]:
         """recipe.json, assignment.json, the cost table, the history of the search, and the weights it trained."""
+        space = self._space(options)
+        costs = named_costs(options)[0].make(self.model, self.example, self._searched_widths(space))
+        asked = [k for k in _AIMS if options[k] is not None]
+        if len(asked) != 1:
+            raise MixbitError(
+                f"search: {' and '.join(asked) or 'nothing'} given; expected one of budget, budget_share (of uniform "
+                "8/8) or strength (of the penalty)"
+            )
+        value = number(asked[0], options[asked[0]])
+        if asked == ["budget_share"]:
+            value *= costs.uniform(8, 8)
+        aim = {"strength" if asked == ["strength"] else "budget": value}
+        model, found, checkpoint = self._fit_search("search", options, space, costs, aim)
+        recipe = found.recipe
+        recipe.save(self.folder / "recipe.json")
+        costs.save(self.folder / "costs.json")
+        self._save_state(SEARCHED, model, recipe)
+        document = {**recipe.report, "predicted_sqnr_db": recipe.sqnr_db}
+        write_text(self.folder / "assignment.json", json.dumps(_plain(document), indent=2) + "\n")
+        write_text(self.folder / "search.json", json.dumps(found.history.to_dict(), indent=1) + "\n")
+        write_text(self.folder / "search.csv", found.history.to_csv())
+        checkpoint.unlink(missing_ok=True)
+        return ["recipe.json", "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+
+    @staticmethod
+    def _space(options: dict[str, Any]) -> SearchSpace:
         kind = check_choice("kind", options["kind"], SPACES)
         named = {name: options[name] for name in ("precisions", "act_precisions", "weight_precisions")}
         for name, widths in named.items():
@@ -603,25 +637,22 @@ class Pipeline:
             named["tie"] = bool(options["tie"])
         elif options["tie"]:
             raise MixbitError(f"tie=true: only gates can be shared; kind is {kind!r}")
-        space = SPACES[kind](**named)
-        widths = {*space.act_precisions, *space.weight_precisions, 8}
-        costs = named_costs(options)[0].make(self.model, self.example, widths)
-        asked = [k for k in ("budget", "budget_share", "strength") if options[k] is not None]
-        if len(asked) != 1:
-            raise MixbitError(
-                f"search: {' and '.join(asked) or 'nothing'} given; expected one of budget, budget_share (of uniform "
-                "8/8) or strength (of the penalty)"
-            )
-        value = number(asked[0], options[asked[0]])
-        fitting: dict[str, Any]
-        if asked == ["strength"]:
-            fitting = {"strength": value}
-        else:
-            fitting = {"budget": value * (costs.uniform(8, 8) if asked == ["budget_share"] else 1.0)}
+        return SPACES[kind](**named)
+
+    @staticmethod
+    def _searched_widths(space: SearchSpace) -> set[int]:
+        """Widths that a cost table of a search has; layers that read the network's input keep 8 bits of it."""
+        return {*space.act_precisions, *space.weight_precisions, 8}
+
+    def _fit_search(
+        self, name: str, options: dict[str, Any], space: SearchSpace, costs: CostTable, aim: dict[str, float]
+    ) -> tuple[nn.Module, Found, Path]:
+        """A search from the float network: the model at the recipe that was found, all about it, its checkpoint."""
         model = mixbit.prepare_(copy.deepcopy(self.model), space, self.example)
         mixbit.calibrate_(model, self.calibration, options["ranges"])
+        fitting = self._fitting(name, options, fingerprint(model), costs.values.tolist(), aim, self.config.seed)
         torch.manual_seed(self.config.seed)
-        fitting |= self._fitting("search", options, fingerprint(model), costs.values.tolist(), self.config.seed)
+        given: dict[str, Any] = {**aim, **fitting}
         found = mixbit.search.fit(
             model,
             self.training,
@@ -629,21 +660,12 @@ class Pipeline:
             form=options["form"],
             start_epoch=options["start_epoch"],
             search_lr=number("search_lr", options["search_lr"]),
-            say=lambda text: self.say(f"search: {text}"),
-            **fitting,
+            say=lambda text: self.say(f"{name}: {text}"),
+            **given,
         )
-        recipe = found.recipe
-        mixbit.prepare_(model, recipe, self.example)
-        self._predict(recipe)
-        recipe.save(self.folder / "recipe.json")
-        costs.save(self.folder / "costs.json")
-        self._save_state(SEARCHED, model, recipe)
-        document = {**recipe.report, "predicted_sqnr_db": recipe.sqnr_db}
-        write_text(self.folder / "assignment.json", json.dumps(_plain(document), indent=2) + "\n")
-        write_text(self.folder / "search.json", json.dumps(found.history.to_dict(), indent=1) + "\n")
-        write_text(self.folder / "search.csv", found.history.to_csv())
-        fitting["checkpoint"].unlink(missing_ok=True)
-        return ["recipe.json", "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+        mixbit.prepare_(model, found.recipe, self.example)
+        self._predict(found.recipe)
+        return model, found, fitting["checkpoint"]
 
     def _save_state(self, name: str, model: nn.Module, recipe: Recipe) -> None:
         tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -674,9 +696,7 @@ class Pipeline:
             raise MixbitError(
                 f"{str(self.folder / SEARCHED)!r} is of another network or recipe; run the stage 'search' again"
             )
-        model = mixbit.prepare_(copy.deepcopy(self.model), found, self.example)
-        model.load_state_dict(state)
-        return mixbit.prepare_(model, recipe, self.example)
+        return mixbit.prepare_(self._restored(found, state), recipe, self.example)
 
     def retrain(self, options: dict[str, Any]) -> list[str]:
         """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits.
@@ -695,19 +715,19 @@ class Pipeline:
                 mixbit.optimize_rounding_(model, self.calibration)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
         history = mixbit.retrain.fit(model, self.training, **fitting)
-        self._finished(model, True, options["ranges"])
+        self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
         fitting["checkpoint"].unlink(missing_ok=True)
         return [TRAINED, "history.json", "history.csv"]
 
-    def _finished(self, model: nn.Module, integer: bool, ranges: str) -> nn.Module:
+    def _finished(self, model: nn.Module, integer: bool) -> nn.Module:
         """A trained network as it is shipped: normalizations folded, tensors of the integer network recorded."""
         mixbit.fold_batchnorm_(model, self.example)
         if integer:
             with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
-                record_tensors_(model, self.calibration, self.example, ranges)
+                record_tensors_(model, self.calibration, self.example, quantized=True)
         return model
 
     @property
@@ -724,7 +744,7 @@ class Pipeline:
         """The network as `retrain` left it, or else `search`; None where this run does not train."""
         if not self._trains:
             model = self._searched(recipe)
-            return None if model is None else self._finished(model, integer, "mse")
+            return None if model is None else self._finished(model, integer)
         key, state = self._load_state(TRAINED, "retrain")
         if key != self._trained_key(recipe):
             raise MixbitError(
@@ -783,20 +803,24 @@ class Pipeline:
         integer = bool(options["integer"])
         asked = self._costs(options, table)
         document: dict[str, Any] = {"costs": [name for name, _ in asked], "metric": None}
-        measure: Callable[[Recipe], float] | None = None
+        scores: _Scores | None = None
+
+        def score(name: str, quantized: Callable[[], nn.Module]) -> float:
+            def network() -> nn.Module:
+                return _IntegerNetwork(quantized(), self.example) if integer else quantized()
+
+            assert scores is not None
+            return self._score(scores, name, network, metric)
+
+        def measure(recipe: Recipe) -> float:
+            layers = _digest(recipe.to_dict()["layers"])
+            return score(layers, lambda: self._quantized(recipe, options["ranges"], integer))
+
         if options["measure"]:
             test = self._test("sweep with measure")
             # The figures stay: a recipe of an earlier sweep, finished or not, is not measured again.
             key = _digest(metric, integer, options["ranges"], self.config.seed, self.content, versions())
             scores = self._scores(self.folder / ".sweep.measured", key)
-
-            def measure(recipe: Recipe) -> float:
-                def network() -> nn.Module:
-                    quantized = self._quantized(recipe, options["ranges"], integer)
-                    return _IntegerNetwork(quantized, self.example) if integer else quantized
-
-                return self._score(scores, _digest(recipe.to_dict()["layers"]), network, metric)
-
             document |= {
                 "metric": metric,
                 "network": "integer" if integer else "quantized",
@@ -804,6 +828,23 @@ class Pipeline:
                 "float": self._score(scores, "float", lambda: self.model, metric),
             }
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()} | dict(asked)
+        given = options["search"]
+        trained: list[str] = []
+
+        def searched(cost: CostTable, budget: float, name: str) -> tuple[Recipe, float | None]:
+            file = f"{RECIPES}/{name}.safetensors"
+            space = self._space(given)
+            least = cost.uniform_recipe(min(space.act_precisions), min(space.weight_precisions))
+            if cost.total(least) > budget:
+                least.report = {"feasible": False, "misses_by": cost.total(least) - budget}
+                return least, None
+            trained.append(file)
+            network, recipe, key = self._searched_point(file, given, cost, budget)
+            if scores is None:
+                return recipe, None
+            return recipe, score(key, lambda: self._finished(network(), integer))
+
+        (self.folder / RECIPES).mkdir(exist_ok=True)
         points = mixbit.sweep(
             table,
             costs,
@@ -811,23 +852,52 @@ class Pipeline:
             shares=options["shares"],
             methods=options["methods"],
             modes=options["modes"],
-            metric=measure,
+            metric=measure if options["measure"] else None,
+            makers={} if given is None else {given["kind"]: searched},
             progress=self.progress,
             **self._minima(options),
         )
         names = {point.name: f"{RECIPES}/{point.name}.json" for point in points}
-        (self.folder / RECIPES).mkdir(exist_ok=True)
         for point in points:
             point.recipe.save(self.folder / names[point.name])
         earlier = self._manifest(self.folder / "sweep.manifest.json") or {"outputs": []}
         for name in earlier["outputs"]:
-            if Path(name).parent == Path(RECIPES) and name not in names.values():
+            if Path(name).parent == Path(RECIPES) and name not in (*names.values(), *trained):
                 (self.folder / name).unlink(missing_ok=True)
         document["uniform_8_8"] = {name: cost.uniform(8, 8) for name, cost in costs.items()}
         document["points"] = [{**point.to_dict(), "recipe": names[point.name]} for point in points]
         write_text(self.folder / "sweep.json", json.dumps(_plain(document), indent=2) + "\n")
         write_text(self.folder / "sweep.csv", points_as_csv(points))
-        return ["sweep.json", "sweep.csv", *names.values()]
+        return ["sweep.json", "sweep.csv", *names.values(), *trained]
+
+    def _searched_point(
+        self, file: str, options: dict[str, Any], cost: CostTable, budget: float
+    ) -> tuple[Callable[[], nn.Module], Recipe, str]:
+        """Makes a searched network; its recipe; what both depend on. Searched once, then read from the file."""
+        space = self._space(options)
+        key = _digest(
+            options, cost.values.tolist(), budget, self._training_content, self.content, self.config.seed, versions()
+        )
+        path = self.folder / file
+        if path.exists():
+            with contextlib.suppress(MixbitError):
+                found, state = self._load_state(file, "sweep")
+                head, _, document = (found or "").partition(" ")
+                if head == key:
+                    recipe = Recipe.from_dict(json.loads(document))
+                    recipe.report = {"feasible": True, "misses_by": 0.0}
+                    return lambda: self._restored(recipe, state), recipe, key
+        model, fitted, checkpoint = self._fit_search(Path(file).stem, options, space, cost, {"budget": budget})
+        tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        write_bytes(path, save(tensors, {"mixbit": f"{key} {json.dumps(fitted.recipe.to_dict())}"}))
+        checkpoint.unlink(missing_ok=True)
+        return lambda: self._restored(fitted.recipe, tensors), fitted.recipe, key
+
+    def _restored(self, recipe: Recipe, state: dict[str, Tensor]) -> nn.Module:
+        """A network prepared at a recipe, with the weights and grids of a state."""
+        model = mixbit.prepare_(copy.deepcopy(self.model), recipe, self.example)
+        model.load_state_dict(state)
+        return model
 
     def _scores(self, path: Path, key: str) -> _Scores:
         return _Scores(path, self._manifest_of(path, key))

@@ -15,7 +15,7 @@ from mixbit.progress import Progress, reporter
 from mixbit.recipe import Recipe
 from mixbit.tables import CostTable, SensitivityTable
 
-__all__ = ["SHARES", "Point", "mark_fronts", "points_as_csv", "sweep"]
+__all__ = ["SHARES", "Maker", "Point", "mark_fronts", "points_as_csv", "sweep"]
 
 #: Budgets as shares of what uniform 8/8 costs.
 SHARES = (1.0, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2)
@@ -25,13 +25,18 @@ _MODE_COSTS = {"ops": "ops", "weight_memory": "weight_memory"}
 _FIGURES = ("predicted_sqnr_db", "measured")
 
 
+#: Another way to a recipe: (cost table, budget, name of the point) -> the recipe, whose report says feasible and
+#: misses_by, and its figure if it comes with one (of weights that were trained for it).
+Maker = Callable[[CostTable, float, str], tuple[Recipe, float | None]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Point:
     """One recipe of a sweep.
 
     Attributes:
         name: Distinct in its sweep, and a file name: "uniform-4", "bops-greedy-0.5", "bops-threshold-ops-0.5".
-        method: "uniform", or a method of `assign`.
+        method: "uniform", a method of `assign`, or the name of a maker.
         mode: Mode of the threshold rule, else None.
         bits: Bits of a uniform point, else None.
         cost: Name of the cost that had a budget; None of a uniform point.
@@ -79,6 +84,7 @@ def sweep(
     methods: Sequence[str] = METHODS,
     modes: Sequence[str] = ("sqnr",),
     metric: Callable[[Recipe], float] | None = None,
+    makers: Mapping[str, Maker] | None = None,
     first_last_min: int | None = None,
     depthwise: Iterable[str] = (),
     depthwise_min: int | None = None,
@@ -98,7 +104,9 @@ def sweep(
         methods: Methods of `assign`.
         modes: Modes of the threshold rule. "ops" takes its shares from `costs["ops"]`, "weight_memory" from
             `costs["weight_memory"]`.
-        metric: Callable from a recipe to a figure where more is better, called once for each distinct recipe.
+        metric: Callable from a recipe to a figure where more is better, called once for each distinct recipe that does
+            not bring a figure of its own.
+        makers: Further methods by name, at the same budgets, e.g. a search that trains.
         first_last_min: As in `assign`; uniform points are not raised.
         depthwise: As in `assign`.
         depthwise_min: As in `assign`; uniform points are not raised.
@@ -125,6 +133,11 @@ def sweep(
                 f"modes holds {mode!r}, which takes its shares from the cost {_MODE_COSTS[mode]!r}; costs hold "
                 f"{list(costs)}{did_you_mean(_MODE_COSTS[mode], costs)}"
             )
+    makers = dict(makers or {})
+    for name in makers:
+        if name in METHODS or name == "uniform":
+            raise MixbitError(f"makers holds {name!r}, which is a method already; expected another name")
+    variants += [(name, None) for name in makers]
     depthwise = list(depthwise)
     baseline = {name: cost.uniform(8, 8) for name, cost in costs.items()}
     points = [_uniform(table, costs, baseline, bits) for bits in _widths(table)]
@@ -132,20 +145,24 @@ def sweep(
     with reporter(progress, "sweep") as report:
         for done, (name, method, mode, share) in enumerate(wishes, 1):
             budget = share * baseline[name]
-            recipe = assign(
-                table,
-                costs[_MODE_COSTS.get(str(mode), name)],
-                budget={costs[name]: budget},
-                method=method,
-                mode=mode or "sqnr",
-                first_last_min=first_last_min,
-                depthwise=depthwise,
-                depthwise_min=depthwise_min,
-            )
+            label = "-".join(str(v) for v in (name, method, mode, float(share)) if v is not None)
+            measured = None
+            if method in makers:
+                recipe, measured = makers[method](costs[name], budget, label)
+            else:
+                recipe = assign(
+                    table,
+                    costs[_MODE_COSTS.get(str(mode), name)],
+                    budget={costs[name]: budget},
+                    method=method,
+                    mode=mode or "sqnr",
+                    first_last_min=first_last_min,
+                    depthwise=depthwise,
+                    depthwise_min=depthwise_min,
+                )
             about = {"method": method, "mode": mode, "bits": None, "cost": name, "share": float(share)}
             about |= {"budget": budget, **{key: recipe.report[key] for key in ("feasible", "misses_by")}}
-            label = "-".join(str(v) for v in (name, method, mode, float(share)) if v is not None)
-            points.append(_point(label, about, table, costs, baseline, recipe))
+            points.append(_point(label, about, table, costs, baseline, recipe, measured))
             report(done, len(wishes), "recipes")
         if metric is not None:
             points = _measured(points, metric, report)
@@ -183,6 +200,7 @@ def _point(
     costs: Mapping[str, CostTable],
     baseline: Mapping[str, float],
     recipe: Recipe,
+    measured: float | None = None,
 ) -> Point:
     audited = {key: cost.total(recipe) for key, cost in costs.items()}
     try:
@@ -202,23 +220,23 @@ def _point(
         costs=audited,
         shares={key: value / baseline[key] if baseline[key] else 0.0 for key, value in audited.items()},
         predicted_sqnr_db=predicted,
-        measured=None,
+        measured=measured,
         on_front={},
         recipe=recipe,
     )
 
 
 def _measured(points: Sequence[Point], metric: Callable[[Recipe], float], report: Progress) -> list[Point]:
-    keys = [repr(point.recipe.layers) for point in points]
+    keys = {i: repr(point.recipe.layers) for i, point in enumerate(points) if point.measured is None}
     known: dict[str, float] = {}
-    for key, point in zip(keys, points, strict=True):
+    for i, key in keys.items():
         if key in known:
             continue
-        known[key] = float(metric(point.recipe))
+        known[key] = float(metric(points[i].recipe))
         if not abs(known[key]) < float("inf"):
-            raise MixbitError(f"metric returned {known[key]} for {point.name!r}; expected a finite number")
-        report(len(known), len(set(keys)), "measured recipes")
-    return [dataclasses.replace(point, measured=known[key]) for key, point in zip(keys, points, strict=True)]
+            raise MixbitError(f"metric returned {known[key]} for {points[i].name!r}; expected a finite number")
+        report(len(known), len({*keys.values()}), "measured recipes")
+    return [dataclasses.replace(p, measured=known[keys[i]]) if i in keys else p for i, p in enumerate(points)]
 
 
 def mark_fronts(points: Sequence[Point], over: Sequence[str]) -> list[Point]:

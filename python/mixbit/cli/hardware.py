@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -146,15 +147,14 @@ def run_cosearch(arguments: argparse.Namespace) -> None:
     )
     run.write("evaluations.json", lambda _: None)
     run.write("front.json", front.save)
-    lines = [("found", [(p.cost, p.accuracy) for p in front.points])]
+    fronts = {"found": front}
     if arguments.exact:
         exact = hw.exact_front(costs, accuracy, widths=arguments.widths, tolerance=arguments.tolerance)
         run.write("exact_front.json", exact.save)
-        lines.append(("exact", [(p.cost, p.accuracy) for p in exact.points]))
+        fronts["exact"] = exact
         print(f"exact front: {len(exact.points)} points; the search found {_found(front, exact):.0%} of them")
-    marks = [(f"{p.genome[0]} bits", p.cost, p.accuracy) for p in front.uniform]
     title = f"{run.arch.name}: {front.measure} against {arguments.objective}"
-    chart = report.front_chart(lines, marks, (f"{arguments.objective} ({costs.unit})", front.measure), title)
+    chart = report.scatter(_dots(fronts), f"{arguments.objective} ({costs.unit})", front.measure)
     run.write("front.svg", lambda path: write_text(path, report.standalone(chart)))
     table = Table(f"{arguments.objective} ({costs.unit})", front.measure, "bits", title=title)
     for point in front.points[:: max(1, len(front.points) // 20)]:
@@ -164,6 +164,17 @@ def run_cosearch(arguments: argparse.Namespace) -> None:
     Console().print(table)
     print(f"{front.evaluations} evaluated, {len(front.points)} on the front, {len(front.failures)} failed")
     run.finish()
+
+
+def _dots(fronts: Mapping[str, hw.Front], most: int = 500) -> list[report.Dot]:
+    """Uniform points and the fronts, thinned where they have many points, for a picture; the last one is joined."""
+    uniform = next(iter(fronts.values())).uniform
+    dots = [report.Dot(p.cost, p.accuracy, "uniform", "uniform", f"{p.genome[0]} bits", hollow=True) for p in uniform]
+    for name, front in fronts.items():
+        for point in front.points[:: math.ceil(len(front.points) / most)]:
+            bits = " ".join(map(str, point.genome))
+            dots.append(report.Dot(point.cost, point.accuracy, name, bits, on_front=name == [*fronts][-1]))
+    return dots
 
 
 def _found(front: hw.Front, exact: hw.Front) -> float:

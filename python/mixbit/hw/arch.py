@@ -13,7 +13,7 @@ from typing import Any
 
 from mixbit.errors import MixbitError, did_you_mean
 from mixbit.files import PathLike
-from mixbit.hw.documents import known, names, number, read_yaml, whole
+from mixbit.hw.documents import LEAST_BANDWIDTH, MOST, MOST_IN_A_ROW, known, names, number, read_yaml, whole
 from mixbit.hw.workload import TENSORS
 
 LOOP_KINDS = ("spatial_x", "spatial_y", "temporal")
@@ -46,7 +46,7 @@ class Mac:
         if scaling is not None:
             scaling = known(f"{where}: scaling", scaling, ["multiplier", "adder"], ["reference_bits"])
             for key, value in scaling.items():
-                number(f"{where}: scaling: {key}", value, above=key == "reference_bits")
+                number(f"{where}: scaling: {key}", value, 1.0 if key == "reference_bits" else 0.0)
         return cls(number(f"{where}: energy", given["energy"]), mesh_x, mesh_y, scaling)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Level:
             raise MixbitError(f"{where}: name is {given['name']!r}; expected a name")
         where = f"{where} {given['name']!r}"
         mesh_x, mesh_y = _mesh(where, given, (1, 1))
-        limits = {n: number(f"{where}: {n}", given[n], above=True) for n in bandwidths if given.get(n) is not None}
+        limits = {n: number(f"{where}: {n}", given[n], LEAST_BANDWIDTH) for n in bandwidths if given.get(n) is not None}
         size = given.get("size")
         level = cls(
             given["name"],
@@ -306,13 +306,13 @@ def _mesh(where: str, given: Mapping[str, Any], default: tuple[int, int]) -> tup
     """(x, y) from meshX, meshY and instances, as far as they are given."""
     for key in ("instances", "meshX", "meshY"):
         if given.get(key) is not None:
-            whole(f"{where}: {key}", given[key])
+            whole(f"{where}: {key}", given[key], most=MOST if key == "instances" else MOST_IN_A_ROW)
     instances = given.get("instances")
     y = given.get("meshY") or (1 if given.get("meshX") else default[1])
     x = given.get("meshX") or (default[0] if instances is None or instances == default[0] * y else instances // y)
     if instances is not None and x * y != instances:
         raise MixbitError(f"{where}: instances is {instances}; expected meshX * meshY, {x} * {y}")
-    return int(x), int(y)
+    return whole(f"{where}: meshX", x, most=MOST_IN_A_ROW), whole(f"{where}: meshY", y)
 
 
 def _constraints(where: str, values: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,12 @@ import yaml
 
 from mixbit.errors import MixbitError, did_you_mean
 from mixbit.files import PathLike
+
+# Within these, which csrc/hw has too, no count and no sum of the cost model overflows.
+MOST = 1 << 48
+MOST_IN_A_ROW = 1 << 24
+LEAST_BANDWIDTH = 1e-6  # words a cycle
+_MOST_NUMBER = 1e15  # pJ, words a cycle, bits
 
 
 def known(where: str, values: Any, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
@@ -29,18 +34,17 @@ def known(where: str, values: Any, required: Iterable[str], optional: Iterable[s
     return dict(values)
 
 
-def whole(where: str, value: Any, least: int = 1) -> int:
-    """A whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MixbitError(f"{where} is {value!r}; expected a whole number of at least {least}")
+def whole(where: str, value: Any, least: int = 1, most: int = MOST) -> int:
+    """A whole number of at least `least` and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise MixbitError(f"{where} is {value!r}; expected a whole number of at least {least} and at most {most}")
     return value
 
 
-def number(where: str, value: Any, above: bool = False) -> float:
-    """A finite number of at least 0, or above it."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (above and value == 0):
-        raise MixbitError(f"{where} is {value!r}; expected a finite number {'above' if above else 'of at least'} 0")
+def number(where: str, value: Any, least: float = 0.0, most: float = _MOST_NUMBER) -> float:
+    """A finite number of at least `least` and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise MixbitError(f"{where} is {value!r}; expected a finite number of at least {least:g} and at most {most:g}")
     return value
 
 

@@ -14,8 +14,8 @@ from mixbit.report.svg import (
     Bar,
     Dot,
     bits_chart,
-    front_chart,
     heat_map,
+    line_chart,
     paired_bars,
     scatter,
     stacked_bars,
@@ -25,12 +25,13 @@ from mixbit.report.svg import (
 from mixbit.tables import CostTable, SensitivityTable
 
 __all__ = [
+    "Dot",
     "bits_figure",
-    "front_chart",
     "latency_chart",
     "loss_curve",
     "number",
     "render",
+    "scatter",
     "stacked_bars",
     "standalone",
 ]
@@ -128,7 +129,7 @@ def loss_curve(losses: Sequence[float], points: int = 60) -> str:
     ends = [min((i + 1) * window, len(losses)) for i in range(len(parts))]
     means = [(float(end), math.fsum(part) / len(part)) for end, part in zip(ends, parts, strict=True)]
     title = "Loss" if window == 1 else f"Loss, means of {window} steps"
-    return front_chart([("loss", means)], [], ("step", "loss"), title)
+    return line_chart([("loss", means)], ("step", "loss"), title)
 
 
 def search_pictures(history: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
@@ -150,7 +151,7 @@ def search_pictures(history: Mapping[str, Any], report: Mapping[str, Any]) -> li
     ]
     return [
         loss_curve(history["loss"]),
-        front_chart(lines, [], ("step", "share of uniform 8/8"), "Cost of the bits chosen so far"),
+        line_chart(lines, ("step", "share of uniform 8/8"), "Cost of the bits chosen so far"),
         strips(rows, "step", "Bits of each operand over the search"),
     ]
 

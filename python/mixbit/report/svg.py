@@ -231,7 +231,10 @@ def scatter(dots: Sequence[Dot], x_label: str, y_label: str, reference: float | 
 
 def standalone(svg: str) -> str:
     """A picture as a file of its own."""
-    style = "<style>svg{font:11px system-ui,sans-serif;background:#fff}.small{font-size:9px}</style>"
+    style = (
+        "<style>svg{font:11px system-ui,sans-serif;background:#fff}.small{font-size:9px}.grid{stroke:#ddd}"
+        ".front{stroke:#222;stroke-width:1.4;fill:none}.float{stroke:#777;stroke-dasharray:5 4}</style>"
+    )
     head, _, rest = svg.partition(">")
     named = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     return f"{named}>{style}{rest}\n"
@@ -269,22 +272,16 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[st
     return "".join([*svg, "</svg>"])
 
 
-def front_chart(
-    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
-    marks: Sequence[tuple[str, float, float]],
-    labels: tuple[str, str],
-    title: str,
-) -> str:
-    """Points (x, y) of fronts as lines, with marked points beside them.
+def line_chart(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], labels: tuple[str, str], title: str) -> str:
+    """Points (x, y) joined by lines.
 
     Args:
-        lines: Name and points of each front, ascending in x.
-        marks: Label, x and y of points to compare with.
+        lines: Name and points of each line, ascending in x.
         labels: Of the x and y axes.
         title: For screen readers and as a heading.
     """
     left, top, width, height = 64, 40, 560, 320
-    everything = [p for _, points in lines for p in points] + [(x, y) for _, x, y in marks]
+    everything = [p for _, points in lines for p in points]
     spans = []
     for axis in (0, 1):
         low, high = (f(p[axis] for p in everything) for f in (min, max))
@@ -313,8 +310,4 @@ def front_chart(
         svg.append(f'<polyline points="{path}" fill="none" stroke="{color}"/>')
         svg += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{color}"/>' for x, y in (at(*p) for p in points)]
         svg.append(f'<text x="{left + 150 + 150 * i}" y="{top - 6}" fill="{color}">{escape(name)}</text>')
-    for label, mx, my in marks:
-        x, y = at(mx, my)
-        svg.append(f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6" fill="none" stroke="#c33"/>')
-        svg.append(f'<text class="small" x="{x + 6:.1f}" y="{y + 3:.1f}" fill="#c33">{escape(label)}</text>')
     return "".join([*svg, "</svg>"])

@@ -338,4 +338,32 @@ TEST(BadInput, SaysWhatAndWhere) {
             "architecture: level GLB is a mesh of 3 x 1, expected divisors of the 8 x 8 below it");
 }
 
+TEST(BadInput, WhatCouldOverflowIsRefused) {
+  const int64_t large = int64_t{1} << 17;
+  Tiny t({.c = large, .m = large});
+  t.mapping[kDram].temporal = t.loops({{"C", large}, {"M", large}});
+  t.arch.levels[kDram].read_bw = 1.0;
+  EXPECT_EQ(message_of([&] { t.run(); }), "nothing thrown");
+
+  Tiny wrong = t;
+  wrong.arch.levels[kDram].read_bw = 1e-320;
+  EXPECT_NE(message_of([&] { wrong.run(); }).find("read_bw is 9.99989e-321, expected at least 1e-06"),
+            std::string::npos);
+  wrong.arch.levels[kDram].read_bw = 1e-6;
+  EXPECT_EQ(message_of([&] { wrong.run(); }), "mapping: level DRAM is so slow that it takes 9.0072e+15 cycles or more");
+  wrong = t;
+  wrong.arch.levels[kDram].read_pj = 1e16;
+  EXPECT_EQ(message_of([&] { wrong.run(); }),
+            "architecture: level DRAM: Er or Ew is 1e+16, expected picojoules of at least 0 and at most 1e+15");
+  wrong = t;
+  wrong.arch.mac_mesh_x = int64_t{1} << 25;
+  EXPECT_EQ(message_of([&] { wrong.run(); }),
+            "architecture: a mesh of 33554432 MACs, expected at least one and at most 16777216 in a row");
+  wrong = t;
+  wrong.mapping[kGlb].temporal = t.loops({{"C", large}});
+  EXPECT_EQ(message_of([&] { wrong.run(); }), "mapping: the factors of C multiply to 1.71799e+10, expected 131072");
+  EXPECT_EQ(message_of([&] { conv({.c = 1, .m = 1, .r = 2, .p = 2, .w_stride = int64_t{1} << 47}); }),
+            "problem: up to 5.6295e+14 elements of Inputs may be moved; exact counts end at 2^48");
+}
+
 }  // namespace

@@ -155,8 +155,9 @@ def test_bad_input(
 
 def test_pictures_are_whole_xml_whatever_the_names() -> None:
     bars = report.stacked_bars([("<a&b>", [0.0, 0.0]), ("c", [1.0, 2.0])], ["<x>", "y"], "uJ", "t & t")
-    chart = report.front_chart([("one", [(1.0, 2.0)])], [("<m>", 1.0, 2.0)], ("x", "<y>"), "t")
-    for picture in (bars, chart):
+    chart = report.scatter([report.Dot(1.0, 2.0, "<one>", "<m>", "<l>", on_front=True)], "x", "<y>", 3.0)
+    lines = report.svg.line_chart([("<one>", [(1.0, 2.0), (3.0, 4.0)])], ("x", "<y>"), "<t>")
+    for picture in (bars, chart, lines):
         root = ET.fromstring(report.standalone(picture))
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
     widths = [float(r.get("width")) for r in ET.fromstring(bars).iter("rect")][2:]

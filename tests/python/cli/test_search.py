@@ -151,3 +151,44 @@ def test_two_makers_of_one_recipe_are_refused(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document(tmp_path / "out", *stages)))
     assert main(["run", str(tmp_path / "config.yaml")]) == 2
     assert "'assign' and 'search' both make the recipe" in capsys.readouterr().err
+
+
+def test_a_sweep_with_searched_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"epochs": 2, "lr": 0.02, "search_lr": 0.2}
+    stages = (
+        {"analyze": {"precisions": [2, 4, 8]}},
+        {"assign": {"budget_share": 0.5}},
+        {"sweep": {"methods": ["ilp"], "shares": [0.5, 0.3, 0.01], "costs": ["bops"], "search": own}},
+        "report",
+    )
+    config = document(tmp_path, *stages)
+    run(config)
+    sweep = json.loads((tmp_path / "sweep.json").read_text())
+    points = {point["name"]: point for point in sweep["points"]}
+    assert {"uniform-8", "bops-ilp-0.5", "bops-gates-0.5", "bops-gates-0.3", "bops-gates-0.01"} <= set(points)
+    for share in (0.5, 0.3):
+        point = points[f"bops-gates-{share}"]
+        assert point["feasible"]
+        assert point["shares"]["bops"] <= share
+        recipe = mixbit.Recipe.load(tmp_path / point["recipe"])
+        state = load_file(tmp_path / "recipes" / f"bops-gates-{share}.safetensors")
+        assert all(float(state[f"{n}.weight_quantizer.bit_width"]) == p.weight for n, p in recipe.layers.items())
+        pipeline = Pipeline(Config.from_dict(config))
+        model = pipeline._restored(recipe, state)
+        assert point["measured"] == pytest.approx(mixbit.evaluate(model, pipeline.test), abs=100 / 32 + 1e-6)
+    assert not points["bops-gates-0.01"]["feasible"]
+    assert ">gates<" in (tmp_path / "report.html").read_text()  # the legend of the front
+    # Another budget searches what is new; the others come from their files.
+    kept = tmp_path / "recipes" / "bops-gates-0.5.safetensors"
+    before = kept.stat().st_mtime_ns
+    config["stages"][2]["sweep"]["shares"] = [0.5, 0.4]
+    run(config)
+    assert kept.stat().st_mtime_ns == before
+    again = {point["name"]: point for point in json.loads((tmp_path / "sweep.json").read_text())["points"]}
+    assert again["bops-gates-0.5"]["measured"] == points["bops-gates-0.5"]["measured"]
+    assert "bops-gates-0.4" in again
+    assert not (tmp_path / "recipes" / "bops-gates-0.3.safetensors").exists()
+    config["stages"][2]["sweep"]["search"] = {**own, "budget": 3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", str(tmp_path / "config.yaml")]) == 2
+    assert "sweep: search: unknown key 'budget'" in capsys.readouterr().err

@@ -35,14 +35,16 @@ def test_analyze_and_assign(tmp_path: Path) -> None:
 
 def test_the_program_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parents[1] / "README.md").read_text(), re.S)
-    # The second block trains on what the first has made, the third maps it.
-    code = "\n".join(blocks) + "\nmodel.eval()\nprint(mixbit.evaluate(model, test_batches, metric='top1'))"
+    # The second block trains on what the first has made, the third searches, the fourth maps what was trained.
+    code = "\n".join(blocks) + "\nprint('searched', costs.total(found.recipe) / costs.uniform(8, 8))"
+    code += "\nmodel.eval()\nprint(mixbit.evaluate(model, test_batches, metric='top1'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     fake, integer, trained = (float(line) for line in re.findall(r"^[\d.]+$", done.stdout, re.M))
     assert fake > 75
     assert abs(fake - integer) <= 3
     assert trained > fake - 3
+    assert float(re.search(r"searched ([\d.]+)", done.stdout)[1]) <= 0.25
     assert "DRAM [Weights, Inputs, Outputs]" in done.stdout  # a loop nest
     assert mixbit.Recipe.load(tmp_path / "recipe.json").layers
 
@@ -59,12 +61,35 @@ def test_the_programs_of_the_training_page_run_as_they_stand(tmp_path: Path) -> 
     assert (tmp_path / "run.checkpoint").exists()
 
 
+def test_the_programs_of_the_search_page_run_as_they_stand(tmp_path: Path) -> None:
+    page = (EXAMPLES.parents[1] / "docs" / "search.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    code += (
+        "\nprint('loop', costs.total(recipe) / costs.uniform(8, 8), len({p.weight for p in recipe.layers.values()}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0.39 < float(re.match(r"[\d.]+", done.stdout)[0]) <= 0.4
+    share, widths = re.search(r"loop ([\d.]+) (\d)", done.stdout).groups()
+    assert 0.49 < float(share) <= 0.5
+    assert int(widths) > 1
+
+
 @pytest.mark.slow
 def test_the_retraining_example_wins_accuracy_back(tmp_path: Path) -> None:
     Pipeline(dataclasses.replace(Config.load(EXAMPLES.parent / "retrain.yaml"), output=tmp_path)).run()
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["quantized"] > evaluation["before_training"] + 5
     assert abs(evaluation["quantized"] - evaluation["integer"]) < 5
+
+
+@pytest.mark.slow
+def test_the_search_example_keeps_its_accuracy(tmp_path: Path) -> None:
+    Pipeline(dataclasses.replace(Config.load(EXAMPLES.parent / "search.yaml"), output=tmp_path)).run()
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    refinement = json.loads((tmp_path / "refinement.json").read_text())
+    assert evaluation["quantized"] > evaluation["float"] - 4
+    assert refinement["latency_after"] < min(refinement["latency_before"], refinement["latency_8bit"])
 
 
 def test_every_example_has_a_test() -> None:
