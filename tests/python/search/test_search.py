@@ -105,6 +105,26 @@ def test_a_model_prepared_with_the_recipe_computes_the_same(kind: str) -> None:
     assert torch.equal(again(x), searched)
 
 
+@pytest.mark.parametrize("kind", list(SPACES))
+def test_a_model_in_eval_mode_draws_nothing_once_it_is_prepared(kind: str) -> None:
+    model, _ = searching(kind)  # prepared and calibrated in eval mode
+    x, _ = data()
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(x), mixbit.prepare_(copy.deepcopy(model), search.extract(model))(x))
+
+
+def test_what_is_frozen_stays_so() -> None:
+    model, costs = searching("gates")
+    x, y = data()
+    penalty = search.Penalty(model, costs, strength=1.0, start_step=1)
+    penalty()
+    search.freeze_(model)
+    penalty()
+    assert all(q.phase == DECIDED for q in search.search_quantizers(model).values())
+    with pytest.raises(MixbitError, match="every choice is frozen; call mixbit.search.unfreeze_"):
+        search.fit(model, Images(x, y, 16), costs, epochs=1, strength=1.0)
+
+
 @pytest.mark.parametrize("kind", ["gates", "residual", "mixture", "fractional"])
 def test_phases(kind: str) -> None:
     model, _ = searching(kind)
