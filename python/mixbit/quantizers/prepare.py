@@ -73,6 +73,7 @@ def prepare_(
     if groups is not None:
         check_groups(groups, wanted)
     _check_tied(names, wanted)
+    tied = [(m, m.act_quantizer) for m in names.values() if isinstance(m, QuantizedLayer)]
     for name, module in names.items():
         precision = wanted[name]
         if precision.weight is None and precision.act is None:
@@ -85,6 +86,11 @@ def prepare_(
         if isinstance(module, JoinedTensors):
             _prepare_joined(module, recipe, None if first is None else first.device)
     _move_tensors_(model, recipe)
+    shared: dict[int, Quantizer] = {}
+    for layer, before in tied:
+        # A quantizer that was replaced is so for all that shared it.
+        if before is not None and isinstance(layer, QuantizedLayer) and layer.act_quantizer is not None:
+            layer.act_quantizer = shared.setdefault(id(before), layer.act_quantizer)
     if groups is not None:
         tie_groups_(model, groups)
     return model

@@ -268,6 +268,53 @@ def test_after_a_search_the_model_is_the_recipe() -> None:
         search.freeze_(model, mixbit.Recipe.uniform(quantized_layers(model), weight=3, act=8))
 
 
+def test_the_history_names_layers_by_the_table_and_knows_float_ones() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("second", nn.Conv2d(4, 4, 1))
+    model.add_module("first", nn.Conv2d(3, 4, 1))
+    model.add_module("last", nn.Linear(4, 4))
+    model.forward = lambda x: model.last(model.second(model.first(x).relu()).mean((2, 3)))  # type: ignore[method-assign]
+    x, y = data()
+    costs = mixbit.costs.bops(model.eval(), x[:2])
+    mixbit.prepare_(model, search.Gates(frozen={"last": None}), x[:2])
+    mixbit.calibrate_(model, [x])
+    with torch.no_grad():
+        model.second.weight_quantizer.gate_logits.fill_(-6.0)
+    history = search.fit(model, Images(x, y, 32), costs, epochs=1, strength=0.0, search_lr=1e-6).history
+    last = {name: values[-1][1] for name, values in history.figures.items() if name != "cost"}
+    assert last == {
+        "act first": 8,
+        "weight first": 8,
+        "act second": 8,
+        "weight second": 2,
+        "act last": 32,
+        "weight last": 32,
+    }
+
+
+def test_a_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
+    x, y = data()
+
+    def go(**changed: Any) -> None:
+        model, costs = searching("gates")
+        options: dict[str, Any] = {"costs": costs, "epochs": 1, "strength": 0.5, "checkpoint": tmp_path / "state"}
+        search.fit(model, Images(x, y, 32), **(options | changed))
+
+    go()
+    go()
+    plain = mixbit.restore_(searching("gates")[0])
+    teacher = copy.deepcopy(plain).eval()
+    for name, changed in {
+        "penalty": {"form": "separate"},
+        "costs": {"costs": mixbit.costs.weight_memory(plain, x[:2])},
+        "teacher": {"teacher": teacher},
+        "clip_norm": {"clip_norm": 1.0},
+    }.items():
+        with pytest.raises(MixbitError, match=f"of another run: its {name} is"):
+            go(**changed)
+
+
 @pytest.mark.parametrize("kind", ["gates", "gumbel", "fractional"])
 @pytest.mark.parametrize("stop", [1, 6, 11])
 def test_a_killed_search_goes_on_to_the_same_recipe(kind: str, stop: int, tmp_path: Path) -> None:
