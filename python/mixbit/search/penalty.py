@@ -396,11 +396,8 @@ class Penalty(nn.Module):
         """The published regularizers over gates, see the class."""
         choices = self._choices[0]
         shares = choices.open_shares()
-        wide = torch.zeros(len(choices.operands), choices.width - 1, device=shares.device)
-        fixed = torch.zeros(len(choices.operands), device=shares.device)
-        for i, widths in enumerate(choices.candidates):
-            wide[i, : len(widths) - 1] = torch.tensor(widths[1:], dtype=torch.float32)
-            fixed[i] = widths[0] if len(widths) == 1 else 0.0
+        wide = shares.new_tensor([[*w[1:], *[0] * (choices.width - len(w))] for w in choices.candidates])
+        fixed = shares.new_tensor([w[0] if len(w) == 1 else 0 for w in choices.candidates])
         each = (shares * wide).sum(1)
         act, weight = each[cost.act], each[cost.weight]
         if self.form == "separate":
