@@ -111,7 +111,7 @@ class Study:
         found["after - float, JPEG"] = interval(right["after"]["JPEG"].numpy(), right["float"]["JPEG"].numpy())
         if weight is not None:
             mixbit.fold_batchnorm_(after, self.example)
-            record_tensors_(after, self.calibration, self.example, "mse")
+            record_tensors_(after, self.calibration, self.example, quantized=True)
             x, y = self.tests["lossless"]
             loader = list(zip(x.split(100), y.split(100), strict=True))
             found["integer, lossless %"] = round(mixbit.evaluate(after, loader, integer=True), 2)

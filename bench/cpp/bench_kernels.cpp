@@ -96,6 +96,54 @@ void fake_quantize_backward(benchmark::State& state, const KernelTable& kernels,
   count(state, n, 3 * size);
 }
 
+// Two, four and eight bits over one range, with gates or learned scales; `steps`: with the sums of the scales'
+// gradient.
+struct Grids {
+  std::vector<Quantizer> quantizers;
+  const float weights[3] = {0.3f, 0.42f, 0.28f};
+  mixbit::MixtureForm form;
+
+  explicit Grids(mixbit::MixtureForm given) : form(given) {
+    for (const int bits : {2, 4, 8}) {
+      quantizers.push_back(
+          {mixbit::gated_step(3.0f, bits, false), 0.0f, mixbit::quant_range(bits, false, false), Rounding::kHalfEven});
+    }
+  }
+  mixbit::kernels::cpu::Mixture mixture() const { return {quantizers.data(), weights, 3, form}; }
+};
+
+void mixture(benchmark::State& state, const KernelTable& kernels, StorageType storage) {
+  const int64_t n = state.range(0), size = size_of(storage);
+  const Buffer x(storage, n), y(storage, n);
+  const Grids grids(mixbit::MixtureForm::kGated);
+  for (auto _ : state) {
+    for_blocks(n, [&](int64_t first, int64_t length) {
+      kernels.mixture(storage, static_cast<const char*>(x.data.get()) + first * size,
+                      static_cast<char*>(y.data.get()) + first * size, length, grids.mixture(), false);
+    });
+    benchmark::ClobberMemory();
+  }
+  count(state, n, 2 * size);
+}
+
+void mixture_backward(benchmark::State& state, const KernelTable& kernels, StorageType storage,
+                      mixbit::MixtureForm form, bool with_steps) {
+  const int64_t n = state.range(0), size = size_of(storage);
+  const Buffer x(storage, n), g(storage, n), dx(storage, n);
+  const Grids grids(form);
+  double levels[3] = {}, steps[3] = {};
+  for (auto _ : state) {
+    for_blocks(n, [&](int64_t first, int64_t length) {
+      kernels.mixture_backward(storage, static_cast<const char*>(g.data.get()) + first * size,
+                               static_cast<const char*>(x.data.get()) + first * size,
+                               static_cast<char*>(dx.data.get()) + first * size, length, grids.mixture(), levels,
+                               with_steps ? steps : nullptr, false);
+    });
+    benchmark::DoNotOptimize(levels);
+  }
+  count(state, n, 3 * size);
+}
+
 void quantization_noise(benchmark::State& state, const KernelTable& kernels, StorageType storage) {
   const int64_t n = state.range(0), size = size_of(storage);
   const Buffer x(storage, n);
@@ -139,6 +187,13 @@ int main(int argc, char** argv) {
       add("fake_quantize_stream", [&kernels, type](benchmark::State& s) { fake_quantize(s, kernels, type, true); });
       add("fake_quantize_backward",
           [&kernels, type](benchmark::State& s) { fake_quantize_backward(s, kernels, type); });
+      add("mixture", [&kernels, type](benchmark::State& s) { mixture(s, kernels, type); });
+      add("gated_backward", [&kernels, type](benchmark::State& s) {
+        mixture_backward(s, kernels, type, mixbit::MixtureForm::kGated, false);
+      });
+      add("mixture_backward", [&kernels, type](benchmark::State& s) {
+        mixture_backward(s, kernels, type, mixbit::MixtureForm::kMixture, true);
+      });
       add("quantization_noise", [&kernels, type](benchmark::State& s) { quantization_noise(s, kernels, type); });
     }
   }

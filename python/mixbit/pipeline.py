@@ -714,20 +714,21 @@ class Pipeline:
             if "rounding" in self.config.corrections:
                 mixbit.optimize_rounding_(model, self.calibration)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
+        torch.manual_seed(self.config.seed)  # whatever the stages before it have drawn
         history = mixbit.retrain.fit(model, self.training, **fitting)
-        self._finished(model, True, options["ranges"])
+        self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
         fitting["checkpoint"].unlink(missing_ok=True)
         return [TRAINED, "history.json", "history.csv"]
 
-    def _finished(self, model: nn.Module, integer: bool, ranges: str) -> nn.Module:
+    def _finished(self, model: nn.Module, integer: bool) -> nn.Module:
         """A trained network as it is shipped: normalizations folded, tensors of the integer network recorded."""
         mixbit.fold_batchnorm_(model, self.example)
         if integer:
             with contextlib.suppress(UnsupportedOperation):  # the fake-quantized network does without
-                record_tensors_(model, self.calibration, self.example, ranges)
+                record_tensors_(model, self.calibration, self.example, quantized=True)
         return model
 
     @property
@@ -744,7 +745,7 @@ class Pipeline:
         """The network as `retrain` left it, or else `search`; None where this run does not train."""
         if not self._trains:
             model = self._searched(recipe)
-            return None if model is None else self._finished(model, integer, "mse")
+            return None if model is None else self._finished(model, integer)
         key, state = self._load_state(TRAINED, "retrain")
         if key != self._trained_key(recipe):
             raise MixbitError(
@@ -834,15 +835,17 @@ class Pipeline:
         def searched(cost: CostTable, budget: float, name: str) -> tuple[Recipe, float | None]:
             file = f"{RECIPES}/{name}.safetensors"
             space = self._space(given)
-            least = cost.uniform_recipe(min(space.act_precisions), min(space.weight_precisions))
-            if cost.total(least) > budget:
-                least.report = {"feasible": False, "misses_by": cost.total(least) - budget}
-                return least, None
+            prepared = mixbit.prepare_(copy.deepcopy(self.model), space, self.example)
+            least, most = mixbit.search.reachable(prepared, cost)
+            if least > budget:
+                narrowest = cost.uniform_recipe(min(space.act_precisions), min(space.weight_precisions))
+                narrowest.report = {"feasible": False, "misses_by": cost.total(narrowest) - budget}
+                return narrowest, None
             trained.append(file)
-            network, recipe, key = self._searched_point(file, given, cost, budget)
+            network, recipe, key = self._searched_point(file, given, cost, min(budget, most))
             if scores is None:
                 return recipe, None
-            return recipe, score(key, lambda: self._finished(network(), integer, options["ranges"]))
+            return recipe, score(key, lambda: self._finished(network(), integer))
 
         (self.folder / RECIPES).mkdir(exist_ok=True)
         points = mixbit.sweep(

@@ -96,8 +96,9 @@ struct VecGrid {
   Vec scale, inverse, low, high, ratio;
 };
 
-// How x / scale is computed; the bits are the same.
-enum class Quotient { kDivide, kMultiply };
+// How x / scale is computed; the bits are the same. kShift: multiplied once, the coarser grids' steps being that of the
+// last one times a power of two.
+enum class Quotient { kDivide, kMultiply, kShift };
 
 #if defined(MIXBIT_SIMD_SCALAR)
 
@@ -224,6 +225,7 @@ inline Vec quantization_error(const Vec& x, const Vec& positive, const NoiseQuan
 // Computers 53(8), 2004). That holds without overflow and underflow, see multiplies().
 template <Quotient kQuotient>
 inline Vec quotient(const Vec& x, const VecGrid& grid) {
+  static_assert(kQuotient != Quotient::kShift, "only for_each_level knows the last grid");
   if constexpr (kQuotient == Quotient::kDivide) {
     return div(x, grid.scale);
   } else {
@@ -232,17 +234,17 @@ inline Vec quotient(const Vec& x, const VecGrid& grid) {
   }
 }
 // v is quotient(x), which the compiler would compute again for each use.
-inline Vec level_code(const Vec&, const Vec& v, const VecGrid& grid) {
-  return min(grid.high, max(grid.low, round_half_even(v)));
-}
+inline Vec clamp_to(const Vec& v, const VecGrid& grid) { return min(grid.high, max(grid.low, v)); }
+inline Vec level_code(const Vec&, const Vec& v, const VecGrid& grid) { return round_half_even(clamp_to(v, grid)); }
 template <Quotient kQuotient>
 inline Vec residual_code(const Vec& x, const Vec& code, const Vec& level, const VecGrid& grid) {
   const Vec rest = round_half_even(quotient<kQuotient>(sub(x, level), grid));
-  return min(grid.high, max(grid.low, add(mul(code, grid.ratio), rest)));
+  return clamp_to(add(mul(code, grid.ratio), rest), grid);
 }
-inline Mask inside_grid(const Vec&, const Vec& v, const VecGrid& grid) { return in_range(v, grid.low, grid.high); }
+// The clamped v is at hand: one comparison.
+inline Mask inside_grid(const Vec&, const Vec& v, const VecGrid& grid) { return equal(clamp_to(v, grid), v); }
 inline Vec step_gradient(const Vec&, const Vec& v, const Vec& code, Mask inside, const VecGrid&) {
-  return sub(code, keep(inside, v));
+  return sub_where(inside, code, v);
 }
 // NaN comes through.
 inline Vec clamp_lanes(const Vec& x, const Vec& bound) { return min(bound, max(negate(bound), x)); }
@@ -533,27 +535,35 @@ struct VecMixture {
       farthest = end > farthest ? end : farthest;
     }
     bound = broadcast(4.0f * farthest);
+    if constexpr (kQuotient == Quotient::kShift) {
+      const float last = m.quantizers[count - 1].scale;
+      for (int64_t k = 0; k + 1 < count; ++k) grids[k].inverse = broadcast(last / m.quantizers[k].scale);
+    }
   }
 
   // x as quotient() may take it: what lies far outside has the codes and gradients of what lies outside, and -0, whose
   // sign only a division keeps, becomes 0.
   Vec bounded(const Vec& x) const {
     const Vec plain = add(x, broadcast(0.0f));
-    if constexpr (kQuotient == Quotient::kMultiply) {
-      return clamp_lanes(plain, bound);
-    } else {
+    if constexpr (kQuotient == Quotient::kDivide) {
       return plain;
+    } else {
+      return clamp_lanes(plain, bound);
     }
   }
 
   // Calls f(k, level, code, v) for the levels of x on each grid, v as inside_grid and step_gradient want it.
   template <typename F>
   MIXBIT_INLINE void for_each_level(const Vec& x, const F& f) const {
+    constexpr bool kIsShift = kQuotient == Quotient::kShift;
+    constexpr Quotient kOne = kIsShift ? Quotient::kMultiply : kQuotient;
+    const int64_t last = (kCount > 0 ? kCount : count) - 1;
+    const Vec widest = quotient<kOne>(x, grids[last]);
     Vec code = broadcast(0.0f);
     Vec level = code;
-    for (int64_t k = 0; k < (kCount > 0 ? kCount : count); ++k) {
-      const Vec v = quotient<kQuotient>(x, grids[k]);
-      code = kResidual && k > 0 ? residual_code<kQuotient>(x, code, level, grids[k]) : level_code(x, v, grids[k]);
+    for (int64_t k = 0; k <= last; ++k) {
+      const Vec v = k == last ? widest : kIsShift ? mul(widest, grids[k].inverse) : quotient<kOne>(x, grids[k]);
+      code = kResidual && k > 0 ? residual_code<kOne>(x, code, level, grids[k]) : level_code(x, v, grids[k]);
       level = mul(code, grids[k].scale);
       f(k, level, code, v);
     }
@@ -568,6 +578,20 @@ inline bool multiplies(const Mixture& m) {
     fits = fits && m.quantizers[k].scale >= 0x1p-40f && m.quantizers[k].scale <= 0x1p+40f;
   }
   return fits;
+}
+
+// Whether each scale is the last one times a power of two, as those of two's complement over one range: then x / scale
+// is the last quotient times its inverse, exactly (or both are so small that the code is 0).
+inline bool shifts(const Mixture& m) {
+  const float last = m.quantizers[m.count - 1].scale;
+  bool powers = true;
+  for (int64_t k = 0; k < m.count; ++k) {
+    const float ratio = m.quantizers[k].scale / last;
+    uint32_t bits;
+    std::memcpy(&bits, &ratio, 4);
+    powers = powers && ratio >= 1.0f && (bits & 0x7fffffu) == 0 && ratio * last == m.quantizers[k].scale;
+  }
+  return powers;
 }
 
 template <typename S, int64_t kCount, bool kResidual, Quotient kQuotient>
@@ -601,7 +625,7 @@ struct MixtureKind {
   static constexpr int64_t kCount = kGrids;
   static constexpr Quotient kQuotient = kKind;
 };
-template <typename F>
+template <bool kMayShift, typename F>
 void with_mixture_kind(const Mixture& m, const F& f) {
   if constexpr (kMayMultiply) {
     if (multiplies(m)) {
@@ -611,6 +635,9 @@ void with_mixture_kind(const Mixture& m, const F& f) {
         case 2:
           return f(MixtureKind<2, Quotient::kMultiply>());
         case 3:
+          if constexpr (kMayShift) {
+            if (shifts(m)) return f(MixtureKind<3, Quotient::kShift>());
+          }
           return f(MixtureKind<3, Quotient::kMultiply>());
         default:
           return f(MixtureKind<0, Quotient::kMultiply>());
@@ -641,14 +668,13 @@ void mixture_body(const void* x, void* y, int64_t n, const Mixture& m, bool stre
     weights[0] = 0.0f;
   }
   const Mixture used{quantizers, weights, kept > 0 ? kept : 1, m.form};
-  with_mixture_kind(used, [&](auto kind) {
-    using Kind = decltype(kind);
-    if (residual) {
-      mixture_loop<S, Kind::kCount, true, Kind::kQuotient>(x, y, n, used, stream);
-    } else {
-      mixture_loop<S, Kind::kCount, false, Kind::kQuotient>(x, y, n, used, stream);
-    }
-  });
+  const auto run = [&]<bool kResidual>() {
+    with_mixture_kind<!kResidual>(used, [&](auto kind) {
+      using Kind = decltype(kind);
+      mixture_loop<S, Kind::kCount, kResidual, Kind::kQuotient>(x, y, n, used, stream);
+    });
+  };
+  residual ? run.template operator()<true>() : run.template operator()<false>();
 }
 
 enum class MixtureSums { kNone, kLevels, kSteps };
@@ -684,10 +710,10 @@ void mixture_backward_loop(const void* grad_data, const void* x_data, void* dx_d
           Vec& sum = step_sums[kIsMixture ? k : 0];
           sum = fma(g, step_gradient(value, v, code, inside, mixture.grids[k]), sum);
         }
-        result = kIsMixture ? add(result, keep(inside, mul(mixture.weights[k], g))) : keep(inside, g);
+        result = kIsMixture ? add(result, keep(inside, mixture.weights[k])) : keep(inside, g);
       }
     });
-    return result;
+    return kIsMixture ? mul(result, g) : result;
   };
   const bool past_cache = stream && dx != nullptr && can_stream<S>(dx);
   int64_t i = 0;
@@ -715,7 +741,7 @@ void mixture_backward_loop(const void* grad_data, const void* x_data, void* dx_d
 template <typename S, MixtureForm kForm, MixtureSums kSums>
 void mixture_backward_body(const void* grad, const void* x, void* dx, int64_t n, const Mixture& m, double* levels,
                            double* steps, bool stream) {
-  with_mixture_kind(m, [&](auto kind) {
+  with_mixture_kind<kForm != MixtureForm::kGatedResidual>(m, [&](auto kind) {
     using Kind = decltype(kind);
     mixture_backward_loop<S, Kind::kCount, Kind::kQuotient, kForm, kSums>(grad, x, dx, n, m, levels, steps, stream);
   });

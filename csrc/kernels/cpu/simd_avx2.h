@@ -45,10 +45,15 @@ inline Mask in_range(Vec v, Vec low, Vec high) {
   return {_mm256_and_ps(_mm256_cmp_ps(v.low, low.low, _CMP_GE_OQ), _mm256_cmp_ps(v.low, high.low, _CMP_LE_OQ)),
           _mm256_and_ps(_mm256_cmp_ps(v.high, low.high, _CMP_GE_OQ), _mm256_cmp_ps(v.high, high.high, _CMP_LE_OQ))};
 }
+inline Mask equal(Vec a, Vec b) {
+  return {_mm256_cmp_ps(a.low, b.low, _CMP_EQ_OQ), _mm256_cmp_ps(a.high, b.high, _CMP_EQ_OQ)};
+}
 inline Vec select(Mask m, Vec yes, Vec no) {
   return {_mm256_blendv_ps(no.low, yes.low, m.low), _mm256_blendv_ps(no.high, yes.high, m.high)};
 }
 inline Vec keep(Mask m, Vec v) { return {_mm256_and_ps(v.low, m.low), _mm256_and_ps(v.high, m.high)}; }
+// a - b in the lanes of m, a in the others.
+inline Vec sub_where(Mask m, Vec a, Vec b) { return sub(a, keep(m, b)); }
 inline uint16_t to_bits(Mask m) {
   return static_cast<uint16_t>(_mm256_movemask_ps(m.low) | (_mm256_movemask_ps(m.high) << 8));
 }

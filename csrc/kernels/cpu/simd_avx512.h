@@ -31,8 +31,11 @@ inline Vec negate(Vec a) {
 inline Mask in_range(Vec v, Vec low, Vec high) {
   return _mm512_cmp_ps_mask(v, low, _CMP_GE_OQ) & _mm512_cmp_ps_mask(v, high, _CMP_LE_OQ);
 }
+inline Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_blend_ps(m, no, yes); }
 inline Vec keep(Mask m, Vec v) { return _mm512_maskz_mov_ps(m, v); }
+// a - b in the lanes of m, a in the others.
+inline Vec sub_where(Mask m, Vec a, Vec b) { return _mm512_mask_sub_ps(a, m, a, b); }
 inline uint16_t to_bits(Mask m) { return m; }
 inline Mask from_bits(uint16_t bits) { return bits; }
 inline bool any_nan(Vec v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }

@@ -113,7 +113,7 @@ __global__ void mixture_backward_kernel(MixtureArguments a, int64_t blocks, cons
     for (int j = 0; j < n; ++j) {
       const float g = static_cast<float>(gs.v[j]);
       const float value = static_cast<float>(pack.v[j]);
-      float result = 0.0f;
+      float weight = 0.0f;  // of the grids around x
       float before = 0.0f;
       grids.for_each_level(a, value, [&](int k, float level, float code) {
         if (is_mixture) {
@@ -125,10 +125,12 @@ __global__ void mixture_backward_kernel(MixtureArguments a, int64_t blocks, cons
         if (is_mixture || k == last) {
           float& sum = steps[is_mixture ? k : 0];
           sum = fmaf(g, step_gradient(value, code, grids.scale[k], grids.range[k]), sum);
-          const bool inside = is_inside(value, grids.scale[k], 0.0f, grids.range[k]);
-          result = is_mixture ? result + (inside ? grids.weight[k] * g : 0.0f) : (inside ? g : 0.0f);
+          if (is_inside(value, grids.scale[k], 0.0f, grids.range[k])) {
+            weight = is_mixture ? weight + grids.weight[k] : 1.0f;
+          }
         }
       });
+      const float result = is_mixture ? weight * g : (weight != 0.0f ? g : 0.0f);
       pack.v[j] = static_cast<T>(grids.valid ? result : NAN);
     }
     if (dx != nullptr) {

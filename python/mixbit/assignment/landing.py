@@ -41,6 +41,36 @@ class Options:
     preference: Array
 
 
+def reach(options: Options, table: CostTable, asked: float | None = None) -> tuple[float, float]:
+    """The least and the largest total of a table among all choices.
+
+    Of a table that is totalled by maximum these are bounds: layers that share an input may not reach them. With `asked`
+    any two reached totals will do that have it between them: that saves the integer programs.
+    """
+    price = _priced(options, table, {})
+    if price.maximum:
+        each = [price.values[i][options.allowed[i] == 1] for i in range(len(options.names))]
+        return max(float(v.min()) for v in each), max(float(v.max()) for v in each)
+    # Where fewer bits are cheaper the corners are the ends, which the solver's tolerance could miss by a little.
+    acts, weights = ([np.flatnonzero(own.any(axis)).tolist() for own in options.allowed] for axis in (1, 0))
+    choices: list[Choice] = [([pick(own) for own in acts], [pick(own) for own in weights]) for pick in (min, max)]
+    corners = sorted(price.total(choice) for choice in choices)
+    if asked is not None and corners[0] <= asked <= corners[1]:
+        return corners[0], corners[1]
+    for sign in (1, -1):
+        found = solve(options, dataclasses.replace(price, values=sign * price.values), [])
+        choices += [] if found is None else [found]
+    totals = [price.total(choice) for choice in choices]
+    return min(totals), max(totals)
+
+
+def _priced(options: Options, table: CostTable, fixed: Mapping[str, LayerPrecision]) -> Price:
+    def precision(act: int, weight: int) -> tuple[int, int]:
+        return options.acts[act], options.weights[weight]
+
+    return priced(table, options.names, options.acts, len(options.weights), precision, fixed)
+
+
 def land(
     options: Options,
     budgets: Mapping[CostTable, float],
@@ -56,11 +86,7 @@ def land(
     Raises:
         MixbitError: Some layer has no allowed width.
     """
-
-    def precision(act: int, weight: int) -> tuple[int, int]:
-        return options.acts[act], options.weights[weight]
-
-    prices = [priced(t, options.names, options.acts, len(options.weights), precision, fixed) for t in budgets]
+    prices = [_priced(options, table, fixed) for table in budgets]
     limits = [b if p.maximum else b - p.fixed for p, b in zip(prices, budgets.values(), strict=True)]
     allowed = options.allowed.copy()
     rows: list[tuple[Price, float]] = []
@@ -76,7 +102,8 @@ def land(
             raise MixbitError("budget: some layer has no allowed width")
         return found, False
 
-    if any(limit <= 0 for _, limit in rows) or not allowed.reshape(len(options.names), -1).any(1).all():
+    over = any(p.maximum and p.fixed > limit * (1 + 1e-12) for p, limit in zip(prices, limits, strict=True))
+    if over or any(limit <= 0 for _, limit in rows) or not allowed.reshape(len(options.names), -1).any(1).all():
         return cheapest()
     fits = all(price.total(first) <= limit * (1 + 1e-12) for price, limit in rows)
     fits = fits and all(allowed[i, a, w] for i, (a, w) in enumerate(zip(*first, strict=True)))

@@ -73,6 +73,7 @@ def prepare_(
     if groups is not None:
         check_groups(groups, wanted)
     _check_tied(names, wanted)
+    tied = [(m, m.act_quantizer) for m in names.values() if isinstance(m, QuantizedLayer)]
     for name, module in names.items():
         precision = wanted[name]
         if precision.weight is None and precision.act is None:
@@ -85,6 +86,12 @@ def prepare_(
         if isinstance(module, JoinedTensors):
             _prepare_joined(module, recipe, None if first is None else first.device)
     _move_tensors_(model, recipe)
+    _follow_modes_(model)
+    shared: dict[int, Quantizer] = {}
+    for layer, before in tied:
+        # A quantizer that was replaced is so for all that shared it.
+        if before is not None and isinstance(layer, QuantizedLayer) and layer.act_quantizer is not None:
+            layer.act_quantizer = shared.setdefault(id(before), layer.act_quantizer)
     if groups is not None:
         tie_groups_(model, groups)
     return model
@@ -241,12 +248,21 @@ def _prepare_search(model: nn.Module, space: SearchSpace, example: Any) -> nn.Mo
         channels = prepared.weight.shape[0] if per_channel else 1
         prepared.weight_quantizer = space.weight_quantizer(channels, prepared.act_quantizer, device)
     tie_groups_(model, found)
+    _follow_modes_(model)
     model.mixbit_tensors = {"default": {"act": 8}}  # type: ignore[assignment]
     first = next(model.parameters(), None)
     for module in model.modules():
         if isinstance(module, JoinedTensors):
             _prepare_joined(module, Recipe(), None if first is None else first.device)
     return model
+
+
+def _follow_modes_(model: nn.Module) -> None:
+    """Quantizers take the mode of their layer: those of a search would draw samples in a network in eval mode."""
+    for layer in quantized_layers(model).values():
+        for quantizer in (layer.weight_quantizer, layer.act_quantizer):
+            if quantizer is not None:
+                quantizer.train(layer.training)
 
 
 def _kind(old: Quantizer | None, wanted: str | None) -> type[Quantizer]:

@@ -7,13 +7,14 @@ reshapes); else it has a grid of its own, recorded here. See docs/integer_semant
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
-from mixbit.network import LAYER_OPS, PASS_OPS, Graph, capture, input_of, run_node
+from mixbit.network import LAYER_OPS, PASS_OPS, Graph, Node, capture, input_of, run_node
 from mixbit.quantizers.modules import JoinedTensors
 from mixbit.quantizers.prepare import bypass, quantized_layers
 from mixbit.quantizers.statistics import TensorStatistics
@@ -64,11 +65,24 @@ def own_tensors(graph: Graph, modules: dict[str, Any]) -> list[str]:
     return found
 
 
-def record_tensors_(model: nn.Module, batches: Iterable[Any], example: Any, method: str) -> nn.Module:
+def record_tensors_(
+    model: nn.Module, batches: Iterable[Any], example: Any, method: str = "mse", *, quantized: bool = False
+) -> nn.Module:
     """Calibrates the tensors that no layer's act grid covers and stores their grids on the model.
 
     Scales, signs and bits become the buffers `mixbit_tensor_scales` (float32 [T]), `mixbit_tensor_signed` (uint8 [T])
     and `mixbit_tensor_bits` (float32 [T]) of the model, their names the attribute `mixbit_tensor_names`.
+
+    Args:
+        model: Prepared and calibrated, in eval mode, batch normalization folded.
+        batches: Re-iterable batches.
+        example: An item of `batches`.
+        method: As of `calibrate_`, but for "percentile".
+        quantized: Whether values are those of the fake-quantized network; after training at few bits these are far from
+            the float network's, which is what `calibrate_` looks at.
+
+    Returns:
+        The model.
 
     Raises:
         MixbitError: The network cannot be captured, or a tensor holds NaN or infinity.
@@ -79,6 +93,7 @@ def record_tensors_(model: nn.Module, batches: Iterable[Any], example: Any, meth
         graph = capture(model, example)
     _check_prepared(graph, modules)
     wanted = own_tensors(graph, modules)
+    compute = _run_quantized if quantized else run_node
     seen = {name: TensorStatistics() for name in wanted}
     last_read = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     with torch.no_grad():
@@ -87,7 +102,7 @@ def record_tensors_(model: nn.Module, batches: Iterable[Any], example: Any, meth
             values: dict[str, Tensor] = {}
             for i, node in enumerate(graph.nodes):
                 inputs = [values[name] for name in node.inputs]
-                values[node.name] = x if node.op == "input" else run_node(node, inputs, modules)
+                values[node.name] = x if node.op == "input" else compute(node, inputs, modules)
                 if node.name in seen:
                     try:
                         seen[node.name].update(values[node.name])
@@ -113,6 +128,16 @@ def record_tensors_(model: nn.Module, batches: Iterable[Any], example: Any, meth
         owner.output_quantizer.bit_width.fill_(float(bits[i]))
         owner.output_quantizer.set_(scales[i], signed=signed[i])
     return model
+
+
+def _run_quantized(node: Node, inputs: list[Tensor], modules: dict[str, Any]) -> Tensor:
+    """A node of the fake-quantized network."""
+    if node.op in LAYER_OPS:
+        layer = modules[str(node.module)]
+        weight = layer.weight_quantizer(layer.weight)
+        inputs = [layer.act_quantizer(inputs[0])]
+        modules = {str(node.module): SimpleNamespace(weight=weight, bias=layer.bias)}
+    return run_node(node, inputs, modules)
 
 
 def joined_owners(graph: Graph, model: nn.Module) -> dict[str, JoinedTensors]:

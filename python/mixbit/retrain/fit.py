@@ -24,7 +24,7 @@ from mixbit.training import (
     reestimate_batchnorm_,
     train,
 )
-from mixbit.training.checkpoint import tree_digest
+from mixbit.training.checkpoint import describe_teacher
 
 #: Groups of parameters -> their optimizer.
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -125,9 +125,7 @@ def fit(
         identity={
             "bf16": bf16,
             "clip_norm": clip_norm,
-            "teacher": None
-            if teacher is None
-            else f"{tree_digest(teacher.state_dict())}, temperature {temperature:g}, weight {teacher_weight:g}",
+            "teacher": describe_teacher(teacher, temperature, teacher_weight),
             **(identity or {}),
         },
     )

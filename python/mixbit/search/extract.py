@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mixbit.assignment.landing import Options, land
+from mixbit.assignment.landing import land
 from mixbit.errors import MixbitError
 from mixbit.quantizers import QuantizedLayer, quantized_layers
-from mixbit.recipe import LayerPrecision, Recipe
+from mixbit.recipe import FLOAT, LayerPrecision, Recipe
 from mixbit.search.penalty import Choices, check_searching, search_quantizers
 from mixbit.search.quantizers import DECIDED, SAMPLED, GatedQuantizer, SearchQuantizer, gate_threshold
 from mixbit.tables import FLOAT_BITS, CostTable
 from mixbit.training import scale_groups
-
-#: Preference for a candidate that the search has all but ruled out.
-_LEAST = -30.0
 
 
 def param_groups(
@@ -148,9 +144,12 @@ def extract(model: nn.Module) -> Recipe:
     budgets = {table: limit for table, limit in priced if limit is not None}
     feasible, moved = True, []
     if budgets:
-        landed, feasible = _land(choices, probabilities, act, weight, budgets)
-        moved = [n for n, a, w, new in zip(names, act, weight, landed, strict=True) if (a, w) != new]
-        act, weight = [a for a, _ in landed], [w for _, w in landed]
+        options = choices.options(probabilities)
+        first = ([options.acts.index(a) for a in act], [options.weights.index(w) for w in weight])
+        fixed = {name: FLOAT for name in priced[0][0].layers if name not in modules}
+        chosen, feasible = land(options, budgets, fixed, first)
+        moved = [n for n, *pair in zip(names, *first, *chosen, strict=True) if pair[:2] != pair[2:]]
+        act, weight = [options.acts[a] for a in chosen[0]], [options.weights[w] for w in chosen[1]]
     layers = {
         name: _precision(module, _bits(act[i]), _bits(weight[i])) for i, (name, module) in enumerate(modules.items())
     }
@@ -165,7 +164,7 @@ def extract(model: nn.Module) -> Recipe:
         "budget": (next(iter(limits.values()), None) if single else limits) or None,
         "budget_share": {t.unit: limit / t.uniform(8, 8) for t, limit in budgets.items()} or None,
         "feasible": feasible,
-        "misses_by": max((max(cost[u] - limits[u], 0.0) for u in limits), default=0.0),
+        "misses_by": max((max(t.total(recipe) - limit, 0.0) for t, limit in budgets.items()), default=0.0),
         "moved": moved,
         "average_bits": {"act": _mean(act), "weight": _mean(weight)},
         "probabilities": {
@@ -177,48 +176,6 @@ def extract(model: nn.Module) -> Recipe:
         },
     }
     return recipe
-
-
-def _land(
-    choices: Choices,
-    probabilities: Any,
-    act: list[int],
-    weight: list[int],
-    budgets: dict[CostTable, float],
-) -> tuple[list[tuple[int, int]], bool]:
-    """(act, weight) bits of every layer within the budgets."""
-    count = len(choices.names)
-    acts = tuple(sorted({b for i in choices.act for b in choices.candidates[i]}))
-    weights = tuple(sorted({b for i in choices.weight for b in choices.candidates[i]}))
-    allowed = np.zeros((count, len(acts), len(weights)), np.uint8)
-    preference = np.full(allowed.shape, _LEAST)
-    tied = _tied(choices)
-    for i in range(count):
-        a_own, w_own = choices.act[i], choices.weight[i]
-        shared = choices.act.count(a_own)
-        for j, a in enumerate(choices.candidates[a_own]):
-            for k, w in enumerate(choices.candidates[w_own]):
-                if tied[i] and a != w:
-                    continue
-                place = (i, acts.index(a), weights.index(w))
-                allowed[place] = 1
-                logs = np.log(np.maximum(probabilities[[a_own, w_own], [j, k]], np.exp(_LEAST)))
-                preference[place] = logs[0] / shared + logs[1]
-    options = Options(choices.names, acts, weights, allowed, list(choices.act), preference)
-    first = ([acts.index(a) for a in act], [weights.index(w) for w in weight])
-    (chosen_act, chosen_weight), feasible = land(options, budgets, {}, first)
-    return [(acts[a], weights[w]) for a, w in zip(chosen_act, chosen_weight, strict=True)], feasible
-
-
-def _tied(choices: Choices) -> list[bool]:
-    """Whether a layer's weight shares the parameter of its input."""
-
-    def parameter(index: int) -> Tensor | None:
-        quantizer = choices.operands[index]
-        return quantizer.choice_parameter if isinstance(quantizer, SearchQuantizer) else None
-
-    pairs = [(parameter(a), parameter(w)) for a, w in zip(choices.act, choices.weight, strict=True)]
-    return [a is not None and a is w for a, w in pairs]
 
 
 def _precision(module: QuantizedLayer, act: int | None, weight: int | None) -> LayerPrecision:

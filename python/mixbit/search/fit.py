@@ -13,7 +13,6 @@ from mixbit.errors import MixbitError
 from mixbit.files import PathLike
 from mixbit.network import check_batches
 from mixbit.progress import Progress
-from mixbit.quantizers import quantized_layers
 from mixbit.recipe import Recipe
 from mixbit.search.extract import extract, freeze_, param_groups, travel
 from mixbit.search.penalty import Penalty, check_searching
@@ -28,6 +27,7 @@ from mixbit.training import (
     train,
     weight_groups,
 )
+from mixbit.training.checkpoint import describe_teacher, tree_digest
 
 #: Of Adam on the search's parameters. The price of a bit turns around within a few steps of a short search; with the
 #: usual momentum of 0.9 a gate coasts past the point at which it should have stopped.
@@ -41,7 +41,8 @@ class Found:
     Attributes:
         recipe: See `extract`.
         history: Loss of every step (penalty included); figures "cost" (of the recipe chosen then, in shares of
-            uniform(8, 8)) and, for each layer, "act NAME" and "weight NAME" (bits chosen then).
+            uniform(8, 8)) and, for each layer of the cost table, "act NAME" and "weight NAME" (bits chosen then, 32 for
+            float).
     """
 
     recipe: Recipe
@@ -146,10 +147,12 @@ def fit(
         Recipe and history.
 
     Raises:
-        MixbitError: The model is not under search or not calibrated, an argument does not fit, or what `train` and
-            `Penalty` raise.
+        MixbitError: The model is not under search, frozen or not calibrated, an argument does not fit, or what `train`
+            and `Penalty` raise.
     """
     quantizers = check_searching(model)
+    if not any(quantizer.choice_parameter.requires_grad for quantizer in quantizers.values()):
+        raise MixbitError("model: every choice is frozen; call mixbit.search.unfreeze_(model) to go on searching")
     for name, quantizer in quantizers.items():
         try:
             quantizer.check_calibrated()
@@ -205,7 +208,6 @@ def fit(
     def with_penalty(trained: nn.Module, item: Any) -> Any:
         return task(trained, item) + penalty()
 
-    names = list(quantized_layers(model))
     unit = penalty.units()
 
     def record(step: int, _: float) -> dict[str, float]:
@@ -213,8 +215,8 @@ def fit(
         if step % max(1, steps // 200) and step != steps:
             return {}
         act, weight = penalty.bits()
-        figures = {f"act {n}": float(a) for n, a in zip(names, act, strict=True)}
-        figures |= {f"weight {n}": float(w) for n, w in zip(names, weight, strict=True)}
+        figures = {f"act {n}": float(a) for n, a in zip(penalty.layers, act, strict=True)}
+        figures |= {f"weight {n}": float(w) for n, w in zip(penalty.layers, weight, strict=True)}
         first = next(iter(unit))
         return figures | {"cost": penalty.costs()[first] / unit[first]}
 
@@ -231,7 +233,20 @@ def fit(
         after_step=record,
         progress=progress,
         clip_norm=clip_norm,
-        identity={"bf16": bf16, **(identity or {})},
+        identity={
+            "bf16": bf16,
+            "clip_norm": clip_norm,
+            "teacher": describe_teacher(teacher, temperature, teacher_weight),
+            "costs": tree_digest(
+                [
+                    (table.unit, table.layers, torch.as_tensor(table.values if outs is None else outs))
+                    for table in ([costs] if isinstance(costs, CostTable) else costs)
+                    for outs in (table.values_out,)
+                ]
+            ),
+            "penalty": f"form {form}, final temperature {final_temperature}",
+            **(identity or {}),
+        },
     )
     recipe = extract(model)
     freeze_(model, recipe)

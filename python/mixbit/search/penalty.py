@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixbit.assignment.landing import Options, reach
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.quantizers import Quantizer, quantized_layers
-from mixbit.recipe import LayerPrecision
 from mixbit.search.quantizers import (
+    DECIDED,
     SAMPLED,
     WIDEST,
     FractionalQuantizer,
@@ -22,7 +23,7 @@ from mixbit.search.quantizers import (
     MixtureQuantizer,
     SearchQuantizer,
 )
-from mixbit.tables import FLOAT_BITS, CostTable
+from mixbit.tables import FLOAT_BITS, Array, CostTable
 
 FORMS = ("expected", "separate", "joint")
 
@@ -31,8 +32,11 @@ _DESCENT = 0.6
 #: How the multiplier of a budget follows: e-folds over the search for a cost that is off by 1 % all the time, what a
 #: cost may be off by to count, and the immediate answer in e-folds for a cost that is off by 100 %.
 _GAIN, _LARGEST_MISS, _ANSWER = 1.0, 0.25, 4.0
-#: Calls after which parameters that have gradients and never moved are taken for absent from the optimizer.
-_PATIENCE = 3
+#: Calls after which parameters that have gradients and never moved are taken for absent from the optimizer: more than
+#: a step that accumulates gradients has, or a gradient scaler skips at its start.
+_PATIENCE = 32
+#: Preference for a candidate that the search has all but ruled out.
+_LEAST = -30.0
 
 
 def search_quantizers(model: nn.Module) -> dict[str, SearchQuantizer]:
@@ -52,6 +56,25 @@ def check_searching(model: nn.Module) -> dict[str, SearchQuantizer]:
             "model has nothing to search; call mixbit.prepare_(model, mixbit.search.Gates(...), example) first"
         )
     return found
+
+
+def reachable(model: nn.Module, costs: CostTable) -> tuple[float, float]:
+    """The least and the largest cost that a search can end at, in the table's unit.
+
+    Args:
+        model: Prepared for a search.
+        costs: A cost table of its layers, at all widths of the candidates.
+
+    Returns:
+        (least, largest); bounds of them where a table is totalled by maximum.
+
+    Raises:
+        MixbitError: The model is not under search, or the table is another model's.
+    """
+    check_searching(model)
+    names = list(costs.layers)
+    _check_layers(costs, names, model)
+    return Choices(model, names).reach(costs)
 
 
 class Choices:
@@ -110,6 +133,32 @@ class Choices:
             parts.append(F.pad(found, (0, self.width - found.shape[1])) if found.dim() == 2 else found)
         return torch.cat(parts)[self.row]
 
+    def options(self, probabilities: Array) -> Options:
+        """What each layer may choose from, and how likely that is; probabilities [operands, candidates]."""
+        acts = tuple(sorted({b for i in self.act for b in self.candidates[i]}))
+        weights = tuple(sorted({b for i in self.weight for b in self.candidates[i]}))
+        allowed = np.zeros((len(self.names), len(acts), len(weights)), np.uint8)
+        preference = np.full(allowed.shape, _LEAST)
+        logs = np.log(np.maximum(probabilities, np.exp(_LEAST)))
+        for i, (act, weight) in enumerate(zip(self.act, self.weight, strict=True)):
+            tied = self._parameter(act) is not None and self._parameter(act) is self._parameter(weight)
+            shared = self.act.count(act)
+            for j, a in enumerate(self.candidates[act]):
+                for k, w in enumerate(self.candidates[weight]):
+                    if not tied or a == w:
+                        place = (i, acts.index(a), weights.index(w))
+                        allowed[place] = 1
+                        preference[place] = logs[act, j] / shared + logs[weight, k]
+        return Options(self.names, acts, weights, allowed, list(self.act), preference)
+
+    def reach(self, table: CostTable, asked: float | None = None) -> tuple[float, float]:
+        """The least and the largest cost of all choices, see `mixbit.assignment.landing.reach`."""
+        return reach(self.options(np.ones((len(self.operands), self.width))), table, asked)
+
+    def _parameter(self, index: int) -> Tensor | None:
+        quantizer = self.operands[index]
+        return quantizer.choice_parameter if isinstance(quantizer, SearchQuantizer) else None
+
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self._like(self.kinds[0])[0].choice_parameter.device
@@ -132,10 +181,17 @@ class Choices:
         return self._rows("decided", fixed, True)
 
 
-class _Cost:
-    """One cost table over the candidates of the layers, as tensors."""
+class _Cost(nn.Module):
+    """One cost table over the candidates of the layers, as buffers."""
+
+    values: Tensor
+    out: Tensor
+    act: Tensor
+    weight: Tensor
+    share: Tensor
 
     def __init__(self, table: CostTable, choices: Choices, device: torch.device) -> None:
+        super().__init__()
         self.table = table
         self.unit = table.uniform(8, 8)
         if not self.unit > 0:
@@ -158,14 +214,17 @@ class _Cost:
                             consumer = None if table.consumer is None else table.consumer[i]
                             out = 8 if consumer is None or isinstance(consumer, str) else consumer
                         values[i, a, w, o] = table.entry(name, act_bits, weight_bits, out)
-        self.values = torch.tensor(values / self.unit, dtype=torch.float32, device=device)
-        # Without a reader the output has one width: the first operand (a float one) has the probability 1 there.
-        self.out = torch.tensor([act[r] if r >= 0 else 0 for r in reader], device=device)
-        self.act = torch.tensor(act, device=device)
-        self.weight = torch.tensor(weight, device=device)
         self.maximum = table.reduce == "max"
-        widest = values[:, :, :, 0].max((1, 2))
-        self.share = torch.tensor(widest / max(float(widest.max()), 1e-300), dtype=torch.float32, device=device)
+        at_8_bit = np.asarray([table.entry(name, 8, 8) for name in choices.names])
+        for key, value in {
+            "values": torch.tensor(values / self.unit, dtype=torch.float32),
+            # Without a reader the output has one width: the first operand (a float one) has the probability 1 there.
+            "out": torch.tensor([act[r] if r >= 0 else 0 for r in reader]),
+            "act": torch.tensor(act),
+            "weight": torch.tensor(weight),
+            "share": torch.tensor(at_8_bit / at_8_bit.max(), dtype=torch.float32),
+        }.items():
+            self.register_buffer(key, value.to(device))
 
     def expected(self, probabilities: Tensor) -> Tensor:
         """Expected cost in shares of uniform(8, 8)."""
@@ -194,8 +253,8 @@ class Penalty(nn.Module):
 
     Forms: "expected" is the expected cost of the drawn bit-widths. "separate" and "joint" are the regularizers of Free
     Bits over gates: sum_l s_l (sum_j C_j^w P_j + sum_j C_j^a P_j) and sum_l s_l sum_ij C_i^a C_j^w P_i P_j, where s_l
-    is the layer's largest cost over that of the costliest layer, C_j the probability that the gates up to j are open
-    and P_j the width they open.
+    is the layer's cost at 8/8 over that of the costliest layer, C_j the probability that the gates up to j are open and
+    P_j the width they open; a fixed operand's width counts in "joint" alone.
 
     Args:
         model: Prepared for a search.
@@ -207,6 +266,9 @@ class Penalty(nn.Module):
         start_step: Until then all candidates stay at their widest and the penalty is 0.
         warmup_steps: Steps in which the strength rises to its value.
         final_temperature: Of mixtures, reached from their first one in equal ratios over `total_steps`.
+
+    Attributes:
+        layers: Names of the tables' layers.
 
     Raises:
         MixbitError: The model is not under search, the table is another model's, both or none of strength and budget,
@@ -250,8 +312,11 @@ class Penalty(nn.Module):
             raise MixbitError("total_steps is None; a budget and a final temperature need the length of the search")
         if total_steps is not None and start_step >= total_steps:
             raise MixbitError(f"start_step={start_step}: expected less than total_steps={total_steps}")
-        tables = _weighted("costs", costs, 1.0 if strength is None else strength)
-        self.strength = strength
+        tables = _weighted("costs", costs, 1.0)
+        if strength is not None:
+            if not (math.isfinite(strength) and strength >= 0):
+                raise MixbitError(f"strength={strength!r}: expected a finite number >= 0")
+            tables = {table: strength * weight for table, weight in tables.items()}
         budgets: dict[CostTable, float] = {}
         if budget is not None:
             if not isinstance(budget, Mapping) and len(tables) > 1:
@@ -259,10 +324,10 @@ class Penalty(nn.Module):
             given = budget if isinstance(budget, Mapping) else {next(iter(tables)): budget}
             budgets = _weighted("budget", given, 1.0)
             tables = {table: 1.0 for table in budgets}
-        names = list(next(iter(tables)).layers)
+        self.layers = names = list(next(iter(tables)).layers)
         for table in tables:
             _check_layers(table, names, model)
-        # Lists, so that the model does not become a part of the penalty.
+        # Lists, so that neither the model nor the tables become a part of the penalty's state.
         self._choices = [Choices(model, names)]
         device = self._choices[0].device()
         self._costs = [_Cost(table, self._choices[0], device) for table in tables]
@@ -286,38 +351,22 @@ class Penalty(nn.Module):
         if mixtures := self._mixtures[0]:
             self.register_buffer("start_temperature", mixtures[0].temperature.clone())
         for table, limit in budgets.items():
-            self._check_reachable(table, limit)
+            least, most = self._choices[0].reach(table, limit)
+            if not least * (1 - 1e-12) <= limit <= most * (1 + 1e-12):
+                raise MixbitError(
+                    f"budget={limit:g} {table.unit}: the candidates reach {least:g} to {most:g}; expected a number "
+                    "between"
+                )
         self._calls = 0
         self._before: list[Tensor] = []
         object.__setattr__(model, "mixbit_costs", tuple((table, budgets.get(table)) for table in tables))
         if start_step > 0:
             self._set_phase(WIDEST)
 
-    def _check_reachable(self, table: CostTable, limit: float) -> None:
-        choices = self._choices[0]
-        ends = []
-        for pick in (min, max):
-            ends.append(
-                table.total(
-                    {
-                        name: LayerPrecision(
-                            act=_bits(pick(choices.candidates[choices.act[i]])),
-                            weight=_bits(pick(choices.candidates[choices.weight[i]])),
-                            narrow_range=False,
-                        )
-                        for i, name in enumerate(choices.names)
-                    }
-                )
-            )
-        least, most = ends
-        if not least <= limit * (1 + 1e-12) or limit > most * (1 + 1e-12):
-            raise MixbitError(
-                f"budget={limit:g} {table.unit}: the candidates reach {least:g} to {most:g}; expected a number between"
-            )
-
     def forward(self) -> Tensor:
         """The penalty, a scalar on the model's device; in training mode also one step of the clock."""
         choices = self._choices[0]
+        self._follow_device()
         if self.training and not torch.compiler.is_compiling():
             self._watch()
         if self.form == "expected":
@@ -334,15 +383,21 @@ class Penalty(nn.Module):
         self._tick()
         return penalty
 
+    def _follow_device(self) -> None:
+        """Moves to where the model is now."""
+        device = self._choices[0].device()
+        if self.step.device != device:
+            self.to(device)
+        for cost in self._costs:
+            if cost.values.device != device:
+                cost.to(device)
+
     def _free_bits(self, cost: _Cost) -> Tensor:
         """The published regularizers over gates, see the class."""
         choices = self._choices[0]
         shares = choices.open_shares()
-        wide = torch.zeros(len(choices.operands), choices.width - 1, device=shares.device)
-        fixed = torch.zeros(len(choices.operands), device=shares.device)
-        for i, widths in enumerate(choices.candidates):
-            wide[i, : len(widths) - 1] = torch.tensor(widths[1:], dtype=torch.float32)
-            fixed[i] = widths[0] if len(widths) == 1 else 0.0
+        wide = shares.new_tensor([[*w[1:], *[0] * (choices.width - len(w))] for w in choices.candidates])
+        fixed = shares.new_tensor([w[0] if len(w) == 1 else 0 for w in choices.candidates])
         each = (shares * wide).sum(1)
         act, weight = each[cost.act], each[cost.weight]
         if self.form == "separate":
@@ -387,7 +442,8 @@ class Penalty(nn.Module):
     @torch.no_grad()
     def _set_phase(self, phase: Tensor | float) -> None:
         for quantizer in self._quantizers[0].values():
-            quantizer.phase.copy_(torch.as_tensor(phase, dtype=torch.float32))
+            # What freeze_ has decided stays so.
+            quantizer.phase.copy_(torch.where(quantizer.phase == DECIDED, quantizer.phase, phase))
 
     def _watch(self) -> None:
         """Finds parameters of the search that have gradients and never move."""
@@ -410,6 +466,7 @@ class Penalty(nn.Module):
 
     def costs(self) -> dict[str, float]:
         """Cost of the recipe chosen now, by unit, in the tables' own units."""
+        self._follow_device()
         index = self._choices[0].decided()
         return {cost.table.unit: float(cost.decided(index)) * cost.unit for cost in self._costs}
 
@@ -418,17 +475,13 @@ class Penalty(nn.Module):
         return {cost.table.unit: cost.unit for cost in self._costs}
 
     def bits(self) -> tuple[list[int], list[int]]:
-        """(act, weight) bits chosen now, in the order of the tables' layers."""
+        """(act, weight) bits chosen now, in the order of `layers`."""
         choices = self._choices[0]
         index = choices.decided().tolist()
         return (
             [choices.candidates[i][index[i]] for i in choices.act],
             [choices.candidates[i][index[i]] for i in choices.weight],
         )
-
-
-def _bits(width: int) -> int | None:
-    return None if width == FLOAT_BITS else width
 
 
 def _weighted(argument: str, given: Any, default: float) -> dict[CostTable, float]:

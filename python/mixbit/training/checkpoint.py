@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike, write_bytes
@@ -84,6 +84,13 @@ def tree_digest(value: Any) -> str:
 
     add(value)
     return digest.hexdigest()[:16]
+
+
+def describe_teacher(teacher: nn.Module | None, temperature: float, weight: float) -> str | None:
+    """What of a distillation a resumed run must agree in."""
+    if teacher is None:
+        return None
+    return f"{tree_digest(teacher.state_dict())}, temperature {temperature:g}, weight {weight:g}"
 
 
 def _encoded(value: Any, tensors: dict[str, Tensor], path: str) -> Any:

@@ -238,7 +238,7 @@ std::vector<MixtureCase> mixtures() {
   std::vector<MixtureCase> all;
   for (const auto& precisions : {std::vector<int>{2, 4, 8}, {4, 8}, {1, 2, 4, 8, 16}}) {
     for (const bool is_signed : {true, false}) {
-      for (const float range : {2.9f, 1e-40f, 0.7e30f}) {
+      for (const float range : {2.9f, 3.1f, 1e-40f, 0.7e30f}) {
         for (const auto& first : {0.0f, 0.3f, 1.0f}) {
           for (const auto form : {MixtureForm::kMixture, MixtureForm::kGated, MixtureForm::kGatedResidual}) {
             MixtureCase c{{}, std::vector<float>(precisions.size()), form};
@@ -248,7 +248,7 @@ std::vector<MixtureCase> mixtures() {
               c.quantizers.push_back({scale, 0.0f, mixbit::quant_range(bits, is_signed, false), Rounding::kHalfEven});
             }
             std::vector<float> gates(precisions.size() - 1, first);
-            if (first == 0.3f) gates.back() = 0.0f;
+            if (first == 0.3f && range == 2.9f) gates.back() = 0.0f;
             mixbit::gate_shares(gates.data(), 1, static_cast<int64_t>(precisions.size()), c.weights.data());
             all.push_back(c);
           }

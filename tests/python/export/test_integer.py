@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import mixbit
 from mixbit import LayerPrecision, Recipe, zoo
 from mixbit.errors import MixbitError
 from mixbit.network import LAYER_OPS, capture
+from mixbit.quantizers import bypass, record_tensors_
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nets import Residual, seeded
@@ -346,6 +348,24 @@ def test_joined_tensors_train_on_the_grid_of_the_integer_network() -> None:
     assert_equal_everywhere(model, x)
     mixbit.restore_(model)
     assert torch.equal(model(x), before)
+
+
+def test_tensors_are_recorded_in_the_float_or_the_quantized_network() -> None:
+    model, x = seeded(Residual), torch.randn(16, 3, 8, 8)
+    names = mixbit.layers(model, x).names
+    model = ready(model, [x], Recipe.uniform(names, weight=2, act=2))
+    for quantized in (False, True):
+        record_tensors_(model, list(x.split(8)), x, "maxabs", quantized=quantized)
+        with torch.no_grad(), contextlib.nullcontext() if quantized else bypass(model):
+            y = model(x)
+        assert y.min() < 0
+        expected = torch.maximum(y.max() / 127, -y.min() / 128)
+        # The output is the last in order of execution.
+        assert float(model.mixbit_tensor_scales[-1]) == pytest.approx(float(expected), rel=0.02)
+        assert_equal_everywhere(model, x)
+    before = model.mixbit_tensor_scales.clone()
+    mixbit.calibrate_(model, list(x.split(8)), "maxabs", example=x)
+    assert not torch.equal(model.mixbit_tensor_scales, before)  # the ranges of 2 bits are others
 
 
 def test_a_joining_module_used_twice_is_refused() -> None:

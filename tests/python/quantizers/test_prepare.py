@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 import mixbit
 from mixbit import LayerPrecision, Recipe
 from mixbit.errors import MixbitError
-from mixbit.quantizers import QuantizedConv2d, bypass, quantized_layers
+from mixbit.quantizers import PACT, QuantizedConv2d, bypass, quantized_layers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nets import Residual, Shared, seeded
@@ -112,6 +112,16 @@ def test_layers_that_read_one_tensor_share_their_quantizer() -> None:
     assert model.a.act_quantizer is not model.b.act_quantizer
     early = mixbit.prepare_(seeded(Residual), Recipe.uniform(NAMES), example=data(1)[0])
     assert early.a.act_quantizer is early.side.act_quantizer
+    mixbit.prepare_(model, Recipe.uniform(NAMES, weight=4, act=4), act_quantizer="pact")
+    assert isinstance(model.a.act_quantizer, PACT)
+    assert model.a.act_quantizer is model.side.act_quantizer
+    partly = Recipe.uniform([name for name in NAMES if name != "a"], weight=4, act=4)
+    mixbit.prepare_(model, partly, act_quantizer="lsq")
+    assert type(model.a) is nn.Conv2d
+    searched = mixbit.prepare_(seeded(Residual), mixbit.search.Gates(), data(1)[0])
+    mixbit.prepare_(mixbit.calibrate_(searched, data()), mixbit.search.extract(searched))
+    assert searched.a.act_quantizer is searched.side.act_quantizer
+    assert searched.a.act_quantizer.is_calibrated
 
 
 def test_shared_inputs_that_ask_different_bits_are_refused_and_nothing_is_changed() -> None:

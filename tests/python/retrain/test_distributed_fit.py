@@ -15,4 +15,4 @@ def test_two_processes_fit_like_one_and_resume_to_the_same_bits(tmp_path: Path) 
         [*command, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["ok", "ok"]
+    assert done.stdout.count("ok") == 2  # the lines of two processes may run together

@@ -175,6 +175,40 @@ def test_the_expected_cost_is_the_mean_over_draws() -> None:
     assert penalty().item() == pytest.approx(np.mean(totals), abs=4 * np.std(totals) / np.sqrt(len(totals)))
 
 
+def test_strength_multiplies_the_weights_of_several_costs() -> None:
+    model, x, costs = small()
+    memory = mixbit.costs.weight_memory(mixbit.restore_(copy.deepcopy(model)), x)
+    full = search.Penalty(model, {costs: 0.3, memory: 2.0}, strength=1.0)()
+    assert search.Penalty(model, {costs: 0.3, memory: 2.0}, strength=0.5)().item() == pytest.approx(full.item() / 2)
+    assert search.Penalty(model, {costs: 1.0}, strength=0.2)().item() == search.Penalty(model, costs, strength=0.2)()
+
+
+def test_shares_of_the_published_forms_are_those_of_operations() -> None:
+    # Whatever the candidates, and although a float layer costs sixteen times what it does at 8 bits.
+    for space in (search.Gates(), search.Gates((2, 4)), search.Gates(frozen={"head": None})):
+        model, x, costs = small(space)
+        macs = [layer.macs for layer in mixbit.layers(mixbit.restore_(copy.deepcopy(model)), x)]
+        separate = search.Penalty(model, costs, strength=1.0, form="separate").eval()
+        for parameter in logits(model).values():
+            parameter.data.fill_(40.0)
+        widest = max(q.candidates[-1] for q in search.search_quantizers(model).values())
+        ends = sum(b for b in (2, 4, 8) if 2 < b <= widest)
+        searched = [(n != "stem") + 1 if n in quantized_layers(model) else 0 for n in costs.layers]
+        expected = sum(m / max(macs) * s * ends for m, s in zip(macs, searched, strict=True))
+        assert separate().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_penalty_follows_its_model_to_another_device() -> None:
+    model, _, costs = small()
+    for options in ({"strength": 1.0}, {"budget": 0.5 * costs.uniform(8, 8), "total_steps": 4}):
+        moved = copy.deepcopy(model)
+        penalty = search.Penalty(moved, costs, **options).eval()
+        moved.to("meta")
+        assert penalty().device.type == "meta"
+        parts = [*penalty.buffers(), *(b for cost in penalty._costs for b in cost.buffers())]
+        assert {b.device.type for b in parts} == {"meta"}
+
+
 def test_several_costs_and_outputs_that_depend_on_their_reader() -> None:
     model, x, costs = small()
     plain = mixbit.restore_(copy.deepcopy(model))
@@ -239,6 +273,43 @@ def largest_below(model: nn.Module, costs: CostTable, budget: float) -> float:
     return float(total[total <= budget * (1 + 1e-12)].max())
 
 
+def test_float_layers_count_in_a_budget() -> None:
+    model, _, costs = small(search.Gates(frozen={"last": None}))
+    head = 32 * 32 / 64 * costs.entry("last", 8, 8)
+    budget = head + 0.5 * (costs.uniform(8, 8) - costs.entry("last", 8, 8))
+    search.Penalty(model, costs, budget=budget, total_steps=10)
+    recipe = search.extract(model)
+    assert recipe["last"].weight is None
+    assert recipe.report["feasible"]
+    assert 0.99 * budget <= costs.total(recipe) <= budget
+
+
+def test_the_ends_of_costs_that_fall_with_more_bits() -> None:
+    model, x, _ = small()
+    plain = mixbit.restore_(copy.deepcopy(model))
+    cycles = mixbit.costs.pulp("xpulpv2", plain, x)  # unpacks narrow operands in software
+    acts = [[8] if name == "stem" else [2, 4, 8] for name in cycles.layers]
+    totals = []
+    for left in (2, 4, 8):  # the width that left and right share
+        rows = [[left] if name in ("left", "right") else own for name, own in zip(cycles.layers, acts, strict=True)]
+        entries = [
+            [cycles.entry(name, a, w) for a in own for w in (2, 4, 8)]
+            for name, own in zip(cycles.layers, rows, strict=True)
+        ]
+        totals += [sum(min(own) for own in entries), sum(max(own) for own in entries)]
+    least, most = min(totals), max(totals)
+    assert least < cycles.uniform(2, 2)
+    assert search.reachable(model, cycles) == pytest.approx((least, most), rel=1e-12)
+    for budget in (0.99 * least, 1.01 * most):
+        with pytest.raises(MixbitError, match=f"reach {least:g} to {most:g}"):
+            search.Penalty(model, cycles, budget=budget, total_steps=5)
+    for budget in (least, 0.5 * (least + most)):
+        search.Penalty(model, cycles, budget=budget, total_steps=5)
+        report = search.extract(model).report
+        assert report["feasible"]
+        assert report["cost"] <= budget
+
+
 def test_a_choice_that_uses_the_budget_is_not_touched() -> None:
     model, _, costs = small()
     for parameter in logits(model).values():
@@ -280,7 +351,7 @@ def test_parameters_outside_the_optimizer_are_noticed() -> None:
     penalty = search.Penalty(model, costs, strength=1.0)
     weights = torch.optim.SGD([p for n, p in model.named_parameters() if "quantizer" not in n], lr=0.1)
     with pytest.raises(MixbitError, match="not in the optimizer"):
-        for _ in range(4):
+        for _ in range(40):
             penalty().backward()
             weights.step()
     model, _, costs = small()
@@ -291,6 +362,10 @@ def test_parameters_outside_the_optimizer_are_noticed() -> None:
         penalty().backward()
         optimizer.step()
     assert all((p < 2.0).all() for p in logits(model).values())
+    model, _, costs = small()
+    penalty = search.Penalty(model, costs, strength=1.0)
+    for _ in range(8):  # gradients that are accumulated
+        penalty().backward()
 
 
 def test_a_gate_moves_by_its_learning_rate_each_step() -> None:
@@ -354,8 +429,8 @@ def test_bad_input() -> None:
         ({}, "expected exactly one"),
         ({"strength": 1.0, "budget": eight}, "expected exactly one"),
         ({"budget": eight}, "total_steps is None"),
-        ({"strength": float("nan")}, "expected finite numbers"),
-        ({"strength": -1.0}, "expected finite numbers >= 0"),
+        ({"strength": float("nan")}, "strength=nan: expected a finite number"),
+        ({"strength": -1.0}, "strength=-1.0: expected a finite number >= 0"),
         ({"strength": 1.0, "form": "seperate"}, "separate"),
         ({"strength": 1.0, "total_steps": 0}, "total_steps=0"),
         ({"strength": 1.0, "total_steps": 3, "start_step": 3}, "start_step=3"),

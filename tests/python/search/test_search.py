@@ -105,6 +105,47 @@ def test_a_model_prepared_with_the_recipe_computes_the_same(kind: str) -> None:
     assert torch.equal(again(x), searched)
 
 
+@pytest.mark.parametrize("kind", list(SPACES))
+def test_a_model_in_eval_mode_draws_nothing_once_it_is_prepared(kind: str) -> None:
+    model, _ = searching(kind)  # prepared and calibrated in eval mode
+    x, _ = data()
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(x), mixbit.prepare_(copy.deepcopy(model), search.extract(model))(x))
+
+
+def test_fractional_bits_beyond_the_candidates_are_the_nearest_one() -> None:
+    model, costs = searching("fractional")
+    x, _ = data()
+    penalty = search.Penalty(model, costs, strength=1.0).eval()
+    quantizer = model.get_submodule("left").weight_quantizer
+    assert isinstance(quantizer, search.FractionalQuantizer)
+    for end, beyond in ((2.0, 1.5), (8.0, 8.5)):
+        for module in model.modules():
+            module.training = isinstance(module, search.SearchQuantizer)
+        found = []
+        for bits in (end, beyond):
+            quantizer.fractional_bits.data.fill_(bits)
+            quantizer.fractional_bits.grad = None
+            y = model(x)
+            cost = penalty()
+            cost.backward()
+            assert quantizer.fractional_bits.grad != 0  # the way back stays open
+            found.append((y.detach(), cost.detach()))
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_what_is_frozen_stays_so() -> None:
+    model, costs = searching("gates")
+    x, y = data()
+    penalty = search.Penalty(model, costs, strength=1.0, start_step=1)
+    penalty()
+    search.freeze_(model)
+    penalty()
+    assert all(q.phase == DECIDED for q in search.search_quantizers(model).values())
+    with pytest.raises(MixbitError, match="every choice is frozen; call mixbit.search.unfreeze_"):
+        search.fit(model, Images(x, y, 16), costs, epochs=1, strength=1.0)
+
+
 @pytest.mark.parametrize("kind", ["gates", "residual", "mixture", "fractional"])
 def test_phases(kind: str) -> None:
     model, _ = searching(kind)
@@ -266,6 +307,53 @@ def test_after_a_search_the_model_is_the_recipe() -> None:
     assert all(q.choice_parameter.requires_grad for q in search.search_quantizers(model).values())
     with pytest.raises(MixbitError, match="'stem' has weight=3"):
         search.freeze_(model, mixbit.Recipe.uniform(quantized_layers(model), weight=3, act=8))
+
+
+def test_the_history_names_layers_by_the_table_and_knows_float_ones() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("second", nn.Conv2d(4, 4, 1))
+    model.add_module("first", nn.Conv2d(3, 4, 1))
+    model.add_module("last", nn.Linear(4, 4))
+    model.forward = lambda x: model.last(model.second(model.first(x).relu()).mean((2, 3)))  # type: ignore[method-assign]
+    x, y = data()
+    costs = mixbit.costs.bops(model.eval(), x[:2])
+    mixbit.prepare_(model, search.Gates(frozen={"last": None}), x[:2])
+    mixbit.calibrate_(model, [x])
+    with torch.no_grad():
+        model.second.weight_quantizer.gate_logits.fill_(-6.0)
+    history = search.fit(model, Images(x, y, 32), costs, epochs=1, strength=0.0, search_lr=1e-6).history
+    last = {name: values[-1][1] for name, values in history.figures.items() if name != "cost"}
+    assert last == {
+        "act first": 8,
+        "weight first": 8,
+        "act second": 8,
+        "weight second": 2,
+        "act last": 32,
+        "weight last": 32,
+    }
+
+
+def test_a_checkpoint_of_another_search_is_refused(tmp_path: Path) -> None:
+    x, y = data()
+
+    def go(**changed: Any) -> None:
+        model, costs = searching("gates")
+        options: dict[str, Any] = {"costs": costs, "epochs": 1, "strength": 0.5, "checkpoint": tmp_path / "state"}
+        search.fit(model, Images(x, y, 32), **(options | changed))
+
+    go()
+    go()
+    plain = mixbit.restore_(searching("gates")[0])
+    teacher = copy.deepcopy(plain).eval()
+    for name, changed in {
+        "penalty": {"form": "separate"},
+        "costs": {"costs": mixbit.costs.weight_memory(plain, x[:2])},
+        "teacher": {"teacher": teacher},
+        "clip_norm": {"clip_norm": 1.0},
+    }.items():
+        with pytest.raises(MixbitError, match=f"of another run: its {name} is"):
+            go(**changed)
 
 
 @pytest.mark.parametrize("kind", ["gates", "gumbel", "fractional"])

@@ -37,7 +37,7 @@ MIXBIT_HD float grid_ratio(QuantRange range, QuantRange before) {
 
 // The code of x; its level is code * scale.
 MIXBIT_HD float level_code(float x, float scale, QuantRange range) {
-  return clamp_code(round_half_even(x / scale), range);
+  return round_half_even(clamp_code(x / scale, range));
 }
 
 // The code of x from what the grid before, with `code` and `level`, has left over. It is level_code except where x lies
