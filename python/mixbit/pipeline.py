@@ -714,6 +714,7 @@ class Pipeline:
             if "rounding" in self.config.corrections:
                 mixbit.optimize_rounding_(model, self.calibration)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
+        torch.manual_seed(self.config.seed)  # whatever the stages before it have drawn
         history = mixbit.retrain.fit(model, self.training, **fitting)
         self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
@@ -834,12 +835,14 @@ class Pipeline:
         def searched(cost: CostTable, budget: float, name: str) -> tuple[Recipe, float | None]:
             file = f"{RECIPES}/{name}.safetensors"
             space = self._space(given)
-            least = cost.uniform_recipe(min(space.act_precisions), min(space.weight_precisions))
-            if cost.total(least) > budget:
-                least.report = {"feasible": False, "misses_by": cost.total(least) - budget}
-                return least, None
+            prepared = mixbit.prepare_(copy.deepcopy(self.model), space, self.example)
+            least, most = mixbit.search.reachable(prepared, cost)
+            if least > budget:
+                narrowest = cost.uniform_recipe(min(space.act_precisions), min(space.weight_precisions))
+                narrowest.report = {"feasible": False, "misses_by": cost.total(narrowest) - budget}
+                return narrowest, None
             trained.append(file)
-            network, recipe, key = self._searched_point(file, given, cost, budget)
+            network, recipe, key = self._searched_point(file, given, cost, min(budget, most))
             if scores is None:
                 return recipe, None
             return recipe, score(key, lambda: self._finished(network(), integer))

@@ -212,9 +212,7 @@ def _trained(sub: Any) -> None:
     sub.add_argument("--augment", help="crop_flip (default: nothing)")
     sub.add_argument("--epochs", type=int, default=3, help="passes over the training images (default: 3)")
     sub.add_argument("--lr", type=float, help="of the weights, at the start (default: 0.01)")
-    sub.add_argument(
-        "--scale-lr", type=float, help="of scales, at the start (default: --lr; in a search a tenth of it)"
-    )
+    sub.add_argument("--scale-lr", type=float, help="of scales, at the start (default: a tenth of --lr)")
     sub.add_argument("--weight-decay", type=float, help="of the weights (default: 1e-4)")
     sub.add_argument(
         "--distill", type=float, metavar="SHARE", help="of the loss: distance to the float network, 0 to 1"

@@ -7,8 +7,10 @@ from mixbit.network.calling import (
     check_eval_mode,
     check_labels,
     check_truths,
+    device_of,
     flatten_outputs,
     input_of,
+    item_on,
 )
 from mixbit.network.graph import LAYER_OPS, PASS_OPS, Graph, Node, UnsupportedOperation, capture, run_node, run_pass
 from mixbit.network.trace import (
@@ -44,9 +46,11 @@ __all__ = [
     "check_labels",
     "check_truths",
     "conv_padding",
+    "device_of",
     "flatten_outputs",
     "input_of",
     "is_quantizable",
+    "item_on",
     "layers",
     "quantizable_modules",
     "run_node",

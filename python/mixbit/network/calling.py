@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
@@ -46,6 +47,22 @@ def call_model(model: nn.Module, item: Any) -> Any:
     """Calls the model with an item of `batches`: `model(x)`, or `model(**item)` for a dict."""
     value = input_of(item)
     return model(**value) if isinstance(value, Mapping) else model(value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is; the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def item_on(item: Any, device: torch.device) -> Any:
+    """An item with all of its tensors on a device; for the CPU the item as it is."""
+    if device.type == "cpu":
+        return item
+    if isinstance(item, Tensor):
+        return item.to(device)
+    if isinstance(item, Mapping):
+        return {k: item_on(v, device) for k, v in item.items()}
+    return type(item)(item_on(v, device) for v in item) if type(item) in (list, tuple) else item
 
 
 def input_tensors(item: Any) -> list[Tensor]:

@@ -86,6 +86,7 @@ def prepare_(
         if isinstance(module, JoinedTensors):
             _prepare_joined(module, recipe, None if first is None else first.device)
     _move_tensors_(model, recipe)
+    _follow_modes_(model)
     shared: dict[int, Quantizer] = {}
     for layer, before in tied:
         # A quantizer that was replaced is so for all that shared it.
@@ -247,12 +248,21 @@ def _prepare_search(model: nn.Module, space: SearchSpace, example: Any) -> nn.Mo
         channels = prepared.weight.shape[0] if per_channel else 1
         prepared.weight_quantizer = space.weight_quantizer(channels, prepared.act_quantizer, device)
     tie_groups_(model, found)
+    _follow_modes_(model)
     model.mixbit_tensors = {"default": {"act": 8}}  # type: ignore[assignment]
     first = next(model.parameters(), None)
     for module in model.modules():
         if isinstance(module, JoinedTensors):
             _prepare_joined(module, Recipe(), None if first is None else first.device)
     return model
+
+
+def _follow_modes_(model: nn.Module) -> None:
+    """Quantizers take the mode of their layer: those of a search would draw samples in a network in eval mode."""
+    for layer in quantized_layers(model).values():
+        for quantizer in (layer.weight_quantizer, layer.act_quantizer):
+            if quantizer is not None:
+                quantizer.train(layer.training)
 
 
 def _kind(old: Quantizer | None, wanted: str | None) -> type[Quantizer]:

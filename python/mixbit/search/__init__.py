@@ -9,7 +9,7 @@ recipe = mixbit.search.extract(model)
 
 from mixbit.search.extract import extract, freeze_, param_groups, search_quantizers, unfreeze_
 from mixbit.search.fit import Found, Together, fit
-from mixbit.search.penalty import Penalty
+from mixbit.search.penalty import Penalty, reachable
 from mixbit.search.quantizers import FractionalQuantizer, GatedQuantizer, MixtureQuantizer, SearchQuantizer
 from mixbit.search.spaces import Fractional, Gates, Mixture
 
@@ -28,6 +28,7 @@ __all__ = [
     "fit",
     "freeze_",
     "param_groups",
+    "reachable",
     "search_quantizers",
     "unfreeze_",
 ]

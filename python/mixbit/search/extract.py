@@ -164,7 +164,7 @@ def extract(model: nn.Module) -> Recipe:
         "budget": (next(iter(limits.values()), None) if single else limits) or None,
         "budget_share": {t.unit: limit / t.uniform(8, 8) for t, limit in budgets.items()} or None,
         "feasible": feasible,
-        "misses_by": max((max(cost[u] - limits[u], 0.0) for u in limits), default=0.0),
+        "misses_by": max((max(t.total(recipe) - limit, 0.0) for t, limit in budgets.items()), default=0.0),
         "moved": moved,
         "average_bits": {"act": _mean(act), "weight": _mean(weight)},
         "probabilities": {

@@ -147,10 +147,12 @@ def fit(
         Recipe and history.
 
     Raises:
-        MixbitError: The model is not under search or not calibrated, an argument does not fit, or what `train` and
-            `Penalty` raise.
+        MixbitError: The model is not under search, frozen or not calibrated, an argument does not fit, or what `train`
+            and `Penalty` raise.
     """
     quantizers = check_searching(model)
+    if not any(quantizer.choice_parameter.requires_grad for quantizer in quantizers.values()):
+        raise MixbitError("model: every choice is frozen; call mixbit.search.unfreeze_(model) to go on searching")
     for name, quantizer in quantizers.items():
         try:
             quantizer.check_calibrated()

@@ -15,6 +15,7 @@ from mixbit.assignment.landing import Options, reach
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.quantizers import Quantizer, quantized_layers
 from mixbit.search.quantizers import (
+    DECIDED,
     SAMPLED,
     WIDEST,
     FractionalQuantizer,
@@ -55,6 +56,25 @@ def check_searching(model: nn.Module) -> dict[str, SearchQuantizer]:
             "model has nothing to search; call mixbit.prepare_(model, mixbit.search.Gates(...), example) first"
         )
     return found
+
+
+def reachable(model: nn.Module, costs: CostTable) -> tuple[float, float]:
+    """The least and the largest cost that a search can end at, in the table's unit.
+
+    Args:
+        model: Prepared for a search.
+        costs: A cost table of its layers, at all widths of the candidates.
+
+    Returns:
+        (least, largest); bounds of them where a table is totalled by maximum.
+
+    Raises:
+        MixbitError: The model is not under search, or the table is another model's.
+    """
+    check_searching(model)
+    names = list(costs.layers)
+    _check_layers(costs, names, model)
+    return Choices(model, names).reach(costs)
 
 
 class Choices:
@@ -130,6 +150,10 @@ class Choices:
                         allowed[place] = 1
                         preference[place] = logs[act, j] / shared + logs[weight, k]
         return Options(self.names, acts, weights, allowed, list(self.act), preference)
+
+    def reach(self, table: CostTable, asked: float | None = None) -> tuple[float, float]:
+        """The least and the largest cost of all choices, see `mixbit.assignment.landing.reach`."""
+        return reach(self.options(np.ones((len(self.operands), self.width))), table, asked)
 
     def _parameter(self, index: int) -> Tensor | None:
         quantizer = self.operands[index]
@@ -326,10 +350,8 @@ class Penalty(nn.Module):
         self.register_buffer("start_cost", torch.zeros(len(limits), device=device))
         if mixtures := self._mixtures[0]:
             self.register_buffer("start_temperature", mixtures[0].temperature.clone())
-        if budgets:
-            options = self._choices[0].options(np.ones((len(self._choices[0].operands), self._choices[0].width)))
         for table, limit in budgets.items():
-            least, most = reach(options, table)
+            least, most = self._choices[0].reach(table, limit)
             if not least * (1 - 1e-12) <= limit <= most * (1 + 1e-12):
                 raise MixbitError(
                     f"budget={limit:g} {table.unit}: the candidates reach {least:g} to {most:g}; expected a number "
@@ -374,11 +396,8 @@ class Penalty(nn.Module):
         """The published regularizers over gates, see the class."""
         choices = self._choices[0]
         shares = choices.open_shares()
-        wide = torch.zeros(len(choices.operands), choices.width - 1, device=shares.device)
-        fixed = torch.zeros(len(choices.operands), device=shares.device)
-        for i, widths in enumerate(choices.candidates):
-            wide[i, : len(widths) - 1] = torch.tensor(widths[1:], dtype=torch.float32)
-            fixed[i] = widths[0] if len(widths) == 1 else 0.0
+        wide = shares.new_tensor([[*w[1:], *[0] * (choices.width - len(w))] for w in choices.candidates])
+        fixed = shares.new_tensor([w[0] if len(w) == 1 else 0 for w in choices.candidates])
         each = (shares * wide).sum(1)
         act, weight = each[cost.act], each[cost.weight]
         if self.form == "separate":
@@ -423,7 +442,8 @@ class Penalty(nn.Module):
     @torch.no_grad()
     def _set_phase(self, phase: Tensor | float) -> None:
         for quantizer in self._quantizers[0].values():
-            quantizer.phase.copy_(torch.as_tensor(phase, dtype=torch.float32))
+            # What freeze_ has decided stays so.
+            quantizer.phase.copy_(torch.where(quantizer.phase == DECIDED, quantizer.phase, phase))
 
     def _watch(self) -> None:
         """Finds parameters of the search that have gradients and never move."""

@@ -473,9 +473,14 @@ class FractionalQuantizer(RangedQuantizer):
 
     @staticmethod
     def _between(parameters: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
-        """Index of the candidate below (int64 [n]), and the share of the one above ([n], differentiable)."""
-        bits = parameters[:, 0]
-        below = torch.searchsorted(widths, bits.detach().contiguous(), right=True).sub(1).clamp(0, len(widths) - 2)
+        """Index of the candidate below (int64 [n]), and the share of the one above ([n], differentiable).
+
+        An optimizer's step may leave the candidates until `clamp_`: then the nearest one counts.
+        """
+        given = parameters[:, 0]
+        inside = given.detach().clamp(widths[0], widths[-1])
+        bits = inside + (given - given.detach())
+        below = torch.searchsorted(widths, inside.contiguous(), right=True).sub(1).clamp(0, len(widths) - 2)
         return below, (bits - widths[below]) / (widths[below + 1] - widths[below])
 
     @staticmethod

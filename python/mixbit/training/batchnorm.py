@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixbit.network import call_model, check_batches
+from mixbit.network import call_model, check_batches, device_of, item_on
 
 
 @torch.no_grad()
@@ -23,7 +23,8 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any], epoch: int |
 
     Args:
         model: Any; without batch normalization nothing happens.
-        batches: Re-iterable batches; use batches as large as in training.
+        batches: Re-iterable batches; use batches as large as in training. Items are moved to the model's device if that
+            is no CPU.
         epoch: Given to `batches.set_epoch` where there is such a method, so that the order does not depend on what was
             read before.
 
@@ -48,8 +49,9 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any], epoch: int |
             norm.train()
             norm.momentum = None  # torch's cumulative average
             norm.reset_running_stats()
+        device = device_of(model)
         for item in batches:
-            call_model(model, item)
+            call_model(model, item_on(item, device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

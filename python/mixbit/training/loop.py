@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike
-from mixbit.network import check_batches
+from mixbit.network import check_batches, device_of, item_on
 from mixbit.progress import Progress, reporter
 from mixbit.training.checkpoint import copied, read_checkpoint, tree_digest, write_checkpoint
 from mixbit.training.diagnosis import first_not_finite
@@ -163,7 +163,7 @@ class _Run:
         self.epoch = self.position = 0
         self.epoch_random: Any = None
         self.last: dict[str, Any] = {}
-        self.device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        self.device = device_of(self.model)
 
     @property
     def first(self) -> bool:
@@ -259,7 +259,7 @@ class _Run:
                     raise MixbitError(f"batches ends before item {self.position}, where the checkpoint was taken")
             _set_random_state(now)
         for item in rest:
-            yield item if self.device.type == "cpu" else _on(item, self.device)
+            yield item_on(item, self.device)
 
     def step(
         self, model: nn.Module, item: Any, objective: Objective, parameters: list[nn.Parameter], clip_norm: float | None
@@ -377,12 +377,3 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
     random.setstate(state["python"])
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    """All tensors of an item on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {k: _on(v, device) for k, v in value.items()}
-    return type(value)(_on(v, device) for v in value) if type(value) in (list, tuple) else value

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixbit.errors import MixbitError
-from mixbit.network import call_model, check_eval_mode, check_labels, flatten_outputs
+from mixbit.network import call_model, check_eval_mode, check_labels, device_of, flatten_outputs
 
 #: (model, item of `batches`) -> scalar Tensor.
 Objective = Callable[[nn.Module, Any], Tensor]
@@ -127,8 +127,7 @@ def in_bf16(objective: Objective) -> Objective:
     """The objective under bfloat16 autocast: operands are quantized in their own type and multiplied in bfloat16."""
 
     def run(model: nn.Module, item: Any) -> Tensor:
-        device = next((p.device.type for p in model.parameters()), "cpu")
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device_of(model).type, torch.bfloat16):
             return objective(model, item)
 
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,24 @@ def run(config: dict) -> list[str]:
     said: list[str] = []
     Pipeline(Config.from_dict(config), said.append).run()
     return [line.split(":")[0] for line in said if "kept" not in line]
+
+
+def test_training_starts_from_the_seed_whatever_was_drawn_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(document(tmp_path, *ASSIGN))
+    pipeline = Pipeline(Config.from_dict(document(tmp_path, *ASSIGN, {"retrain": {**RETRAIN, "epochs": 1}})))
+    fit, drawn = mixbit.retrain.fit, []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        drawn.append(torch.rand(1))
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(mixbit.retrain, "fit", watched)
+    for _ in range(2):
+        torch.rand(3)
+        pipeline.retrain(pipeline.config.stages[-1][1])
+    assert drawn[0] == drawn[1]
 
 
 def test_a_run_trains_evaluates_and_reports_the_trained_network(tmp_path: Path) -> None:

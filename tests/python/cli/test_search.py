@@ -158,7 +158,7 @@ def test_a_sweep_with_searched_points(tmp_path: Path, capsys: pytest.CaptureFixt
     stages = (
         {"analyze": {"precisions": [2, 4, 8]}},
         {"assign": {"budget_share": 0.5}},
-        {"sweep": {"methods": ["ilp"], "shares": [0.5, 0.3, 0.01], "costs": ["bops"], "search": own}},
+        {"sweep": {"methods": ["ilp"], "shares": [1.2, 0.5, 0.3, 0.01], "costs": ["bops"], "search": own}},
         "report",
     )
     config = document(tmp_path, *stages)
@@ -166,7 +166,7 @@ def test_a_sweep_with_searched_points(tmp_path: Path, capsys: pytest.CaptureFixt
     sweep = json.loads((tmp_path / "sweep.json").read_text())
     points = {point["name"]: point for point in sweep["points"]}
     assert {"uniform-8", "bops-ilp-0.5", "bops-gates-0.5", "bops-gates-0.3", "bops-gates-0.01"} <= set(points)
-    for share in (0.5, 0.3):
+    for share in (1.2, 0.5, 0.3):  # 1.2: more than the candidates can cost
         point = points[f"bops-gates-{share}"]
         assert point["feasible"]
         assert point["shares"]["bops"] <= share

@@ -299,6 +299,7 @@ def test_the_ends_of_costs_that_fall_with_more_bits() -> None:
         totals += [sum(min(own) for own in entries), sum(max(own) for own in entries)]
     least, most = min(totals), max(totals)
     assert least < cycles.uniform(2, 2)
+    assert search.reachable(model, cycles) == pytest.approx((least, most), rel=1e-12)
     for budget in (0.99 * least, 1.01 * most):
         with pytest.raises(MixbitError, match=f"reach {least:g} to {most:g}"):
             search.Penalty(model, cycles, budget=budget, total_steps=5)

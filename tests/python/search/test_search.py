@@ -105,6 +105,47 @@ def test_a_model_prepared_with_the_recipe_computes_the_same(kind: str) -> None:
     assert torch.equal(again(x), searched)
 
 
+@pytest.mark.parametrize("kind", list(SPACES))
+def test_a_model_in_eval_mode_draws_nothing_once_it_is_prepared(kind: str) -> None:
+    model, _ = searching(kind)  # prepared and calibrated in eval mode
+    x, _ = data()
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(x), mixbit.prepare_(copy.deepcopy(model), search.extract(model))(x))
+
+
+def test_fractional_bits_beyond_the_candidates_are_the_nearest_one() -> None:
+    model, costs = searching("fractional")
+    x, _ = data()
+    penalty = search.Penalty(model, costs, strength=1.0).eval()
+    quantizer = model.get_submodule("left").weight_quantizer
+    assert isinstance(quantizer, search.FractionalQuantizer)
+    for end, beyond in ((2.0, 1.5), (8.0, 8.5)):
+        for module in model.modules():
+            module.training = isinstance(module, search.SearchQuantizer)
+        found = []
+        for bits in (end, beyond):
+            quantizer.fractional_bits.data.fill_(bits)
+            quantizer.fractional_bits.grad = None
+            y = model(x)
+            cost = penalty()
+            cost.backward()
+            assert quantizer.fractional_bits.grad != 0  # the way back stays open
+            found.append((y.detach(), cost.detach()))
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_what_is_frozen_stays_so() -> None:
+    model, costs = searching("gates")
+    x, y = data()
+    penalty = search.Penalty(model, costs, strength=1.0, start_step=1)
+    penalty()
+    search.freeze_(model)
+    penalty()
+    assert all(q.phase == DECIDED for q in search.search_quantizers(model).values())
+    with pytest.raises(MixbitError, match="every choice is frozen; call mixbit.search.unfreeze_"):
+        search.fit(model, Images(x, y, 16), costs, epochs=1, strength=1.0)
+
+
 @pytest.mark.parametrize("kind", ["gates", "residual", "mixture", "fractional"])
 def test_phases(kind: str) -> None:
     model, _ = searching(kind)

@@ -315,3 +315,21 @@ def test_state_that_is_no_plain_value_is_refused(tmp_path: Path) -> None:
             modules={"odd": Odd()},
             checkpoint=tmp_path / "run",
         )
+
+
+def test_statistics_are_found_on_the_device_of_the_model() -> None:
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, device="meta"))
+            self.norm = nn.BatchNorm1d(2, affine=False)
+            self.seen: list[str] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(x.device.type)
+            return self.norm(torch.arange(6.0).reshape(3, 2))
+
+    probe = Probe()
+    mixbit.training.reestimate_batchnorm_(probe, [(torch.zeros(3, 2), torch.zeros(3))])
+    assert probe.seen == ["meta"]
+    assert probe.norm.running_mean.tolist() == [2.0, 3.0]
