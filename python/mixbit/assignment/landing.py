@@ -41,10 +41,11 @@ class Options:
     preference: Array
 
 
-def reach(options: Options, table: CostTable) -> tuple[float, float]:
+def reach(options: Options, table: CostTable, asked: float | None = None) -> tuple[float, float]:
     """The least and the largest total of a table among all choices.
 
-    Of a table that is totalled by maximum these are bounds: layers that share an input may not reach them.
+    Of a table that is totalled by maximum these are bounds: layers that share an input may not reach them. With `asked`
+    any two reached totals will do that have it between them: that saves the integer programs.
     """
     price = _priced(options, table, {})
     if price.maximum:
@@ -53,6 +54,9 @@ def reach(options: Options, table: CostTable) -> tuple[float, float]:
     # Where fewer bits are cheaper the corners are the ends, which the solver's tolerance could miss by a little.
     acts, weights = ([np.flatnonzero(own.any(axis)).tolist() for own in options.allowed] for axis in (1, 0))
     choices: list[Choice] = [([pick(own) for own in acts], [pick(own) for own in weights]) for pick in (min, max)]
+    corners = sorted(price.total(choice) for choice in choices)
+    if asked is not None and corners[0] <= asked <= corners[1]:
+        return corners[0], corners[1]
     for sign in (1, -1):
         found = solve(options, dataclasses.replace(price, values=sign * price.values), [])
         choices += [] if found is None else [found]

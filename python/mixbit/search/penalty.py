@@ -151,9 +151,9 @@ class Choices:
                         preference[place] = logs[act, j] / shared + logs[weight, k]
         return Options(self.names, acts, weights, allowed, list(self.act), preference)
 
-    def reach(self, table: CostTable) -> tuple[float, float]:
+    def reach(self, table: CostTable, asked: float | None = None) -> tuple[float, float]:
         """The least and the largest cost of all choices, see `mixbit.assignment.landing.reach`."""
-        return reach(self.options(np.ones((len(self.operands), self.width))), table)
+        return reach(self.options(np.ones((len(self.operands), self.width))), table, asked)
 
     def _parameter(self, index: int) -> Tensor | None:
         quantizer = self.operands[index]
@@ -351,7 +351,7 @@ class Penalty(nn.Module):
         if mixtures := self._mixtures[0]:
             self.register_buffer("start_temperature", mixtures[0].temperature.clone())
         for table, limit in budgets.items():
-            least, most = self._choices[0].reach(table)
+            least, most = self._choices[0].reach(table, limit)
             if not least * (1 - 1e-12) <= limit <= most * (1 + 1e-12):
                 raise MixbitError(
                     f"budget={limit:g} {table.unit}: the candidates reach {least:g} to {most:g}; expected a number "
