@@ -6,18 +6,29 @@ saving: EDP saved from 16 to 8 bits, proven, and as a random search with the ref
 without gain, 15000 invalid ones in a row) would have claimed; its mappings a second, one thread.
 claim: energy of real networks at uniform 16 and 8 bits, each at its own proven optimum, and of the cheapest recipe that
 loses at most 1 %p (exact assignment on the mapper's energies, biases corrected). Depthwise layers are grouped here.
+nests: the loop nests that Timeloop's random search published for the pointwise layer 64 -> 128 at 56 x 56, scored by
+our evaluate, beside the optimum of the same space.
+peers: the energy optimum of that layer on Eyeriss, by us (with the published constraints; with any loops at any level)
+and by ZigZag (LOMA, `pip install zigzag-dse`; skipped where it is missing), which is given the unrolling of our optimum
+and whose nest is scored by our evaluate too: the two models count differently, so only that number compares.
 
-Usage: python bench/bench_mapper.py [speed] [saving] [claim] [--network NAME] [--again]
+Usage: python bench/bench_mapper.py [speed] [saving] [claim] [nests] [peers] [--network NAME] [--again]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
+import json
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from networks import Setting, pack
 from rows import measure
 
@@ -27,6 +38,9 @@ from mixbit.hw import mapper
 
 CLASSES = (2, 3, 4, 5, 8, 16)  # one width of each class of a 16-bit word
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
+PARTS = ("speed", "saving", "claim", "nests", "peers")
+POINTWISE = {"C": 64, "M": 128, "P": 56, "Q": 56}
+POINTS = Path(__file__).resolve().parents[1] / "tests" / "data" / "timeloop_points.json"
 
 
 def published() -> hw.Workload:
@@ -119,9 +133,153 @@ def claim(network: str, name: str) -> dict[str, Any]:
     }
 
 
+def optimum(arch: hw.Architecture, problem: dict[str, Any], width: int, objective: str) -> hw.LayerMapping:
+    bits = {"act": width, "weight": width, "out": width}
+    return hw.map_network(arch, hw.Workload.from_shapes([problem]), bits, objective, threads=1).layers[0]
+
+
+def nests(point: str) -> dict[str, Any]:
+    reference = json.loads(POINTS.read_text(encoding="utf-8"))
+    found = next(p for p in reference["points"] if p["id"] == point)
+    arch = hw.Architecture.load(found["arch"].split("_")[0])
+    problem = hw.Layer.from_dict(found["problem"])
+    scored = hw.evaluate(arch, problem, hw.Mapping.from_dict(found["mapping"]))
+    width = found["problem"].get("bitwidths", {"Inputs": 16})["Inputs"]
+    best = optimum(arch, found["problem"], width, "edp")
+    return {
+        "published uJ": round(found["expected"]["energy_total_pJ"] / 1e6, 2),
+        "published cycles": found["expected"]["cycles"],
+        "scored uJ": round(scored.energy_pj / 1e6, 2),
+        "scored cycles": scored.cycles,
+        "scored EDP": round(scored.edp, 2),
+        "optimal EDP": round(best.edp, 2),
+        "above the optimum %": round(100 * (scored.edp / best.edp - 1), 1),
+    }
+
+
+def unconstrained() -> hw.Architecture:
+    """Eyeriss with its hardware alone: what each memory keeps and where it fans out, any loops in any order."""
+    document = copy.deepcopy(hw.Architecture.load("eyeriss").to_dict())
+    for level in document["levels"]:
+        rules = level["constraints"]
+        closed = [k for k in ("spatial_x", "spatial_y") if not rules.get(k, {}).get("dims", True)]
+        level["constraints"] = {k: rules[k] for k in ("keep", "bypass", *closed) if k in rules}
+    document["levels"][3]["constraints"]["temporal"] = {"dims": []}  # the column stores nothing
+    return hw.Architecture.from_dict(document | {"name": "eyeriss, any loops"})
+
+
+def ours(arch: hw.Architecture) -> dict[str, Any]:
+    start, cpu = time.perf_counter(), time.process_time()
+    best = optimum(arch, POINTWISE, 16, "energy")
+    return {
+        "seconds": round(time.perf_counter() - start, 2),
+        "CPU s": round(time.process_time() - cpu, 2),
+        "mappings": f"{best.certificate['total']:.3g} in the space, {best.certificate['evaluated']} priced",
+        "own uJ": "",
+        "own cycles": "",
+        "our uJ": round(best.energy_pj / 1e6, 2),
+        "our cycles": best.cycles,
+    }
+
+
+def zigzag_memory(level: hw.Level, operands: str, shared: bool) -> dict[str, Any]:
+    ways = {"I1": ("fh", "tl"), "I2": ("fh", "tl"), "O": ("fh", "tl", "fl", "th")}
+    access = level.word_bits * level.block
+    port = {
+        "name": "port",
+        "type": "read_write",
+        "bandwidth_min": access,
+        "bandwidth_max": access,
+        "allocation": [f"{operand}, {way}" for operand in operands.split() for way in ways[operand]],
+    }
+    return {
+        "size": 10**12 if level.size is None else level.size * level.word_bits,
+        "r_cost": level.read_pj,
+        "w_cost": level.write_pj,
+        "area": 0,
+        "latency": 1,
+        "operands": operands.split(),
+        "ports": [port],
+        "served_dimensions": ["D1", "D2"] if shared else [],
+    }
+
+
+def zigzag() -> dict[str, Any]:
+    """ZigZag's best energy, and its nest, at the levels where its outputs have their loops, in our model."""
+    from zigzag.api import get_hardware_performance_zigzag
+
+    arch = hw.Architecture.load("eyeriss")
+    psum, weights, ifmap, _, glb, dram = arch.levels
+    memories = {
+        "ifmap_spad": zigzag_memory(ifmap, "I1", False),
+        "weights_spad": zigzag_memory(weights, "I2", False),
+        "psum_spad": zigzag_memory(psum, "O", False),
+        "shared_glb": zigzag_memory(glb, "I1 O", True),
+        "DRAM": zigzag_memory(dram, "I1 I2 O", True),
+    }
+    array = {
+        "unit_energy": arch.mac.energy,
+        "unit_area": 0,
+        "dimensions": ["D1", "D2"],
+        "sizes": [arch.mac.mesh_x, arch.mac.mesh_y],
+    }
+    layer = {
+        "id": 0,
+        "name": "pointwise",
+        "operator_type": "Conv",
+        "equation": "O[k][oy][ox]+=W[k][c]*I[c][oy][ox]",
+        "dimension_relations": [],
+        "loop_dims": ["K", "C", "OX", "OY"],
+        "loop_sizes": [POINTWISE[dim] for dim in "MCPQ"],
+        "operand_precision": dict.fromkeys(("W", "I", "O", "O_final"), 16),
+        "operand_source": {"I": 0, "W": 0},
+    }
+    unrolled = {
+        "name": "default",
+        "spatial_mapping": {"D1": ["K, 8"], "D2": ["C, 8"]},
+        "memory_operand_links": {"O": "O", "W": "I2", "I": "I1"},
+    }
+    documents = {
+        "accelerator": {"name": "eyeriss", "memories": memories, "operational_array": array},
+        "workload": [layer],
+        "mapping": [unrolled],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder) / f"{name}.yaml") for name in documents}
+        for name, document in documents.items():
+            # The memories' order is the hierarchy.
+            Path(paths[name]).write_text(yaml.safe_dump(document, sort_keys=False))
+        start, cpu = time.perf_counter(), time.process_time()
+        energy, latency, found = get_hardware_performance_zigzag(
+            **paths, opt="energy", dump_folder=f"{folder}/out", loma_show_progress_bar=False
+        )
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    result = found[0][1][0][0]
+    names = {"K": "M", "C": "C", "OX": "P", "OY": "Q"}
+    loops = next(
+        levels for operand, levels in result.temporal_mapping.mapping_dic_origin.items() if str(operand) == "O"
+    )
+    document = [{"level": level.name, "temporal_inner_to_outer": []} for level in arch.levels]
+    for at, inside in zip((0, 4, 5), loops, strict=True):
+        document[at]["temporal_inner_to_outer"] = [[names[str(dim)], int(factor)] for dim, factor in inside]
+    for at, level in enumerate(arch.levels):
+        document[at] |= {"keep": level.constraints.get("keep", []), "spatial_x": [], "spatial_y": []}
+    document[3]["spatial_y"], document[4]["spatial_x"] = [["C", 8]], [["M", 8]]
+    scored = hw.evaluate(arch, POINTWISE, hw.Mapping.from_dict(document), {"act": 16, "weight": 16, "out": 16})
+    return {
+        "seconds": round(seconds, 2),
+        "CPU s": round(cpu, 2),
+        "mappings": "all orders of 6 merged factors, one unrolling",
+        "own uJ": round(energy / 1e6, 2),
+        "own cycles": int(latency),
+        "our uJ": round(scored.energy_pj / 1e6, 2),
+        "our cycles": scored.cycles,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=("speed", "saving", "claim"), default=["speed", "saving", "claim"])
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=[*PARTS])
     parser.add_argument("--network", action="append", help="of the claim (default: ResNet-20)")
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
     options = parser.parse_args()
@@ -139,6 +297,20 @@ def main() -> None:
             for network in options.network or ["ResNet-20"]:
                 config = {"part": "claim", "architecture": name, "network": network, "images": pack()}
                 jobs.append(("mapper", config, lambda n=name, w=network: claim(w, n)))
+    if "nests" in options.parts:
+        for point in ("eyeriss-8_8_8-L5", "simba-native-L5", "simba-4_4_4-L5"):
+            jobs.append(("mapper", {"part": "nests", "point": point}, lambda p=point: nests(p)))
+    if "peers" in options.parts:
+        published_loops, any_loops = hw.Architecture.load("eyeriss"), unconstrained()
+        peers = {
+            "mixbit, published constraints": lambda: ours(published_loops),
+            "mixbit, any loops": lambda: ours(any_loops),
+        }
+        if importlib.util.find_spec("zigzag") is None:
+            print("peers: ZigZag is not installed (pip install zigzag-dse); its row is skipped")
+        else:
+            peers["ZigZag, LOMA"] = zigzag
+        jobs += [("mapper", {"part": "peers", "mapper": name}, run) for name, run in peers.items()]
     for file, config, run in jobs:
         print(config, measure(file, config, run, again=options.again)["figures"], flush=True)
 

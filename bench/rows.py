@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
     from mixbit._build_info import CXX_COMPILER
 
     peers = {}
-    for name in ("brevitas", "torchao", "nncf", "aimet-torch"):
+    for name in ("brevitas", "torchao", "nncf", "aimet-torch", "zigzag-dse"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             peers[name] = metadata.version(name)
     return {
