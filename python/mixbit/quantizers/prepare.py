@@ -221,11 +221,12 @@ def _prepare_search(model: nn.Module, space: SearchSpace, example: Any) -> nn.Mo
             raise MixbitError(f"frozen: no layer matches {pattern!r}{did_you_mean(pattern, modules)}")
     per_channel = space.granularity == "per_channel"
     model.__dict__.pop("mixbit_costs", None)  # of an earlier search
+    for prepared in modules.values():  # also those that an earlier recipe reached and the example does not
+        _restore_layer(prepared)
     # A frozen layer fixes the bits of the tensor it reads for all that read it.
     acts: dict[int, Quantizer | None] = {}
     for layer in found:
         module = modules[layer.name]
-        _restore_layer(module)
         frozen, precision = space.frozen_precision(layer.name)
         if frozen and precision is not None and (precision.weight, precision.act) != (None, None):
             _prepare_layer(module, precision, None, None)

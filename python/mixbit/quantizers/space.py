@@ -36,7 +36,8 @@ class SearchSpace(abc.ABC):
         weight_precisions: Of the weights, likewise.
         input_act: Bits of layers that read the network's input, which are not searched; None searches them, too.
         granularity: "per_channel" or "per_tensor" ranges of the weights.
-        frozen: Layers that are not searched: {name or glob: precision}, None leaving a layer float; or their names.
+        frozen: Layers that are not searched: {name or glob: precision}, None leaving a layer float. A list of names
+            leaves those layers float, 32 bits in every cost.
 
     Raises:
         MixbitError: Widths that are unsorted, doubled or out of range, or nothing to choose.
@@ -66,6 +67,8 @@ class SearchSpace(abc.ABC):
                 f"{did_you_mean(granularity, GRANULARITIES)}"
             )
         self.granularity = granularity
+        if isinstance(frozen, str):
+            raise MixbitError(f"frozen={frozen!r}: expected a list of names, or {{name or glob: precision}}")
         self.frozen = dict(frozen) if isinstance(frozen, Mapping) else dict.fromkeys(frozen)
 
     def frozen_precision(self, name: str) -> tuple[bool, LayerPrecision | None]:

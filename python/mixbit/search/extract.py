@@ -77,6 +77,7 @@ def freeze_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
         MixbitError: The model is not under search, or a width of the recipe is no candidate.
     """
     found = check_searching(model)
+    chosen: list[tuple[SearchQuantizer, int]] = []
     if recipe is not None:
         for name, module in quantized_layers(model).items():
             for operand, quantizer in (("act", module.act_quantizer), ("weight", module.weight_quantizer)):
@@ -87,7 +88,9 @@ def freeze_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
                             f"recipe: layer {name!r} has {operand}={width}; expected one of the candidates "
                             f"{list(quantizer.candidates)}"
                         )
-                    quantizer.choose_(quantizer.candidates.index(width))
+                    chosen.append((quantizer, quantizer.candidates.index(width)))
+    for quantizer, index in chosen:
+        quantizer.choose_(index)
     for quantizer in found.values():
         quantizer.phase.fill_(DECIDED)
         quantizer.refresh_()

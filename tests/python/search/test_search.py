@@ -481,3 +481,33 @@ class Endless:
 
     def __iter__(self) -> Any:
         return iter([data(16)])
+
+
+class Spare(Net):
+    """A layer that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Conv2d(8, 8, 1)
+
+
+def test_layers_that_are_never_called_stay_float() -> None:
+    model = Spare().eval()
+    x, _ = data()
+    mixbit.prepare_(model, mixbit.Recipe(default=mixbit.LayerPrecision(weight=4, act=4)))
+    assert "spare" in quantized_layers(model)
+    mixbit.prepare_(model, search.Gates(), x[:2])
+    assert "spare" not in quantized_layers(model)
+    mixbit.calibrate_(model, [x[:32]])
+
+
+def test_a_recipe_that_does_not_fit_freezes_nothing() -> None:
+    model, _ = searching("gates")
+    before = copy.deepcopy(model.state_dict())
+    recipe = mixbit.Recipe.uniform(quantized_layers(model), weight=2, act=8)
+    recipe.layers["head"] = mixbit.LayerPrecision(weight=3, act=8)
+    with pytest.raises(MixbitError, match="'head' has weight=3"):
+        search.freeze_(model, recipe)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    with pytest.raises(MixbitError, match="frozen='head': expected a list"):
+        search.Gates(frozen="head")
