@@ -186,7 +186,7 @@ def zigzag_memory(level: hw.Level, operands: str, shared: bool) -> dict[str, Any
     ways = {"I1": ("fh", "tl"), "I2": ("fh", "tl"), "O": ("fh", "tl", "fl", "th")}
     access = level.word_bits * level.block
     port = {
-        "name": "port",
+        "name": "rw_port_1",
         "type": "read_write",
         "bandwidth_min": access,
         "bandwidth_max": access,
