@@ -510,6 +510,16 @@ class CostTable:
             )
 
 
+def unit_names(tables: Iterable[CostTable]) -> dict[CostTable, str]:
+    """What names the cost of each table where several stand together: its unit, numbered where two have the same."""
+    names: dict[CostTable, str] = {}
+    for table in tables:
+        unit = table.unit or "cost"
+        same = sum(1 for other in names if (other.unit or "cost") == unit)
+        names[table] = f"{unit} ({same + 1})" if same else unit
+    return names
+
+
 class _reading:
     """Turns what a damaged document raises into one sentence that names the file."""
 

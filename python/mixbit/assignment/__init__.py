@@ -13,7 +13,7 @@ from mixbit.assignment.ilp import solve_budget, solve_target
 from mixbit.assignment.prices import Price, priced
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.recipe import FLOAT, LayerPrecision, Recipe, match_name
-from mixbit.tables import FLOAT_BITS, Array, CostTable, SensitivityTable
+from mixbit.tables import FLOAT_BITS, Array, CostTable, SensitivityTable, unit_names
 
 __all__ = ["METHODS", "MODES", "assign"]
 
@@ -354,7 +354,7 @@ def _recipe(
     recipe = Recipe(layers=layers)
     predicted = table.predicted_sqnr_db(recipe)
     recipe.sqnr_db = predicted if np.isfinite(predicted) else None
-    recipe.cost = {cost.unit or "cost": cost.total(recipe) for cost in tables}
+    recipe.cost = {name: cost.total(recipe) for cost, name in unit_names(tables).items()}
     recipe.report = {"cost": dict(recipe.cost), "predicted_sqnr_db": predicted}
     return recipe
 
@@ -411,13 +411,14 @@ def _within_budget(
             else:
                 high = middle
     feasible = fits(recipe)
-    misses = {t.unit or "cost": max(0.0, t.total(recipe) - limit) for t, limit in budgets.items()}
+    misses = [max(0.0, t.total(recipe) - limit) for t, limit in budgets.items()]
+    names = unit_names(tables)
     recipe.report = {
         "cost": dict(recipe.cost),
         "predicted_sqnr_db": recipe.report["predicted_sqnr_db"],
-        "budget": {t.unit or "cost": limit for t, limit in budgets.items()},
+        "budget": {names[t]: limit for t, limit in budgets.items()},
         "feasible": feasible,
-        "misses_by": 0.0 if feasible else max(misses.values()),
+        "misses_by": 0.0 if feasible else max(misses),
         "evaluations": 0,
     }
     return recipe

@@ -14,7 +14,7 @@ from mixbit.quantizers import QuantizedLayer, quantized_layers
 from mixbit.recipe import FLOAT, LayerPrecision, Recipe
 from mixbit.search.penalty import Choices, check_searching, search_quantizers
 from mixbit.search.quantizers import DECIDED, SAMPLED, GatedQuantizer, SearchQuantizer, gate_threshold
-from mixbit.tables import FLOAT_BITS, CostTable
+from mixbit.tables import FLOAT_BITS, CostTable, unit_names
 from mixbit.training import scale_groups
 
 
@@ -157,15 +157,16 @@ def extract(model: nn.Module) -> Recipe:
         name: _precision(module, _bits(act[i]), _bits(weight[i])) for i, (name, module) in enumerate(modules.items())
     }
     recipe = Recipe(layers=layers, made_by={"verb": "search", "method": _method(found)})
-    cost = {table.unit: table.total(recipe) for table, _ in priced}
-    limits = {table.unit: limit for table, limit in budgets.items()}
+    units = unit_names(table for table, _ in priced)
+    cost = {unit: table.total(recipe) for table, unit in units.items()}
+    limits = {units[table]: limit for table, limit in budgets.items()}
     recipe.cost = dict(cost)
     single = len(priced) == 1
     recipe.report = {
         "method": _method(found),
         "cost": next(iter(cost.values())) if single else cost,
         "budget": (next(iter(limits.values()), None) if single else limits) or None,
-        "budget_share": {t.unit: limit / t.uniform(8, 8) for t, limit in budgets.items()} or None,
+        "budget_share": {units[t]: limit / t.uniform(8, 8) for t, limit in budgets.items()} or None,
         "feasible": feasible,
         "misses_by": max((max(t.total(recipe) - limit, 0.0) for t, limit in budgets.items()), default=0.0),
         "moved": moved,

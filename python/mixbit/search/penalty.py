@@ -23,7 +23,7 @@ from mixbit.search.quantizers import (
     MixtureQuantizer,
     SearchQuantizer,
 )
-from mixbit.tables import FLOAT_BITS, Array, CostTable
+from mixbit.tables import FLOAT_BITS, Array, CostTable, unit_names
 
 FORMS = ("expected", "separate", "joint")
 
@@ -468,11 +468,12 @@ class Penalty(nn.Module):
         """Cost of the recipe chosen now, by unit, in the tables' own units."""
         self._follow_device()
         index = self._choices[0].decided()
-        return {cost.table.unit: float(cost.decided(index)) * cost.unit for cost in self._costs}
+        return dict(zip(self.units(), (float(cost.decided(index)) * cost.unit for cost in self._costs), strict=True))
 
     def units(self) -> dict[str, float]:
         """uniform(8, 8) of each cost, by unit."""
-        return {cost.table.unit: cost.unit for cost in self._costs}
+        names = unit_names(cost.table for cost in self._costs).values()
+        return dict(zip(names, (cost.unit for cost in self._costs), strict=True))
 
     def bits(self) -> tuple[list[int], list[int]]:
         """(act, weight) bits chosen now, in the order of `layers`."""

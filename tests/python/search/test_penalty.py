@@ -471,3 +471,16 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(MixbitError, match=said):
             make()
+
+
+def test_two_costs_of_one_unit_keep_both_budgets() -> None:
+    model, x, _ = small()
+    first, second = (mixbit.costs.pulp(target, Net().eval(), x) for target in ("xpulpnn", "xpulpnn-mixed"))
+    budget = {first: 0.95 * first.uniform(8, 8), second: 0.9 * second.uniform(8, 8)}
+    penalty = search.Penalty(model, {first: 1.0, second: 1.0}, budget=budget, total_steps=10)
+    assert len(penalty.costs()) == len(penalty.units()) == 2
+    report = search.extract(model).report
+    assert list(report["budget"].values()) == list(budget.values())
+    assert len(report["cost"]) == 2
+    for name, limit in report["budget"].items():
+        assert report["cost"][name] <= limit
