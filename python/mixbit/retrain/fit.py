@@ -10,13 +10,13 @@ from torch import nn
 
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike
-from mixbit.network import check_batches
 from mixbit.progress import Progress
 from mixbit.quantizers import TQT, quantized_layers
 from mixbit.training import (
     AfterStep,
     History,
     Objective,
+    check_fit,
     cross_entropy,
     distill,
     in_bf16,
@@ -96,7 +96,9 @@ def fit(
             `cross_entropy` and `distill` raise: a loss that is not finite names step and layer and leaves the model as
             it was at the last checkpoint.
     """
-    _check(model, batches, epochs, objective, teacher, {"lr": lr, "scale_lr": scale_lr}, momentum, weight_decay)
+    _check_bits(model)
+    rates = {"lr": lr, "scale_lr": scale_lr}
+    check_fit(model, batches, epochs, objective, teacher, rates, momentum=momentum, weight_decay=weight_decay)
     steps = epochs * len(batches)  # type: ignore[arg-type]
     groups = param_groups(model, lr, scale_lr=scale_lr, weight_decay=weight_decay)
     made = torch.optim.SGD(groups, lr=lr, momentum=momentum) if optimizer is None else optimizer(groups)
@@ -134,16 +136,8 @@ def fit(
     return history
 
 
-def _check(
-    model: nn.Module,
-    batches: Any,
-    epochs: Any,
-    objective: Objective | None,
-    teacher: nn.Module | None,
-    rates: Mapping[str, float | None],
-    momentum: float,
-    weight_decay: float,
-) -> None:
+def _check_bits(model: nn.Module) -> None:
+    """Refuses a model without prepared layers, or whose bits still move."""
     modules = quantized_layers(model)
     if not modules:
         raise MixbitError("model has no prepared layers; call mixbit.prepare_(model, recipe) first")
@@ -154,24 +148,3 @@ def _check(
                     f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
                     "mixbit.search.extract(model)) first, or mixbit.search.freeze_(model)"
                 )
-            if quantizer is not None:
-                try:
-                    quantizer.check_calibrated()
-                except MixbitError as error:
-                    raise MixbitError(f"layer {name!r}: {error}") from error
-    check_batches(batches)
-    if not hasattr(batches, "__len__"):
-        raise MixbitError("batches has no length, which the schedule needs; expected a list or DataLoader")
-    if objective is not None and teacher is not None:
-        raise MixbitError(
-            "objective and teacher are both given; expected one (distill makes an objective of a teacher)"
-        )
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise MixbitError(f"epochs={epochs!r}: expected a whole number of at least 1")
-    for argument, rate in rates.items():
-        if rate is not None and not 0 < rate < float("inf"):
-            raise MixbitError(f"{argument}={rate!r}: expected a positive number")
-    if not 0 <= momentum < 1:
-        raise MixbitError(f"momentum={momentum!r}: expected a number from 0 to below 1")
-    if not 0 <= weight_decay < float("inf"):
-        raise MixbitError(f"weight_decay={weight_decay!r}: expected a number of at least 0")

@@ -11,7 +11,6 @@ from torch import nn
 
 from mixbit.errors import MixbitError
 from mixbit.files import PathLike
-from mixbit.network import check_batches
 from mixbit.progress import Progress
 from mixbit.recipe import Recipe
 from mixbit.search.extract import extract, freeze_, param_groups, travel
@@ -20,6 +19,7 @@ from mixbit.tables import CostTable
 from mixbit.training import (
     History,
     Objective,
+    check_fit,
     cross_entropy,
     distill,
     in_bf16,
@@ -153,26 +153,12 @@ def fit(
     quantizers = check_searching(model)
     if not any(quantizer.choice_parameter.requires_grad for quantizer in quantizers.values()):
         raise MixbitError("model: every choice is frozen; call mixbit.search.unfreeze_(model) to go on searching")
-    for name, quantizer in quantizers.items():
-        try:
-            quantizer.check_calibrated()
-        except MixbitError as error:
-            raise MixbitError(f"{name}: {error}") from error
-    check_batches(batches)
-    if objective is not None and teacher is not None:
+    rates = {"lr": lr, "search_lr": search_lr, "scale_lr": scale_lr}
+    check_fit(model, batches, epochs, objective, teacher, rates, momentum=momentum, weight_decay=weight_decay)
+    if isinstance(start_epoch, bool) or not isinstance(start_epoch, int) or not 0 <= start_epoch < epochs:
         raise MixbitError(
-            "objective and teacher are both given; expected one (distill makes an objective of a teacher)"
+            f"start_epoch={start_epoch!r}: expected a whole number of at least 0, less than epochs={epochs}"
         )
-    if not hasattr(batches, "__len__"):
-        raise MixbitError("batches has no length, which the schedule of a search needs; expected a list or DataLoader")
-    for argument, whole, least in (("epochs", epochs, 1), ("start_epoch", start_epoch, 0)):
-        if not isinstance(whole, int) or whole < least:
-            raise MixbitError(f"{argument}={whole!r}: expected a whole number of at least {least}")
-    if start_epoch >= epochs:
-        raise MixbitError(f"start_epoch={start_epoch}: expected less than epochs={epochs}")
-    for argument, rate in (("lr", lr), ("search_lr", search_lr), ("scale_lr", scale_lr)):
-        if rate is not None and not rate > 0:
-            raise MixbitError(f"{argument}={rate!r}: expected a positive number")
     length: int = len(batches)  # type: ignore[arg-type]
     steps = epochs * length
     active = (epochs - start_epoch) * length

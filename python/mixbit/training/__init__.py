@@ -1,5 +1,6 @@
 """Training loops that can be killed: data in memory, objectives, batch-norm statistics."""
 
+from mixbit.training.arguments import check_fit
 from mixbit.training.batchnorm import reestimate_batchnorm_
 from mixbit.training.groups import param_groups, scale_groups, weight_groups
 from mixbit.training.images import AUGMENTATIONS, Augmentation, Images, crop_flip
@@ -13,6 +14,7 @@ __all__ = [
     "History",
     "Images",
     "Objective",
+    "check_fit",
     "crop_flip",
     "cross_entropy",
     "distill",

@@ -100,9 +100,7 @@ def test_a_model_prepared_with_the_recipe_computes_the_same(kind: str) -> None:
     mixbit.prepare_(again, recipe)
     assert not search.search_quantizers(again)
     assert torch.equal(again(x), searched)
-    # The recipe file carries the grid: a fresh model at the scales of the searched ranges computes the same, too.
     assert all(not p.narrow_range for p in recipe.layers.values())
-    assert torch.equal(again(x), searched)
 
 
 @pytest.mark.parametrize("kind", list(SPACES))
@@ -464,6 +462,9 @@ def test_bad_input_of_fit() -> None:
         ({"epochs": 2, "start_epoch": 2}, "start_epoch=2"),
         ({"epochs": 1, "lr": 0.0}, "lr=0.0"),
         ({"epochs": 1, "search_lr": -1.0}, "search_lr"),
+        ({"epochs": 1, "lr": float("inf")}, "lr=inf"),
+        ({"epochs": 1, "momentum": 1.0}, "momentum=1.0"),
+        ({"epochs": 1, "weight_decay": -1.0}, "weight_decay=-1.0"),
         ({"epochs": 1, "objective": lambda m, i: 0, "teacher": model}, "both given"),
     ):
         with pytest.raises(MixbitError, match=said):
