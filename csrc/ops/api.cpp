@@ -110,6 +110,30 @@ at::Tensor optimize_rounding(const at::Tensor& weight, const at::Tensor& moments
       .call(weight, moments, scale, bit_width, narrow_range, damping, sweeps);
 }
 
+at::Tensor update_level_switches_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                  at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                                  at::TensorList counts, at::TensorList runs, int64_t score, double momentum,
+                                  bool narrow_range, OptionalInt axis, int64_t rounding) {
+  using Signature =
+      at::Tensor(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                 at::TensorList, at::TensorList, int64_t, double, bool, OptionalInt, int64_t);
+  return typed_op<Signature>("mixbit::update_level_switches_")
+      .call(weights, scales, bit_widths, extra_bits, codes, marks, counts, runs, score, momentum, narrow_range, axis,
+            rounding);
+}
+
+at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                               at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                               at::TensorList frequencies, at::TensorList averages, double threshold, double momentum,
+                               bool narrow_range, OptionalInt axis, int64_t rounding) {
+  using Signature =
+      at::Tensor(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                 at::TensorList, at::TensorList, double, double, bool, OptionalInt, int64_t);
+  return typed_op<Signature>("mixbit::freeze_oscillating_")
+      .call(weights, scales, bit_widths, extra_bits, codes, marks, frequencies, averages, threshold, momentum,
+            narrow_range, axis, rounding);
+}
+
 at::Tensor sample_gates(const at::Tensor& gate_logits, const at::Tensor& noise, double temperature) {
   return ops::call_sample_gates(gate_logits, noise, temperature);
 }

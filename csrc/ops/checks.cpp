@@ -29,9 +29,9 @@ void check_parameter(const at::Tensor& parameter, const char* name, const at::Te
                     ": expected one device");
 }
 
-void check_lists(at::TensorList xs, std::initializer_list<NamedList> others) {
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others, const char* xs_name) {
   for (const auto& [list, name] : others) {
-    TORCH_CHECK_VALUE(list.size() == xs.size(), name, " has ", list.size(), " tensors and xs ", xs.size(),
+    TORCH_CHECK_VALUE(list.size() == xs.size(), name, " has ", list.size(), " tensors and ", xs_name, " ", xs.size(),
                       ": expected one for each");
   }
 }

@@ -37,7 +37,7 @@ struct NamedList {
   at::TensorList list;
   const char* name;
 };
-void check_lists(at::TensorList xs, std::initializer_list<NamedList> others);
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others, const char* xs_name = "xs");
 
 // f(i) for every tensor of a list; an error says which tensor it was.
 template <typename F>

@@ -146,4 +146,23 @@ TORCH_LIBRARY(mixbit, m) {
       "_expected_cost_backward(Tensor grad, Tensor act_logits, Tensor weight_logits, Tensor values, int form, "
       "float temperature) -> (Tensor, Tensor)",
       tags);
+
+  // How often the weights of a model change their level: one call after each step of the optimizer. scales, bit_widths:
+  // float32 [1] or [size of axis]; extra_bits: uint8 like the weight, or empty; codes: int8 like the weight, the codes
+  // of the step before. What is kept besides, like the weight (empty where a score has none): score 0 (adj) counts
+  // int16; 1 (pair) marks int8, counts int16, runs int16; 2 (osc) marks, counts; 3 (ema) marks, and counts float32.
+  // Returns how many weights switched, int64 [tensors].
+  m.def(
+      "update_level_switches_(Tensor[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, "
+      "Tensor(a!)[] codes, Tensor(b!)[] marks, Tensor(c!)[] counts, Tensor(d!)[] runs, *, int score=0, "
+      "float momentum=0.01, bool narrow_range=False, int? axis=None, int rounding=1) -> Tensor",
+      tags);
+  // Holds weights at a level that have oscillated more often than threshold (a frequency a step; 0: none new). codes:
+  // int8 in units of scale / 4; marks: int8, 2 of frozen weights; frequencies, averages (of codes): float32; all like
+  // the weight. Returns how many are frozen, int64 [tensors].
+  m.def(
+      "freeze_oscillating_(Tensor(a!)[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, "
+      "Tensor(b!)[] codes, Tensor(c!)[] marks, Tensor(d!)[] frequencies, Tensor(e!)[] averages, *, float threshold, "
+      "float momentum=0.01, bool narrow_range=False, int? axis=None, int rounding=1) -> Tensor",
+      tags);
 }

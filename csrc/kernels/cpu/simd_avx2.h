@@ -111,4 +111,38 @@ inline void stream_bfloat16(uint16_t* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), pack_bfloat16(v));
 }
 
+// Small integers as floats and back; what is stored is a whole number, or saturates.
+inline __m128i load_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline Vec load_int8(const int8_t* p) {
+  const __m128i bytes = load_bytes(p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+inline Vec load_int16(const int16_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_bytes(p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_bytes(p + 8)))};
+}
+inline __m256i narrow_int16(Vec v) {
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(v.low), _mm256_cvtps_epi32(v.high)), 0xd8);
+}
+inline void store_int16(int16_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_int16(v)); }
+inline void store_int8(int8_t* p, Vec v) {
+  const __m256i words = narrow_int16(v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+// 2^k and 2^-k for bytes k, of which those above 31 count as 31.
+inline __m128i load_exponents(const uint8_t* p) { return _mm_min_epu8(load_bytes(p), _mm_set1_epi8(31)); }
+inline __m256 exp2_of(__m256i exponents) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponents, _mm256_set1_epi32(127)), 23));
+}
+inline Vec load_exp2(const uint8_t* p) {
+  const __m128i bytes = load_exponents(p);
+  return {exp2_of(_mm256_cvtepu8_epi32(bytes)), exp2_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+inline Vec load_exp2_negated(const uint8_t* p) {
+  const __m128i bytes = _mm_sub_epi8(_mm_setzero_si128(), load_exponents(p));
+  return {exp2_of(_mm256_cvtepi8_epi32(bytes)), exp2_of(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
 }  // namespace

@@ -76,4 +76,26 @@ inline void stream_bfloat16(uint16_t* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(v));
 }
 
+// Small integers as floats and back; what is stored is a whole number, or saturates.
+inline __m128i load_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline Vec load_int8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_bytes(p))); }
+inline Vec load_int16(const int16_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+inline void store_int16(int16_t* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
+}
+inline void store_int8(int8_t* p, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+// 2^k and 2^-k for bytes k, of which those above 31 count as 31.
+inline __m128i load_exponents(const uint8_t* p) { return _mm_min_epu8(load_bytes(p), _mm_set1_epi8(31)); }
+inline Vec exp2_of(__m512i exponents) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponents, _mm512_set1_epi32(127)), 23));
+}
+inline Vec load_exp2(const uint8_t* p) { return exp2_of(_mm512_cvtepu8_epi32(load_exponents(p))); }
+inline Vec load_exp2_negated(const uint8_t* p) {
+  return exp2_of(_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_cvtepu8_epi32(load_exponents(p))));
+}
+
 }  // namespace

@@ -354,7 +354,8 @@ TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
   m.impl("quantized_linear", quantized_linear_autograd);
   // Statistics carry no gradient.
   for (const char* name : {"quantization_noise", "quantization_noise_foreach", "noise_power", "observe", "mse_scales",
-                           "mse_scales_from_histogram", "quantization_noise_from_histogram", "optimize_rounding"}) {
+                           "mse_scales_from_histogram", "quantization_noise_from_histogram", "optimize_rounding",
+                           "update_level_switches_", "freeze_oscillating_"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
   // No double backward: asking for one raises instead of giving zeros.

@@ -24,9 +24,11 @@ __all__ = [
     "COST_FORMS",
     "GATE_FORMS",
     "ROUNDINGS",
+    "SWITCH_SCORES",
     "expected_cost",
     "fake_quantize",
     "fake_quantize_foreach",
+    "freeze_oscillating_",
     "gated_fake_quantize",
     "mixture_fake_quantize",
     "mse_scales",
@@ -40,6 +42,7 @@ __all__ = [
     "quantized_conv2d",
     "quantized_linear",
     "sample_gates",
+    "update_level_switches_",
 ]
 
 _ops = torch.ops.mixbit
@@ -51,6 +54,8 @@ ROUNDINGS = {"half_even": 0, "half_up": 1}
 GATE_FORMS = {"difference": 0, "residual": 1}
 #: What `expected_cost` adds up, and the numbers in the op schema.
 COST_FORMS = {"expected": 0, "separate": 1, "joint": 2}
+#: What `update_level_switches_` counts, and the numbers in the op schema.
+SWITCH_SCORES = {"adj": 0, "pair": 1, "osc": 2, "ema": 3}
 
 
 def _rounding(name: str) -> int:
@@ -625,3 +630,143 @@ def expected_cost(
     """
     number = COST_FORMS[check_choice("form", form, COST_FORMS)]
     return _ops.expected_cost.default(act_logits, weight_logits, values, number, temperature)
+
+
+def update_level_switches_(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    runs: Sequence[Tensor],
+    *,
+    score: str = "adj",
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Counts how often the weights of a model change their quantization level: one call after each optimizer step.
+
+    The code of a weight with e extra bits is `clamp(round(w / (scale / 2^e)))` on the signed grid of bit_width + e
+    bits; it is compared with that of the call before. A weight that is NaN keeps its code. Scores (retraining after
+    Kim et al., IEEE TNNLS 32(7), 2021; oscillations after Nagel et al., arXiv 2203.11086):
+
+    * "adj": switches between contiguous levels.
+    * "pair": the longest run of such switches between the same two levels.
+    * "osc": switches in the direction opposite to the weight's switch before.
+    * "ema": the exponential average `f = momentum [oscillates] + (1 - momentum) f` (0 below 2^-100).
+
+    State of each weight, in its shape and updated in place (zeros at first; call once to take in the first codes, then
+    set all but `codes` to zero): 3 bytes for "adj", 4 for "osc", 6 for "pair" and "ema". Counts saturate at 32767.
+
+    Args:
+        weights: Tensors of any shapes; float32, float16 or bfloat16.
+        scales: One for each weight: float32 [1] or [weight.shape[axis]].
+        bit_widths: One for each weight: number, or float32 [1] or [weight.shape[axis]]; with extra bits at most 8.
+        extra_bits: One for each weight: uint8 of its shape, values 0 ... 2, or an empty tensor for none.
+        codes: int8; the codes of the call before.
+        marks: int8; "adj": empty tensors.
+        counts: int16; "ema": float32.
+        runs: int16; other scores than "pair": empty tensors.
+        score: What to count.
+        momentum: Of "ema", above 0 and at most 1.
+        narrow_range: Of the weights' grids, for all.
+        axis: Dimension of the channels, for all; None is per tensor. Scales of one element fit any axis.
+        rounding: Of the weights' grids, for all.
+
+    Returns:
+        How many weights switched in this call, int64 [len(weights)], on the weights' device.
+
+    Raises:
+        ValueError: A shape, dtype or value does not fit; the message names argument and position. Where extra bits are
+            out of range, the state is not to be used any more. On CUDA such weights are left out instead.
+    """
+    if not weights:
+        return torch.zeros(0, dtype=torch.int64)
+    number = SWITCH_SCORES[check_choice("score", score, SWITCH_SCORES)]
+    return _ops.update_level_switches_.default(
+        list(weights),
+        list(scales),
+        [_parameter(b, w) for b, w in zip(bit_widths, weights, strict=True)],
+        list(extra_bits),
+        list(codes),
+        list(marks),
+        list(counts),
+        list(runs),
+        score=number,
+        momentum=momentum,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+    )
+
+
+@torch.no_grad()
+def freeze_oscillating_(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    frequencies: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Iterative weight freezing (Nagel et al., arXiv 2203.11086, algorithm 1): one call after each optimizer step.
+
+    The frequency of oscillations of a weight is their exponential average, `f = momentum o + (1 - momentum) f`, o being
+    1 where its code changed in the direction opposite to the change before. Once it is above `threshold`, the weight is
+    held at the level next to the exponential average of its codes (of the steps before: the code of this step has no
+    part in it): `weight = code * scale`, set anew in every call, so that it follows a learned scale.
+
+    State of each weight, in its shape and updated in place (zeros at first; one call with momentum 1 and threshold 0,
+    after which marks are set to zero, takes in the first codes): 10 bytes. Codes and their averages are in units of
+    scale / 4, so that extra levels given on the way change none.
+
+    Args:
+        weights: As in `update_level_switches_`; changed in place, without a gradient.
+        scales: As there.
+        bit_widths: As there; at most 6.
+        extra_bits: As there.
+        codes: int8.
+        marks: int8; the last direction -1, 0 or 1, or 2 of a frozen weight.
+        frequencies: float32.
+        averages: float32.
+        threshold: Frequency above which a weight is frozen, at most 1; 0 freezes none that is still free.
+        momentum: Above 0, at most 1.
+        narrow_range: As there.
+        axis: As there.
+        rounding: As there.
+
+    Returns:
+        How many weights are frozen, int64 [len(weights)], on the weights' device.
+
+    Raises:
+        ValueError: As `update_level_switches_`.
+    """
+    if not weights:
+        return torch.zeros(0, dtype=torch.int64)
+    return _ops.freeze_oscillating_.default(
+        list(weights),
+        list(scales),
+        [_parameter(b, w) for b, w in zip(bit_widths, weights, strict=True)],
+        list(extra_bits),
+        list(codes),
+        list(marks),
+        list(frequencies),
+        list(averages),
+        threshold=threshold,
+        momentum=momentum,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+    )

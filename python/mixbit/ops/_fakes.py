@@ -437,3 +437,43 @@ def _(
     grad: Tensor, act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     return act_logits.new_empty(act_logits.shape), weight_logits.new_empty(weight_logits.shape)
+
+
+@_register("mixbit::update_level_switches_")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    runs: Sequence[Tensor],
+    *,
+    score: int = 0,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 1,
+) -> Tensor:
+    return weights[0].new_empty((len(weights),), dtype=torch.int64)
+
+
+@_register("mixbit::freeze_oscillating_")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    frequencies: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 1,
+) -> Tensor:
+    return weights[0].new_empty((len(weights),), dtype=torch.int64)

@@ -6,5 +6,8 @@ history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_mo
 """
 
 from mixbit.retrain.fit import MakeOptimizer, fit
+from mixbit.retrain.oscillations import Dampening, IterativeFreezing
+from mixbit.retrain.schedule import Schedule
+from mixbit.retrain.switches import SwitchTracker
 
-__all__ = ["MakeOptimizer", "fit"]
+__all__ = ["Dampening", "IterativeFreezing", "MakeOptimizer", "Schedule", "SwitchTracker", "fit"]

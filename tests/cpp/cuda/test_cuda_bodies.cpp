@@ -5,6 +5,7 @@
 #include <cuda/mixture.cuh>
 #include <cuda/noise.cuh>
 #include <cuda/statistics.cuh>
+#include <cuda/switches.cuh>
 
 #include <gtest/gtest.h>
 
@@ -794,6 +795,180 @@ TEST(CudaSearch, HistogramsGiveTheScalesAndTheNoiseOfTheCpu) {
     EXPECT_NEAR(noise[k], mixbit::squared_error(expected.view(), given[k], grid), 1e-6);
   }
   EXPECT_TRUE(std::isnan(scales[3]) && std::isnan(noise[3]));
+}
+
+// Weights with what counting and freezing keep of them, and a list of one entry each.
+template <typename T>
+struct LevelItem {
+  View view;
+  Setting setting;
+  std::vector<T> weight;
+  std::vector<uint8_t> extra_bits;
+  std::vector<int8_t> codes, marks;
+  std::vector<int16_t> counts, runs;
+  std::vector<float> frequencies, averages;
+  int64_t result = -1;
+
+  LevelItem(const View& v, unsigned seed, bool narrow, Rounding rounding)
+      : view(v), setting(v, true, true, narrow, rounding), weight(values<T>(v.numel(), seed, false)) {
+    const auto size = weight.size();
+    for (float& bits : setting.bit_width) bits = std::min(bits, 6.0f);
+    for (size_t i = 0; i < size; ++i) extra_bits.push_back(static_cast<uint8_t>(i % 3));
+    codes.assign(size, 0);
+    marks.assign(size, 0);
+    counts.assign(size, 0);
+    runs.assign(size, 0);
+    frequencies.assign(size, 0.0f);
+    averages.assign(size, 0.0f);
+  }
+  bool same_states(const LevelItem& other) const {
+    return codes == other.codes && marks == other.marks && counts == other.counts && runs == other.runs &&
+           frequencies == other.frequencies && averages == other.averages;
+  }
+};
+
+template <typename T>
+std::vector<cuda::LevelEntry> level_entries(std::vector<LevelItem<T>>& items, bool extra, int64_t* blocks) {
+  std::vector<cuda::LevelEntry> entries;
+  *blocks = 0;
+  for (LevelItem<T>& item : items) {
+    item.setting.point();
+    cuda::LevelEntry e{};
+    e.arguments = item.setting.arguments;
+    e.weight = item.weight.data();
+    e.extra_bits = extra ? item.extra_bits.data() : nullptr;
+    e.codes = item.codes.data();
+    e.marks = item.marks.data();
+    e.counts = item.counts.data();
+    e.runs = item.runs.data();
+    e.frequencies = item.frequencies.data();
+    e.averages = item.averages.data();
+    e.first_block = *blocks;
+    e.blocks = (item.view.numel() + cuda::kReduceBlock - 1) / cuda::kReduceBlock;
+    e.result = &item.result;
+    *blocks += e.blocks;
+    entries.push_back(e);
+  }
+  return entries;
+}
+
+// f(item, row offset, n, quantizer) for every row of a weight.
+template <typename T, typename F>
+void for_each_level_row(LevelItem<T>& item, const F& f) {
+  for (int64_t row = 0; row < item.view.outer * item.view.channels; ++row) {
+    cpu::Quantizer q = item.setting.quantizer(row % item.view.channels);
+    q.zero_point = 0.0f;
+    f(row * item.view.inner, item.view.inner, q);
+  }
+}
+
+template <typename T>
+std::vector<LevelItem<T>> level_items(unsigned seed) {
+  std::vector<LevelItem<T>> items;
+  for (const View& view : {View{1, 1, 37}, View{2, 7, 33}, View{1, 2, 16384}, View{1, 1, 40000}, View{3, 5, 24}}) {
+    items.emplace_back(view, seed, seed % 2 == 0, seed % 2 == 0 ? Rounding::kHalfUp : Rounding::kHalfEven);
+  }
+  return items;
+}
+
+template <typename T, mixbit::SwitchScore kScore>
+void compare_switches(bool extra) {
+  auto items = level_items<T>(50);
+  auto expected = items;
+  for (unsigned step = 0; step < 4; ++step) {
+    for (size_t t = 0; t < items.size(); ++t) {
+      items[t].weight = expected[t].weight = values<T>(items[t].view.numel(), 51 + step % 2, false);
+      int64_t count = 0;
+      LevelItem<T>& item = expected[t];
+      for_each_level_row(item, [&](int64_t at, int64_t n, const cpu::Quantizer& q) {
+        const bool ema = kScore == mixbit::SwitchScore::kEma;
+        count += oracle()
+                     .count_switches(
+                         kStorage<T>, item.weight.data() + at, extra ? item.extra_bits.data() + at : nullptr, n, q,
+                         kScore, 0.1f,
+                         {item.codes.data() + at, item.marks.data() + at, ema ? nullptr : item.counts.data() + at,
+                          item.runs.data() + at, ema ? item.frequencies.data() + at : nullptr})
+                     .count;
+      });
+      item.result = count;
+    }
+    int64_t blocks;
+    const auto entries = level_entries(items, extra, &blocks);
+    std::vector<double> partials(static_cast<size_t>(blocks), -1.0);
+    const auto count = static_cast<int64_t>(entries.size());
+    simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::count_switches_kernel<T, kScore>, entries.data(),
+                 count, 0.1f, partials.data());
+    simt::launch(1, cuda::kThreads, cuda::add_findings_kernel, entries.data(), count, partials.data());
+    for (size_t t = 0; t < items.size(); ++t) {
+      ASSERT_TRUE(items[t].same_states(expected[t])) << t;
+      ASSERT_EQ(items[t].result, expected[t].result);
+    }
+  }
+}
+
+TYPED_TEST(CudaBodies, Switches) {
+  for (const bool extra : {false, true}) {
+    compare_switches<TypeParam, mixbit::SwitchScore::kAdjacent>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kPair>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kOscillation>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kEma>(extra);
+  }
+}
+
+TYPED_TEST(CudaBodies, Freezing) {
+  using T = TypeParam;
+  for (const bool extra : {false, true}) {
+    auto items = level_items<T>(60);
+    auto expected = items;
+    for (unsigned step = 0; step < 6; ++step) {
+      const float threshold = step < 2 ? 0.0f : 0.15f;
+      for (size_t t = 0; t < items.size(); ++t) {
+        LevelItem<T>& item = expected[t];
+        items[t].weight = item.weight = values<T>(item.view.numel(), 61 + step % 2, false);
+        item.result = 0;
+        for_each_level_row(item, [&](int64_t at, int64_t n, const cpu::Quantizer& q) {
+          item.result += oracle()
+                             .freeze_oscillating(kStorage<T>, item.weight.data() + at,
+                                                 extra ? item.extra_bits.data() + at : nullptr, n, q, 0.1f, threshold,
+                                                 {item.codes.data() + at, item.marks.data() + at,
+                                                  item.frequencies.data() + at, item.averages.data() + at})
+                             .count;
+        });
+      }
+      int64_t blocks;
+      const auto entries = level_entries(items, extra, &blocks);
+      std::vector<double> partials(static_cast<size_t>(blocks), -1.0);
+      const auto count = static_cast<int64_t>(entries.size());
+      simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::freeze_oscillating_kernel<T>, entries.data(),
+                   count, 0.1f, threshold, partials.data());
+      simt::launch(1, cuda::kThreads, cuda::add_findings_kernel, entries.data(), count, partials.data());
+      for (size_t t = 0; t < items.size(); ++t) {
+        ASSERT_TRUE(items[t].same_states(expected[t])) << t;
+        ASSERT_EQ(items[t].result, expected[t].result);
+        ASSERT_TRUE(same_bytes(items[t].weight, expected[t].weight));
+      }
+    }
+    ASSERT_GT(items[3].result, 0);
+  }
+}
+
+TEST(CudaLevels, WidthsThatDoNotFitLeaveEverythingAsItWas) {
+  for (const float bits : {0.0f, 2.5f, 7.0f, 17.0f, NAN}) {
+    std::vector<LevelItem<float>> items;
+    items.emplace_back(View{1, 1, 20}, 70, false, Rounding::kHalfUp);
+    items[0].setting.bit_width = {bits};
+    items[0].extra_bits.assign(20, 2);
+    auto before = items;
+    int64_t blocks;
+    const auto entries = level_entries(items, true, &blocks);
+    double partials;
+    simt::launch(1, cuda::kThreads, cuda::count_switches_kernel<float, mixbit::SwitchScore::kAdjacent>, entries.data(),
+                 int64_t{1}, 0.1f, &partials);
+    simt::launch(1, cuda::kThreads, cuda::freeze_oscillating_kernel<float>, entries.data(), int64_t{1}, 0.1f, 0.0f,
+                 &partials);
+    EXPECT_EQ(partials, 0.0);
+    EXPECT_TRUE(items[0].same_states(before[0]) && same_bytes(items[0].weight, before[0].weight)) << bits;
+  }
 }
 
 TEST(CudaWidths, OutsideOneToSixteenYieldNan) {

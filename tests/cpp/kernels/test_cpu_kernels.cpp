@@ -303,6 +303,100 @@ TEST_P(CpuKernels, MixturesEqualScalarBitByBit) {
   }
 }
 
+// Weights that walk about on their grids, with what is kept of them.
+struct Walking {
+  std::vector<uint8_t> extra_bits;
+  std::vector<int8_t> codes, marks;
+  std::vector<int16_t> counts, runs;
+  std::vector<float> frequencies, averages;
+
+  explicit Walking(int64_t n) {
+    const auto size = static_cast<size_t>(n);
+    codes.assign(size, 0);
+    marks.assign(size, 0);
+    counts.assign(size, 0);
+    runs.assign(size, 0);
+    frequencies.assign(size, 0.0f);
+    averages.assign(size, 0.0f);
+    for (size_t i = 0; i < size; ++i) {
+      extra_bits.push_back(static_cast<uint8_t>(i * 7 / 3 % 3));
+      if (i % 5 == 1) counts[i] = runs[i] = mixbit::kMaxSwitchCount - 1;
+      if (i % 5 == 2) frequencies[i] = i % 2 == 0 ? 0.3f : mixbit::kSmallestFrequency;
+    }
+  }
+  bool operator==(const Walking&) const = default;
+};
+
+std::vector<Quantizer> level_grids() {
+  std::vector<Quantizer> all;
+  for (const int bits : {2, 3, 6}) {
+    for (const bool narrow : {true, false}) {
+      for (const auto rounding : {Rounding::kHalfEven, Rounding::kHalfUp}) {
+        all.push_back({0.37f, 0.0f, mixbit::quant_range(bits, true, narrow), rounding});
+      }
+    }
+  }
+  return all;
+}
+
+TEST_P(CpuKernels, SwitchesEqualScalarBitByBit) {
+  using mixbit::SwitchScore;
+  for (const Quantizer& q : level_grids()) {
+    for (const auto score :
+         {SwitchScore::kAdjacent, SwitchScore::kPair, SwitchScore::kOscillation, SwitchScore::kEma}) {
+      for (const bool extra : {false, true}) {
+        Walking expected(n()), got(n());
+        const auto states = [&](Walking& w) {
+          const bool marks = score != SwitchScore::kAdjacent, ema = score == SwitchScore::kEma;
+          return SwitchStates{w.codes.data(), marks ? w.marks.data() : nullptr, ema ? nullptr : w.counts.data(),
+                              score == SwitchScore::kPair ? w.runs.data() : nullptr,
+                              ema ? w.frequencies.data() : nullptr};
+        };
+        for (unsigned step = 0; step < 5; ++step) {
+          // Values near zero switch often, those of every kind clip, and NaN keeps its code.
+          const auto x = stored(samples(n(), step % 2 == 0 ? 0.03f : 0.3f, 30 + step / 2), storage());
+          const uint8_t* bits = extra ? expected.extra_bits.data() : nullptr;
+          const LevelFindings wanted =
+              scalar().count_switches(storage(), x.data(), bits, n(), q, score, 0.1f, states(expected));
+          const LevelFindings found =
+              tested().count_switches(storage(), x.data(), bits, n(), q, score, 0.1f, states(got));
+          ASSERT_EQ(wanted.count, found.count);
+          ASSERT_EQ(wanted.most_extra_bits, found.most_extra_bits);
+          ASSERT_TRUE(expected == got);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, FreezingEqualsScalarBitByBit) {
+  for (const Quantizer& q : level_grids()) {
+    for (const bool extra : {false, true}) {
+      Walking expected(n()), got(n());
+      const auto states = [](Walking& w) {
+        return FreezeStates{w.codes.data(), w.marks.data(), w.frequencies.data(), w.averages.data()};
+      };
+      int64_t frozen = 0;
+      for (unsigned step = 0; step < 8; ++step) {
+        auto x = stored(samples(n(), step % 2 == 0 ? 0.03f : 0.3f, 40 + step % 3), storage());
+        auto y = x;
+        const uint8_t* bits = extra ? expected.extra_bits.data() : nullptr;
+        const float threshold = step < 3 ? 0.0f : 0.15f;
+        const LevelFindings wanted =
+            scalar().freeze_oscillating(storage(), x.data(), bits, n(), q, 0.1f, threshold, states(expected));
+        const LevelFindings found =
+            tested().freeze_oscillating(storage(), y.data(), bits, n(), q, 0.1f, threshold, states(got));
+        ASSERT_EQ(wanted.count, found.count);
+        ASSERT_TRUE(expected == got);
+        ASSERT_EQ(x, y);
+        ASSERT_GE(wanted.count, frozen);
+        frozen = wanted.count;
+      }
+      ASSERT_TRUE(frozen > 0 || n() < 100);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All, CpuKernels,
     testing::Combine(testing::Values(StorageType::kFloat32, StorageType::kFloat16, StorageType::kBFloat16),

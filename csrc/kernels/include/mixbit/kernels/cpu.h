@@ -7,6 +7,7 @@
 
 #include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
+#include <mixbit/common/switches.h>
 #include <mixbit/kernels/storage.h>
 
 namespace mixbit::kernels::cpu {
@@ -48,6 +49,30 @@ struct Mixture {
   MixtureForm form;
 };
 
+// What counting keeps of a run of weights, as in SwitchState; null where the score has none.
+struct SwitchStates {
+  int8_t* codes;
+  int8_t* marks;
+  int16_t* counts;
+  int16_t* runs;
+  float* frequencies;
+};
+
+// What freezing keeps of a run of weights, as in FreezeState.
+struct FreezeStates {
+  int8_t* codes;
+  int8_t* marks;
+  float* frequencies;
+  float* averages;
+};
+
+// What an op on the levels of a run of weights found: how many switched or are frozen, and the most extra bits, of
+// which more than kMaxExtraBits is an error of the caller (memory is safe, codes are not what they should be).
+struct LevelFindings {
+  int64_t count;
+  int32_t most_extra_bits;
+};
+
 struct KernelTable {
   Isa isa;
   // y[i] = fake_quantize(x[i]); x == y is allowed. `stream` asks for stores that bypass the cache, for outputs that do
@@ -83,6 +108,15 @@ struct KernelTable {
   //     steps[0] = sum grad step_gradient of the last grid.
   void (*mixture_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                            const Mixture& mixture, double* levels, double* steps, bool stream);
+  // Counts level switches of the signed weights x, whose grids have extra_bits[i] more bits (null: none), and keeps
+  // their codes, which must fit int8.
+  LevelFindings (*count_switches)(StorageType storage, const void* x, const uint8_t* extra_bits, int64_t n,
+                                  const Quantizer& quantizer, SwitchScore score, float momentum,
+                                  const SwitchStates& states);
+  // Takes x in and holds what is frozen at its level; bit_width + kMaxExtraBits <= 8.
+  LevelFindings (*freeze_oscillating)(StorageType storage, void* x, const uint8_t* extra_bits, int64_t n,
+                                      const Quantizer& quantizer, float momentum, float threshold,
+                                      const FreezeStates& states);
 };
 
 // The widest instruction set of this processor, not beyond the cap in MIXBIT_CPU_ISA.

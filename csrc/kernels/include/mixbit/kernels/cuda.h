@@ -8,6 +8,7 @@
 #include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/scale_search.h>
+#include <mixbit/common/switches.h>
 #include <mixbit/kernels/storage.h>
 
 struct CUstream_st;
@@ -200,6 +201,29 @@ void launch_scale_search(const SearchArguments& arguments, const HistogramRow& r
 // noise: [count] float64 of given scales [count].
 void launch_histogram_noise(const SearchArguments& arguments, const HistogramRow& row, const float* scales,
                             double* noise, CUstream_st* stream);
+
+// One weight of a list with what counting or freezing keeps of it, as in cpu.h. `arguments` as in QuantizeEntry,
+// signed, without zero_point. A width with which codes do not fit int8 leaves weight and states as they are.
+struct LevelEntry {
+  QuantizeArguments arguments;
+  void* weight;               // counting reads it only
+  const uint8_t* extra_bits;  // null: none
+  int8_t* codes;
+  int8_t* marks;
+  int16_t* counts;
+  int16_t* runs;
+  float* frequencies;
+  float* averages;
+  int64_t first_block;  // over the whole list
+  int64_t blocks;       // of kReduceBlock elements
+  int64_t* result;      // [1]: how many switched or are frozen
+};
+
+// partials: [blocks] float64 scratch.
+void launch_count_switches(StorageType storage, const LevelEntry* entries, int64_t count, int64_t blocks,
+                           SwitchScore score, float momentum, double* partials, CUstream_st* stream);
+void launch_freeze_oscillating(StorageType storage, const LevelEntry* entries, int64_t count, int64_t blocks,
+                               float momentum, float threshold, double* partials, CUstream_st* stream);
 
 // Blocks that reduce `elements` elements.
 int64_t reduce_blocks(int64_t elements);

@@ -105,6 +105,28 @@ MIXBIT_OPS_API at::Tensor optimize_rounding(const at::Tensor& weight,     // [O,
                                             const at::Tensor& bit_width,  // [1] or [O], float32
                                             bool narrow_range = true, double damping = 0.01, int64_t sweeps = 20);
 
+// Counts how often weights change their level, after each step of an optimizer; see the schema in library.cpp for what
+// is kept. score: 0 adj, 1 pair, 2 osc, 3 ema. Returns how many switched, int64 [weights].
+MIXBIT_OPS_API at::Tensor update_level_switches_(
+    at::TensorList weights,     // float32, float16, bfloat16
+    at::TensorList scales,      // [1] or [size of axis], float32
+    at::TensorList bit_widths,  // [1] or [size of axis], float32; with extra_bits at most 8
+    at::TensorList extra_bits,  // like the weight, uint8, 0 to 2; or empty
+    at::TensorList codes, at::TensorList marks, at::TensorList counts, at::TensorList runs, int64_t score = 0,
+    double momentum = 0.01, bool narrow_range = false, std::optional<int64_t> axis = std::nullopt,
+    int64_t rounding = 1);
+
+// Holds weights at a level that oscillate more often than threshold (Nagel et al., arXiv 2203.11086). Returns how many
+// are frozen, int64 [weights]. Call it without gradients: the weights are changed.
+MIXBIT_OPS_API at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                              at::TensorList extra_bits,
+                                              at::TensorList codes,        // like the weight, int8
+                                              at::TensorList marks,        // like the weight, int8
+                                              at::TensorList frequencies,  // like the weight, float32
+                                              at::TensorList averages,     // like the weight, float32
+                                              double threshold, double momentum = 0.01, bool narrow_range = false,
+                                              std::optional<int64_t> axis = std::nullopt, int64_t rounding = 1);
+
 // Hard-concrete gates in 0 ... 1, shape of noise; gradient to the logits.
 MIXBIT_OPS_API at::Tensor sample_gates(const at::Tensor& gate_logits,  // [K - 1], float32
                                        const at::Tensor& noise,        // [K - 1] or [K - 1, N], float32 in 0 ... 1
