@@ -96,6 +96,17 @@ struct VecGrid {
   Vec scale, inverse, low, high, ratio;
 };
 
+// The base grid of elements with extra bits.
+struct ExtraQuantizer {
+  Quantizer base;
+  bool narrow_range;
+  Vec scale, half, narrow;  // half: levels of the base grid below 0
+};
+inline ExtraQuantizer widen(const Quantizer& q, bool narrow_range) {
+  return {q, narrow_range, broadcast(q.scale), broadcast(q.range.quant_max + 1.0f),
+          broadcast(narrow_range ? 1.0f : 0.0f)};
+}
+
 // How x / scale is computed; the bits are the same. kShift: multiplied once, the coarser grids' steps being that of the
 // last one times a power of two.
 enum class Quotient { kDivide, kMultiply, kShift };
@@ -165,6 +176,25 @@ inline Vec step_gradient(const Vec& x, const Vec&, const Vec& code, Mask, const 
 }
 inline Vec clamp_lanes(const Vec& x, const Vec&) { return x; }
 constexpr bool kMayMultiply = false;
+template <Rounding kRounding>
+inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
+  return map([&](int i) {
+    return mixbit::extra_level_fake_quantize(x.lane[i], q.base.scale, q.base.range, q.narrow_range, extra.bits[i],
+                                             kRounding);
+  });
+}
+template <Rounding kRounding>
+inline VecGrad extra_level_fake_quantize_grad(const Vec& grad, const Vec& x, const Extra& extra,
+                                              const ExtraQuantizer& q) {
+  VecGrad r{};
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::ExtraLevelGrad g = mixbit::extra_level_fake_quantize_grad(
+        grad.lane[i], x.lane[i], q.base.scale, q.base.range, q.narrow_range, extra.bits[i], kRounding);
+    r.dx.lane[i] = g.dx;
+    r.dscale.lane[i] = g.dscale;
+  }
+  return r;
+}
 
 #else
 
@@ -249,6 +279,22 @@ inline Vec step_gradient(const Vec&, const Vec& v, const Vec& code, Mask inside,
 // NaN comes through.
 inline Vec clamp_lanes(const Vec& x, const Vec& bound) { return min(bound, max(negate(bound), x)); }
 constexpr bool kMayMultiply = true;
+
+// Each lane's own grid; powers of two scale exactly what is not next to underflow, and what is as the formula does.
+inline VecQuantizer extra_grid(const Extra& extra, const ExtraQuantizer& q) {
+  const Vec half = mul(q.half, extra.parts);
+  return {mul(q.scale, extra.fraction), broadcast(0.0f), add(negate(half), q.narrow), sub(half, broadcast(1.0f))};
+}
+template <Rounding kRounding>
+inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
+  return fake_quantize<kRounding>(x, extra_grid(extra, q));
+}
+template <Rounding kRounding>
+inline VecGrad extra_level_fake_quantize_grad(const Vec& grad, const Vec& x, const Extra& extra,
+                                              const ExtraQuantizer& q) {
+  const VecGrad g = fake_quantize_grad<kRounding>(grad, x, extra_grid(extra, q));
+  return {g.dx, mul(g.dscale, extra.fraction), g.dzero_point};
+}
 
 #endif
 
@@ -749,6 +795,63 @@ void mixture_backward_body(const void* grad, const void* x, void* dx, int64_t n,
 
 #undef MIXBIT_INLINE
 
+// Extra bits of the last n < 16 elements.
+inline Extra extra_partial(const uint8_t* p, int64_t n) {
+  uint8_t buffer[kLanes] = {};
+  std::memcpy(buffer, p, static_cast<size_t>(n));
+  return load_extra(buffer);
+}
+
+template <typename S, Rounding kRounding>
+void extra_levels_body(const void* x_data, const uint8_t* extra, void* y_data, int64_t n, const Quantizer& quantizer,
+                       bool narrow_range, bool stream) {
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* y = static_cast<typename S::Element*>(y_data);
+  const ExtraQuantizer q = widen(quantizer, narrow_range);
+  const bool past_cache = stream && can_stream<S>(y);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec v = extra_level_fake_quantize<kRounding>(S::read(x + i), load_extra(extra + i), q);
+    past_cache ? S::write_past_cache(y + i, v) : S::write(y + i, v);
+  }
+  if (past_cache) stream_fence();
+  if (i < n) {
+    const Vec v =
+        extra_level_fake_quantize<kRounding>(read_partial<S>(x + i, n - i), extra_partial(extra + i, n - i), q);
+    write_partial<S>(y + i, v, n - i);
+  }
+}
+
+template <typename S, Rounding kRounding>
+void extra_levels_backward_body(const void* grad_data, const void* x_data, const uint8_t* extra, void* dx_data,
+                                int64_t n, const Quantizer& quantizer, bool narrow_range, double* dscale, bool stream) {
+  const auto* grad = static_cast<const typename S::Element*>(grad_data);
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* dx = static_cast<typename S::Element*>(dx_data);
+  const ExtraQuantizer q = widen(quantizer, narrow_range);
+  Vec sum = broadcast(0.0f);
+  const bool past_cache = stream && dx != nullptr && can_stream<S>(dx);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VecGrad d =
+        extra_level_fake_quantize_grad<kRounding>(S::read(grad + i), S::read(x + i), load_extra(extra + i), q);
+    sum = add(sum, d.dscale);
+    if (past_cache) {
+      S::write_past_cache(dx + i, d.dx);
+    } else if (dx != nullptr) {
+      S::write(dx + i, d.dx);
+    }
+  }
+  if (past_cache) stream_fence();
+  if (i < n) {
+    const VecGrad d = extra_level_fake_quantize_grad<kRounding>(
+        read_partial<S>(grad + i, n - i), read_partial<S>(x + i, n - i), extra_partial(extra + i, n - i), q);
+    sum = add(sum, d.dscale);
+    if (dx != nullptr) write_partial<S>(dx + i, d.dx, n - i);
+  }
+  if (dscale != nullptr) *dscale = sum_lanes(sum);
+}
+
 // Runtime storage type and rounding to template arguments.
 #define MIXBIT_DISPATCH_STORAGE(storage, call) \
   switch (storage) {                           \
@@ -845,6 +948,19 @@ void mixture_backward_entry(StorageType storage, const void* grad, const void* x
   }
 }
 
+void extra_levels_entry(StorageType storage, const void* x, const uint8_t* extra, void* y, int64_t n,
+                        const Quantizer& q, bool narrow_range, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(
+      storage,
+      MIXBIT_DISPATCH_ROUNDING(q.rounding, (extra_levels_body<S, kRounding>(x, extra, y, n, q, narrow_range, stream))));
+}
+void extra_levels_backward_entry(StorageType storage, const void* grad, const void* x, const uint8_t* extra, void* dx,
+                                 int64_t n, const Quantizer& q, bool narrow_range, double* dscale, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (extra_levels_backward_body<S, kRounding>(
+                                                        grad, x, extra, dx, n, q, narrow_range, dscale, stream))));
+}
+
 #undef MIXBIT_DISPATCH_STORAGE
 #undef MIXBIT_DISPATCH_ROUNDING
 
@@ -858,7 +974,9 @@ constexpr KernelTable table_of(Isa isa) {
           noise_power_entry,
           observe_entry,
           mixture_entry,
-          mixture_backward_entry};
+          mixture_backward_entry,
+          extra_levels_entry,
+          extra_levels_backward_entry};
 }
 
 }  // namespace

@@ -111,4 +111,21 @@ inline void stream_bfloat16(uint16_t* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), pack_bfloat16(v));
 }
 
+// Extra bits e of sixteen elements as 2^e and 2^-e, made of their exponents.
+struct Extra {
+  Vec parts;
+  Vec fraction;
+};
+inline __m256 power_of_two(__m256i exponent) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
+}
+inline Extra load_extra(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i low = _mm256_cvtepu8_epi32(bytes);
+  const __m256i high = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+  const __m256i zero = _mm256_setzero_si256();
+  return {{power_of_two(low), power_of_two(high)},
+          {power_of_two(_mm256_sub_epi32(zero, low)), power_of_two(_mm256_sub_epi32(zero, high))}};
+}
+
 }  // namespace

@@ -76,4 +76,17 @@ inline void stream_bfloat16(uint16_t* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(v));
 }
 
+// Extra bits e of sixteen elements as 2^e and 2^-e, made of their exponents.
+struct Extra {
+  Vec parts;
+  Vec fraction;
+};
+inline Vec power_of_two(__m512i exponent) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponent, _mm512_set1_epi32(127)), 23));
+}
+inline Extra load_extra(const uint8_t* p) {
+  const __m512i bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {power_of_two(bits), power_of_two(_mm512_sub_epi32(_mm512_setzero_si512(), bits))};
+}
+
 }  // namespace

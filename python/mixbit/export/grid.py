@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
 from mixbit.network import LAYER_OPS, Graph, capture
@@ -28,6 +28,22 @@ def layer_grid(quantizer: Quantizer) -> Grid:
     with torch.no_grad():
         scale = float(quantizer.effective_scale())
         return Grid(scale, int(torch.round(quantizer.zero_point)), low, high)
+
+
+@torch.no_grad()
+def weight_codes(module: Any) -> tuple[Tensor, Tensor]:
+    """A prepared layer's weight as whole numbers, int32, and the scale of one, float32 [1] or [output channels].
+
+    With extra levels all codes are on the finest grid that any weight of the layer has, scale / 2^e of the largest e:
+    codes of weights with fewer extra bits are multiples of a power of two.
+    """
+    quantizer = module.weight_quantizer
+    codes, scale = quantizer.codes(module.weight), quantizer.effective_scale()
+    extra = quantizer.extra_bits
+    if extra is None:
+        return codes, scale
+    finest = int(extra.max())
+    return codes * (1 << (finest - extra.to(torch.int32))), scale / 2**finest
 
 
 def tensor_grids(model: nn.Module, graph: Graph) -> dict[str, Grid]:

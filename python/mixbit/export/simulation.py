@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
-from mixbit.export.grid import Grid, captured, layer_grid, tensor_grids
+from mixbit.export.grid import Grid, captured, layer_grid, tensor_grids, weight_codes
 from mixbit.network import LAYER_OPS, PASS_OPS, Node, input_of, run_pass
 from mixbit.quantizers.tensors import grid_source
 
@@ -50,12 +50,9 @@ class IntegerSimulation:
     @torch.no_grad()
     def _lowered(self, node: Node, module: Any) -> dict[str, Any]:
         """Codes, multipliers and the engine of a layer."""
-        act, weight = layer_grid(module.act_quantizer), module.weight_quantizer
-        scale = weight.effective_scale()
-        columns = [-1] + [1] * (module.weight.dim() - 1)
-        ratio = module.weight.float() / scale.reshape(columns)
-        low, high = weight.quant_range()
-        codes = (torch.round(ratio) if weight.rounding == "half_even" else torch.floor(ratio + 0.5)).clamp(low, high)
+        act = layer_grid(module.act_quantizer)
+        whole, scale = weight_codes(module)
+        codes = whole.float()
         product = (torch.tensor(act.scale) * scale).expand(module.weight.shape[0])
         bias = torch.zeros(len(codes)) if module.bias is None else torch.round(module.bias.float() / product)
         largest = max(act.high - act.zero_point, act.zero_point - act.low)
