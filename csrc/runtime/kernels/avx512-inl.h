@@ -8,52 +8,58 @@
 #include <cstdint>
 #include <cstring>
 
+#include "finish-inl.h"
 #include "panels.h"
 
 namespace mixbit::runtime {
 namespace {
 
-// ---------------------------------------------------------------------------------------------------------- finishing
-
-// Totals to bytes: clamped above in fp32 (where a conversion would overflow), below by saturation and in bytes.
-struct Finish {
-  __m512 largest;      // high - zero_point
-  __m512i zero_point;  // 16 bits
-  __m512i low;         // 8 bits
-  bool is_signed;
-
-  explicit Finish(const CodeGrid& y)
-      : largest(_mm512_set1_ps(static_cast<float>(y.high - y.zero_point))),
-        zero_point(_mm512_set1_epi16(static_cast<int16_t>(y.zero_point))),
-        low(_mm512_set1_epi8(static_cast<char>(y.low))),
-        is_signed(y.is_signed) {}
-
-  __m512i rounded(__m512i total, __m512 multiplier) const {
-    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(total), multiplier);
-    return _mm512_cvtps_epi32(_mm512_min_ps(scaled, largest));
-  }
-  // Four registers of rounded values; lane l of the result has dword l of a, b, c, d.
-  __m512i bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
-    const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point);
-    const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero_point);
-    return is_signed ? _mm512_max_epi8(_mm512_packs_epi16(ab, cd), low)
-                     : _mm512_max_epu8(_mm512_packus_epi16(ab, cd), low);
-  }
-};
+// ------------------------------------------------------------------------------------------------------------ vectors
 
 // The lower n bits.
 inline __mmask64 mask64(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
 inline __mmask16 mask16(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
 inline __mmask32 mask32(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1; }
 
+struct Vector512 {
+  using Int = __m512i;
+  using Float = __m512;
+  static constexpr int64_t kBytes = 64;
+
+  static Int zero() { return _mm512_setzero_si512(); }
+  static Int all8(uint8_t v) { return _mm512_set1_epi8(static_cast<char>(v)); }
+  static Int all16(int16_t v) { return _mm512_set1_epi16(v); }
+  static Float all_float(float v) { return _mm512_set1_ps(v); }
+  static Int load(const void* p) { return _mm512_loadu_si512(p); }
+  static Float load_floats(const float* p) { return _mm512_loadu_ps(p); }
+  static void store_first(uint8_t* p, int64_t n, Int v) { _mm512_mask_storeu_epi8(p, mask64(n), v); }
+  static Int exclusive_or(Int a, Int b) { return _mm512_xor_si512(a, b); }
+  static Int unpack_low8(Int a, Int b) { return _mm512_unpacklo_epi8(a, b); }
+  static Int unpack_high8(Int a, Int b) { return _mm512_unpackhi_epi8(a, b); }
+  static Int unpack_low16(Int a, Int b) { return _mm512_unpacklo_epi16(a, b); }
+  static Int unpack_high16(Int a, Int b) { return _mm512_unpackhi_epi16(a, b); }
+  // Sums of four products of unsigned and signed bytes.
+  static Int dot(Int sum, Int a, Int b) { return _mm512_dpbusd_epi32(sum, a, b); }
+  static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+  static Int to_int(Float v) { return _mm512_cvtps_epi32(v); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+  static Int pack32(Int a, Int b) { return _mm512_packs_epi32(a, b); }
+  static Int pack_signed16(Int a, Int b) { return _mm512_packs_epi16(a, b); }
+  static Int pack_unsigned16(Int a, Int b) { return _mm512_packus_epi16(a, b); }
+  static Int add_saturated16(Int a, Int b) { return _mm512_adds_epi16(a, b); }
+  static Int max_signed8(Int a, Int b) { return _mm512_max_epi8(a, b); }
+  static Int max_unsigned8(Int a, Int b) { return _mm512_max_epu8(a, b); }
+};
+
 // Multipliers of a panel, and totals of two rows of it to 32 bytes each.
 struct PanelFinish {
-  const Finish& finish;
+  const Finish<Vector512>& finish;
   __m512 multiplier[2];
   __mmask32 channels;
   bool full;
 
-  PanelFinish(const Finish& given, const ChannelData& data, int64_t valid)
+  PanelFinish(const Finish<Vector512>& given, const ChannelData& data, int64_t valid)
       : finish(given),
         multiplier{_mm512_loadu_ps(data.multiplier), _mm512_loadu_ps(data.multiplier + 16)},
         channels(mask32(valid)),

@@ -154,7 +154,7 @@ void convolve_tiles(const Convolution& c, const void* packed, const uint8_t* x, 
                     void* memory) {
   const PanelLayout layout = panel_layout(c);
   const Scratch scratch(layout, memory);
-  const Finish finish(c.y);
+  const Finish<Vector512> finish(c.y);
   const bool direct = reads_rows(c);
   const int64_t block = rows_of_block(layout), outputs = c.group_outputs();
   const int64_t tile_depth = layout.depth;

@@ -2,6 +2,7 @@
 // ones by an offset of 128. What AMX has no use for (depthwise, few rows, element-wise) is taken from here.
 
 #include "avx512-inl.h"
+#include "depthwise-inl.h"
 #include "tables.h"
 
 namespace mixbit::runtime {
@@ -103,80 +104,58 @@ inline bool copies_windows(const Convolution& c) { return c.x.is_signed || !read
 
 // ---------------------------------------------------------------------------------------------------------- depthwise
 
-// Scratch of a depthwise layer: a register of padding, then one pointer a tap.
-int64_t depthwise_scratch(const Convolution& c) {
-  return 64 + round_up(depthwise_layout(c).depth * static_cast<int64_t>(sizeof(void*)), kAlignment);
-}
+// Half as wide, for the last channels.
+struct Vector256 {
+  using Int = __m256i;
+  using Float = __m256;
+  static constexpr int64_t kBytes = 32;
+
+  static Int zero() { return _mm256_setzero_si256(); }
+  static Int all8(uint8_t v) { return _mm256_set1_epi8(static_cast<char>(v)); }
+  static Int all16(int16_t v) { return _mm256_set1_epi16(v); }
+  static Float all_float(float v) { return _mm256_set1_ps(v); }
+  static Int load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static Float load_floats(const float* p) { return _mm256_loadu_ps(p); }
+  static void store_first(uint8_t* p, int64_t n, Int v) { _mm256_mask_storeu_epi8(p, mask32(n), v); }
+  static Int exclusive_or(Int a, Int b) { return _mm256_xor_si256(a, b); }
+  static Int unpack_low8(Int a, Int b) { return _mm256_unpacklo_epi8(a, b); }
+  static Int unpack_high8(Int a, Int b) { return _mm256_unpackhi_epi8(a, b); }
+  static Int unpack_low16(Int a, Int b) { return _mm256_unpacklo_epi16(a, b); }
+  static Int unpack_high16(Int a, Int b) { return _mm256_unpackhi_epi16(a, b); }
+  static Int dot(Int sum, Int a, Int b) { return _mm256_dpbusd_epi32(sum, a, b); }
+  static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+  static Int to_int(Float v) { return _mm256_cvtps_epi32(v); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
+  static Int pack32(Int a, Int b) { return _mm256_packs_epi32(a, b); }
+  static Int pack_signed16(Int a, Int b) { return _mm256_packs_epi16(a, b); }
+  static Int pack_unsigned16(Int a, Int b) { return _mm256_packus_epi16(a, b); }
+  static Int add_saturated16(Int a, Int b) { return _mm256_adds_epi16(a, b); }
+  static Int max_signed8(Int a, Int b) { return _mm256_max_epi8(a, b); }
+  static Int max_unsigned8(Int a, Int b) { return _mm256_max_epu8(a, b); }
+};
 
 void convolve_depthwise(const Convolution& c, const void* packed, const uint8_t* x, uint8_t* y, const Part& part,
-                        void* scratch) {
-  const PanelLayout layout = depthwise_layout(c);
-  const Finish finish(c.y);
-  auto* padding = static_cast<uint8_t*>(scratch);
-  auto** taps = reinterpret_cast<const uint8_t**>(padding + 64);
-  // Padding is told by pointers into `padding`, which stay where they are while channels advance.
-  _mm512_storeu_si512(padding, _mm512_set1_epi8(static_cast<char>(byte_of(c.x.zero_point))));
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(c.x.is_signed ? 0x80 : 0));
-  const __m512i zero = _mm512_set1_epi32(c.x.zero_point + (c.x.is_signed ? 128 : 0));
-  const int64_t pixel = c.in_channels, line = c.in_width * pixel, count = c.taps();
-  for (int64_t k = count; k < layout.depth; ++k) {
-    taps[k] = nullptr;  // weights of 0
+                        void* memory) {
+  const PanelLayout layout = depthwise_layout(c, 64);
+  const DepthwiseScratch scratch(layout, memory);
+  prepare_depthwise(c, layout, packed, part, scratch);
+  Part wide = part, narrow = part;
+  wide.last_channel = layout.channels / 64 * 64;
+  if (wide.last_channel > part.last_channel) wide.last_channel = part.last_channel;
+  narrow.first_channel = wide.last_channel;
+  if (wide.first_channel < wide.last_channel) {
+    depthwise_channels<Vector512>(c, layout, packed, x, y, wide, scratch);
   }
-  int64_t column = part.first_position % c.out_width, row = part.first_position / c.out_width % c.out_height;
-  const uint8_t* image = x + part.first_position / (c.out_width * c.out_height) * c.in_height * line;
-  for (int64_t p = part.first_position; p < part.last_position; ++p) {
-    const uint8_t** tap = taps;
-    for (int64_t kh = 0; kh < c.kernel_height; ++kh) {
-      const int64_t h = row * c.stride_height - c.pad_top + kh * c.dilation_height;
-      for (int64_t kw = 0; kw < c.kernel_width; ++kw) {
-        const int64_t w = column * c.stride_width - c.pad_left + kw * c.dilation_width;
-        const bool inside = h >= 0 && h < c.in_height && w >= 0 && w < c.in_width;
-        *tap++ = inside ? image + h * line + w * pixel : nullptr;
-      }
-    }
-    for (int64_t channel = part.first_channel; channel < part.last_channel; channel += kDepthwiseBlock) {
-      const uint8_t* weights = layout.codes(packed, channel / kDepthwiseBlock);
-      const ChannelData data = layout.data(packed, channel);
-      __m512i total[4];
-      for (int q = 0; q < 4; ++q) {
-        total[q] = _mm512_sub_epi32(_mm512_loadu_si512(data.bias + 16 * q),
-                                    _mm512_mullo_epi32(_mm512_loadu_si512(data.weight_sum + 16 * q), zero));
-      }
-      for (int64_t k = 0; k < layout.depth; k += 4, weights += 4 * kDepthwiseBlock) {
-        __m512i rows[4];
-        for (int i = 0; i < 4; ++i) {
-          const uint8_t* from = taps[k + i] != nullptr ? taps[k + i] + channel : padding;
-          rows[i] = _mm512_xor_si512(_mm512_loadu_si512(from), flip);
-        }
-        const __m512i low01 = _mm512_unpacklo_epi8(rows[0], rows[1]), high01 = _mm512_unpackhi_epi8(rows[0], rows[1]);
-        const __m512i low23 = _mm512_unpacklo_epi8(rows[2], rows[3]), high23 = _mm512_unpackhi_epi8(rows[2], rows[3]);
-        total[0] = _mm512_dpbusd_epi32(total[0], _mm512_unpacklo_epi16(low01, low23), _mm512_loadu_si512(weights));
-        total[1] = _mm512_dpbusd_epi32(total[1], _mm512_unpackhi_epi16(low01, low23), _mm512_loadu_si512(weights + 64));
-        total[2] =
-            _mm512_dpbusd_epi32(total[2], _mm512_unpacklo_epi16(high01, high23), _mm512_loadu_si512(weights + 128));
-        total[3] =
-            _mm512_dpbusd_epi32(total[3], _mm512_unpackhi_epi16(high01, high23), _mm512_loadu_si512(weights + 192));
-      }
-      for (int q = 0; q < 4; ++q) {
-        total[q] = finish.rounded(total[q], _mm512_loadu_ps(data.multiplier + 16 * q));
-      }
-      _mm512_mask_storeu_epi8(y + p * c.out_channels + channel, mask64(part.last_channel - channel),
-                              finish.bytes(total[0], total[1], total[2], total[3]));
-    }
-    if (++column == c.out_width) {
-      column = 0;
-      if (++row == c.out_height) {
-        row = 0;
-        image += c.in_height * line;
-      }
-    }
+  if (narrow.first_channel < narrow.last_channel) {
+    depthwise_channels<Vector256>(c, layout, packed, x, y, narrow, scratch);
   }
 }
 
 void convolve_panels(const Convolution& c, const void* packed, const uint8_t* x, uint8_t* y, const Part& part,
                      void* scratch) {
   const PanelLayout layout = panel_layout(c);
-  const Finish finish(c.y);
+  const Finish<Vector512> finish(c.y);
   const bool copies = copies_windows(c);
   const int64_t block = rows_of_block(layout), outputs = c.group_outputs();
   auto* windows = static_cast<uint8_t*>(scratch);
@@ -253,14 +232,14 @@ int64_t packed_bytes(const Convolution& c) {
   if (!fits_simd(c)) {
     return kKernels_scalar.packed_bytes(c);
   }
-  return c.depthwise() ? depthwise_layout(c).bytes : panel_layout(c).bytes;
+  return c.depthwise() ? depthwise_layout(c, 64).bytes : panel_layout(c).bytes;
 }
 
 void pack(const Convolution& c, const Weights& weights, void* packed) {
   if (!fits_simd(c)) {
     kKernels_scalar.pack(c, weights, packed);
   } else if (c.depthwise()) {
-    pack_depthwise(c, weights, packed, 4);
+    pack_depthwise(c, weights, packed, 64);
   } else {
     pack_panels(c, weights, packed);
   }
@@ -271,7 +250,7 @@ int64_t scratch_bytes(const Convolution& c) {
     return kKernels_scalar.scratch_bytes(c);
   }
   if (c.depthwise()) {
-    return depthwise_scratch(c);
+    return DepthwiseScratch(depthwise_layout(c, 64), nullptr).bytes;
   }
   const PanelLayout layout = panel_layout(c);
   return copies_windows(c) ? rows_of_block(layout) * layout.depth + 64 : 0;
