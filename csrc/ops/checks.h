@@ -10,8 +10,8 @@
 #include <tuple>
 #include <vector>
 
-#include <mixbit/common/extra_levels.h>
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/kernels/cpu.h>
 

@@ -96,15 +96,14 @@ struct VecGrid {
   Vec scale, inverse, low, high, ratio;
 };
 
-// The base grid of elements with extra bits.
+// The base grid of elements with extra bits: its codes from left_out - half to half - 1.
 struct ExtraQuantizer {
   Quantizer base;
-  bool narrow_range;
-  Vec scale, half, narrow;  // half: levels of the base grid below 0
+  Vec scale, half, left_out;
 };
-inline ExtraQuantizer widen(const Quantizer& q, bool narrow_range) {
-  return {q, narrow_range, broadcast(q.scale), broadcast(q.range.quant_max + 1.0f),
-          broadcast(narrow_range ? 1.0f : 0.0f)};
+inline ExtraQuantizer widen_extra(const Quantizer& q) {
+  return {q, broadcast(q.scale), broadcast(q.range.quant_max + 1.0f),
+          broadcast(q.range.quant_min + q.range.quant_max + 1.0f)};
 }
 
 // How x / scale is computed; the bits are the same. kShift: multiplied once, the coarser grids' steps being that of the
@@ -179,8 +178,7 @@ constexpr bool kMayMultiply = false;
 template <Rounding kRounding>
 inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
   return map([&](int i) {
-    return mixbit::extra_level_fake_quantize(x.lane[i], q.base.scale, q.base.range, q.narrow_range, extra.bits[i],
-                                             kRounding);
+    return mixbit::extra_level_fake_quantize(x.lane[i], q.base.scale, q.base.range, extra.bits[i], kRounding);
   });
 }
 template <Rounding kRounding>
@@ -188,8 +186,8 @@ inline VecGrad extra_level_fake_quantize_grad(const Vec& grad, const Vec& x, con
                                               const ExtraQuantizer& q) {
   VecGrad r{};
   for (int i = 0; i < 16; ++i) {
-    const mixbit::ExtraLevelGrad g = mixbit::extra_level_fake_quantize_grad(
-        grad.lane[i], x.lane[i], q.base.scale, q.base.range, q.narrow_range, extra.bits[i], kRounding);
+    const mixbit::ExtraLevelGrad g = mixbit::extra_level_fake_quantize_grad(grad.lane[i], x.lane[i], q.base.scale,
+                                                                            q.base.range, extra.bits[i], kRounding);
     r.dx.lane[i] = g.dx;
     r.dscale.lane[i] = g.dscale;
   }
@@ -280,10 +278,10 @@ inline Vec step_gradient(const Vec&, const Vec& v, const Vec& code, Mask inside,
 inline Vec clamp_lanes(const Vec& x, const Vec& bound) { return min(bound, max(negate(bound), x)); }
 constexpr bool kMayMultiply = true;
 
-// Each lane's own grid; powers of two scale exactly what is not next to underflow, and what is as the formula does.
+// Each lane's own grid: a product with 2^-e is the quotient by 2^e, also where that is next to underflow.
 inline VecQuantizer extra_grid(const Extra& extra, const ExtraQuantizer& q) {
   const Vec half = mul(q.half, extra.parts);
-  return {mul(q.scale, extra.fraction), broadcast(0.0f), add(negate(half), q.narrow), sub(half, broadcast(1.0f))};
+  return {mul(q.scale, extra.fraction), broadcast(0.0f), add(negate(half), q.left_out), sub(half, broadcast(1.0f))};
 }
 template <Rounding kRounding>
 inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
@@ -804,10 +802,10 @@ inline Extra extra_partial(const uint8_t* p, int64_t n) {
 
 template <typename S, Rounding kRounding>
 void extra_levels_body(const void* x_data, const uint8_t* extra, void* y_data, int64_t n, const Quantizer& quantizer,
-                       bool narrow_range, bool stream) {
+                       bool stream) {
   const auto* x = static_cast<const typename S::Element*>(x_data);
   auto* y = static_cast<typename S::Element*>(y_data);
-  const ExtraQuantizer q = widen(quantizer, narrow_range);
+  const ExtraQuantizer q = widen_extra(quantizer);
   const bool past_cache = stream && can_stream<S>(y);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -824,11 +822,11 @@ void extra_levels_body(const void* x_data, const uint8_t* extra, void* y_data, i
 
 template <typename S, Rounding kRounding>
 void extra_levels_backward_body(const void* grad_data, const void* x_data, const uint8_t* extra, void* dx_data,
-                                int64_t n, const Quantizer& quantizer, bool narrow_range, double* dscale, bool stream) {
+                                int64_t n, const Quantizer& quantizer, double* dscale, bool stream) {
   const auto* grad = static_cast<const typename S::Element*>(grad_data);
   const auto* x = static_cast<const typename S::Element*>(x_data);
   auto* dx = static_cast<typename S::Element*>(dx_data);
-  const ExtraQuantizer q = widen(quantizer, narrow_range);
+  const ExtraQuantizer q = widen_extra(quantizer);
   Vec sum = broadcast(0.0f);
   const bool past_cache = stream && dx != nullptr && can_stream<S>(dx);
   int64_t i = 0;
@@ -949,16 +947,15 @@ void mixture_backward_entry(StorageType storage, const void* grad, const void* x
 }
 
 void extra_levels_entry(StorageType storage, const void* x, const uint8_t* extra, void* y, int64_t n,
-                        const Quantizer& q, bool narrow_range, bool stream) {
+                        const Quantizer& q, bool stream) {
   MIXBIT_DISPATCH_STORAGE(
-      storage,
-      MIXBIT_DISPATCH_ROUNDING(q.rounding, (extra_levels_body<S, kRounding>(x, extra, y, n, q, narrow_range, stream))));
+      storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (extra_levels_body<S, kRounding>(x, extra, y, n, q, stream))));
 }
 void extra_levels_backward_entry(StorageType storage, const void* grad, const void* x, const uint8_t* extra, void* dx,
-                                 int64_t n, const Quantizer& q, bool narrow_range, double* dscale, bool stream) {
+                                 int64_t n, const Quantizer& q, double* dscale, bool stream) {
   MIXBIT_DISPATCH_STORAGE(
-      storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (extra_levels_backward_body<S, kRounding>(
-                                                        grad, x, extra, dx, n, q, narrow_range, dscale, stream))));
+      storage, MIXBIT_DISPATCH_ROUNDING(
+                   q.rounding, (extra_levels_backward_body<S, kRounding>(grad, x, extra, dx, n, q, dscale, stream))));
 }
 
 #undef MIXBIT_DISPATCH_STORAGE

@@ -51,8 +51,7 @@ __global__ void extra_levels_kernel(QuantizeArguments a, const T* x, const uint8
       const int e = extra[first + j];
       const float value = static_cast<float>(pack.v[j]);
       pack.v[j] = static_cast<T>(
-          makes_grid(grid, e) ? extra_level_fake_quantize(value, grid.scale, grid.range, a.narrow_range, e, a.rounding)
-                              : NAN);
+          makes_grid(grid, e) ? extra_level_fake_quantize(value, grid.scale, grid.range, e, a.rounding) : NAN);
     }
     write_pack(y, at, n, whole, pack);
   }
@@ -75,7 +74,7 @@ __global__ void extra_levels_backward_kernel(QuantizeArguments a, int64_t blocks
       ExtraLevelGrad g = {NAN, NAN};
       if (makes_grid(grid, e)) {
         g = extra_level_fake_quantize_grad(static_cast<float>(gs.v[j]), static_cast<float>(pack.v[j]), grid.scale,
-                                           grid.range, a.narrow_range, e, a.rounding);
+                                           grid.range, e, a.rounding);
       }
       pack.v[j] = static_cast<T>(g.dx);
       values[0] += g.dscale;

@@ -77,7 +77,7 @@ at::Tensor extra_level_fake_quantize(const at::Tensor& x, const at::Tensor& scal
   void* to = target.mutable_data_ptr();
   for_each_run(job.walk.view, [&](int64_t, const Run& run) {
     kernels.extra_levels(storage, at_offset(from, run.start, size), extra + run.start, at_offset(to, run.start, size),
-                         run.length, job.quantizers[static_cast<size_t>(run.channel)], narrow_range, stream);
+                         run.length, job.quantizers[static_cast<size_t>(run.channel)], stream);
   });
   if (!target.is_same(y)) {
     y.copy_(target);
@@ -111,7 +111,7 @@ std::tuple<at::Tensor, at::Tensor> extra_level_backward(const at::Tensor& grad, 
   for_each_run(job.walk.view, [&](int64_t index, const Run& run) {
     kernels.extra_levels_backward(storage, at_offset(grads, run.start, size), at_offset(from, run.start, size),
                                   extra + run.start, to == nullptr ? nullptr : at_offset(to, run.start, size),
-                                  run.length, job.quantizers[static_cast<size_t>(run.channel)], narrow_range,
+                                  run.length, job.quantizers[static_cast<size_t>(run.channel)],
                                   partials.empty() ? nullptr : &partials[static_cast<size_t>(index)], stream);
   });
   if (target.defined() && !target.is_same(dx)) {

@@ -31,19 +31,25 @@ def layer_grid(quantizer: Quantizer) -> Grid:
 
 
 @torch.no_grad()
-def weight_codes(module: Any) -> tuple[Tensor, Tensor]:
-    """A prepared layer's weight as whole numbers, int32, and the scale of one, float32 [1] or [output channels].
+def weight_codes(module: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """A prepared layer's weight as whole numbers on the CPU.
 
     With extra levels all codes are on the finest grid that any weight of the layer has, scale / 2^e of the largest e:
     codes of weights with fewer extra bits are multiples of a power of two.
+
+    Returns:
+        Codes, int32; the step of one, float32 [1] or [output channels]; the lowest and highest code of the grid.
     """
     quantizer = module.weight_quantizer
-    codes, scale = quantizer.codes(module.weight), quantizer.effective_scale()
-    extra = quantizer.extra_bits
-    if extra is None:
-        return codes, scale
-    finest = int(extra.max())
-    return codes * (1 << (finest - extra.to(torch.int32))), scale / 2**finest
+    codes, scale = quantizer.codes(module.weight).cpu(), quantizer.effective_scale().float().cpu()
+    low, high = quantizer.quant_range()
+    if quantizer.extra_bits is None:
+        return codes, scale, (low, high)
+    extra = quantizer.extra_bits.to(torch.int32).cpu()
+    parts = 1 << int(extra.max())
+    narrow = int(quantizer.narrow_range)
+    codes = codes * (parts >> extra)
+    return codes, scale / parts, ((low - narrow) * parts + narrow, (high + 1) * parts - 1)
 
 
 def tensor_grids(model: nn.Module, graph: Graph) -> dict[str, Grid]:

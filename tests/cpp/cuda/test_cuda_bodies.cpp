@@ -191,7 +191,6 @@ TYPED_TEST(CudaBodies, ExtraLevels) {
   using T = TypeParam;
   for_each_setting([](const View& view, const Setting& setting) {
     if (!setting.arguments.is_signed) return;
-    const bool narrow = setting.arguments.narrow_range;
     const auto quantizer = [&](int64_t channel) {
       cpu::Quantizer q = setting.quantizer(channel);
       q.zero_point = 0.0f;
@@ -210,9 +209,9 @@ TYPED_TEST(CudaBodies, ExtraLevels) {
         const int64_t length = std::min(cpu::kReduceBlock, view.inner - at);
         double dscale;
         oracle().extra_levels(kStorage<T>, any.data() + first, extra.data() + first, expected.data() + first, length,
-                              quantizer(channel), narrow, false);
+                              quantizer(channel), false);
         oracle().extra_levels_backward(kStorage<T>, grad.data() + first, x.data() + first, extra.data() + first,
-                                       expected_dx.data() + first, length, quantizer(channel), narrow, &dscale, false);
+                                       expected_dx.data() + first, length, quantizer(channel), &dscale, false);
         wanted[static_cast<size_t>(channel)] += dscale;
       }
     }

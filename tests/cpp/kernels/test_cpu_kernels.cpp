@@ -1,6 +1,7 @@
 // Every instruction set against scalar, bit by bit, and scalar against the formulas.
 #include <mixbit/common/gates.h>
 #include <mixbit/common/half.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/kernels/cpu.h>
 
 #include <gtest/gtest.h>
@@ -179,31 +180,28 @@ TEST_P(CpuKernels, ExtraLevelsEqualScalarBitByBit) {
         for (const auto rounding : {Rounding::kHalfEven, Rounding::kHalfUp}) {
           const Quantizer q{scale, 0.0f, mixbit::quant_range(bits, true, narrow), rounding};
           std::vector<std::byte> expected(bytes()), got(bytes());
-          scalar().extra_levels(storage(), any.data(), extra.data(), expected.data(), n(), q, narrow, false);
-          tested().extra_levels(storage(), any.data(), extra.data(), got.data(), n(), q, narrow, false);
+          scalar().extra_levels(storage(), any.data(), extra.data(), expected.data(), n(), q, false);
+          tested().extra_levels(storage(), any.data(), extra.data(), got.data(), n(), q, false);
           ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
           Aligned past_cache(bytes());
-          tested().extra_levels(storage(), any.data(), extra.data(), past_cache.data(), n(), q, narrow, true);
+          tested().extra_levels(storage(), any.data(), extra.data(), past_cache.data(), n(), q, true);
           ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
           double expected_sum, sum;
-          scalar().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), expected.data(), n(), q, narrow,
+          scalar().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), expected.data(), n(), q,
                                          &expected_sum, false);
-          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), got.data(), n(), q, narrow, &sum,
-                                         false);
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), got.data(), n(), q, &sum, false);
           ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
           ASSERT_TRUE(same_bits(expected_sum, sum));
-          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), nullptr, n(), q, narrow, &sum,
-                                         false);
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), nullptr, n(), q, &sum, false);
           ASSERT_TRUE(same_bits(expected_sum, sum));
-          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), past_cache.data(), n(), q, narrow,
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), past_cache.data(), n(), q,
                                          nullptr, true);
           ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
           // Without extra bits: fake_quantize.
-          tested().extra_levels(storage(), any.data(), none.data(), got.data(), n(), q, narrow, false);
+          tested().extra_levels(storage(), any.data(), none.data(), got.data(), n(), q, false);
           tested().fake_quantize(storage(), any.data(), expected.data(), n(), q, false);
           ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
-          tested().extra_levels_backward(storage(), g.data(), x.data(), none.data(), got.data(), n(), q, narrow, &sum,
-                                         false);
+          tested().extra_levels_backward(storage(), g.data(), x.data(), none.data(), got.data(), n(), q, &sum, false);
           tested().fake_quantize_backward(storage(), g.data(), x.data(), expected.data(), n(), q, &expected_sum,
                                           nullptr, false);
           ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
@@ -417,10 +415,9 @@ TEST(ScalarKernels, ExtraLevelsAreTheFormula) {
       const Quantizer q{0.37f, 0.0f, mixbit::quant_range(3, true, narrow), rounding};
       std::vector<float> got(values.size());
       kernels(Isa::kScalar)
-          .extra_levels(StorageType::kFloat32, values.data(), extra.data(), got.data(), 1000, q, narrow, false);
+          .extra_levels(StorageType::kFloat32, values.data(), extra.data(), got.data(), 1000, q, false);
       for (size_t i = 0; i < values.size(); ++i) {
-        const float expected =
-            mixbit::extra_level_fake_quantize(values[i], q.scale, q.range, narrow, extra[i], q.rounding);
+        const float expected = mixbit::extra_level_fake_quantize(values[i], q.scale, q.range, extra[i], q.rounding);
         ASSERT_TRUE(same_bits(expected, got[i])) << values[i];
       }
     }

@@ -107,7 +107,9 @@ def test_codes_are_those_of_the_own_grid(narrow: bool, rounding: str) -> None:
     assert torch.equal(codes * (scale / 2.0 ** extra.float()), quantizer(module.weight))
     assert torch.equal(codes[extra == 0], coarse[extra == 0])
     assert int(codes[extra == 2].max()) > high
-    whole, step = weight_codes(module)
+    whole, step, ends = weight_codes(module)
+    assert ends == (-16 + int(narrow), 15)
+    assert ends[0] <= int(whole.min()) <= int(whole.max()) <= ends[1]
     assert torch.equal(step, quantizer.scale.detach() / 4)
     assert torch.equal(whole * step.reshape(-1, 1, 1, 1), quantizer(module.weight))
 

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include <mixbit/common/extra_levels.h>
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/kernels/storage.h>
 
@@ -85,12 +85,12 @@ struct KernelTable {
   void (*mixture_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                            const Mixture& mixture, double* levels, double* steps, bool stream);
   // y[i] = extra_level_fake_quantize(x[i]) with extra[i] extra bits, each at most kMaxExtraBits. zero_point counts as
-  // 0; range is that of the base grid.
+  // 0; the range is that of the base grid.
   void (*extra_levels)(StorageType storage, const void* x, const uint8_t* extra, void* y, int64_t n,
-                       const Quantizer& quantizer, bool narrow_range, bool stream);
+                       const Quantizer& quantizer, bool stream);
   // dx[i] and the sum of dscale; n <= kReduceBlock. Null: not asked for.
   void (*extra_levels_backward)(StorageType storage, const void* grad, const void* x, const uint8_t* extra, void* dx,
-                                int64_t n, const Quantizer& quantizer, bool narrow_range, double* dscale, bool stream);
+                                int64_t n, const Quantizer& quantizer, double* dscale, bool stream);
 };
 
 // The widest instruction set of this processor, not beyond the cap in MIXBIT_CPU_ISA.

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include <mixbit/common/extra_levels.h>
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/scale_search.h>
 #include <mixbit/kernels/storage.h>
