@@ -48,6 +48,12 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
             std::nullopt, out_dtype);
 }
 
+at::Tensor extra_level_fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                     const at::Tensor& extra_bits, OptionalInt axis, bool narrow_range,
+                                     int64_t rounding) {
+  return ops::call_extra_level_fake_quantize(x, scale, bit_width, extra_bits, axis, narrow_range, rounding);
+}
+
 std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const at::Tensor& scales,
                                                       const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
                                                       OptionalInt axis) {

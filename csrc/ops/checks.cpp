@@ -151,6 +151,20 @@ std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Te
   return axis;
 }
 
+std::optional<int64_t> check_extra_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                             const at::Tensor& extra_bits, std::optional<int64_t> axis) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  const int64_t channels = channel_count(x, axis);
+  check_parameter(scale, "scale", x, channels);
+  check_parameter(bit_width, "bit_width", x, channels);
+  TORCH_CHECK_VALUE(extra_bits.scalar_type() == at::kByte && extra_bits.sizes() == x.sizes(), "extra_bits is ",
+                    extra_bits.scalar_type(), " ", extra_bits.sizes(), ": expected uint8 ", x.sizes(), " like x");
+  TORCH_CHECK_VALUE(extra_bits.device() == x.device(), "extra_bits is on ", extra_bits.device(), " and x on ",
+                    x.device(), ": expected one device");
+  return axis;
+}
+
 void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max) {
   TORCH_CHECK_VALUE(
       histogram.scalar_type() == at::kDouble && histogram.dim() == 2 && histogram.size(0) == 3 && histogram.size(1) > 0,

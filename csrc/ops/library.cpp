@@ -44,6 +44,18 @@ TORCH_LIBRARY(mixbit, m) {
       tags);
   m.def("_fake_quantize_mask_backward(Tensor grad, Tensor mask, SymInt[] strides, *, int? axis) -> Tensor", tags);
 
+  // fake_quantize on signed grids that are finer for some elements: extra_bits, uint8 like x, 0 ... 2 each, halves the
+  // step that often. rounding: 0 half_even, 1 half_up.
+  m.def(
+      "extra_level_fake_quantize(Tensor x, Tensor scale, Tensor bit_width, Tensor extra_bits, *, int? axis=None, "
+      "bool narrow_range=False, int rounding=1) -> Tensor",
+      tags);
+  // Gradients of x and scale.
+  m.def(
+      "_extra_level_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor bit_width, Tensor extra_bits, "
+      "*, int? axis, bool narrow_range, int rounding, bool[2] output_mask) -> (Tensor, Tensor)",
+      tags);
+
   // Both operands quantized, then multiplied in out_dtype (None: the operands' own); no quantized copy is saved for the
   // backward, which recomputes them.
   m.def(

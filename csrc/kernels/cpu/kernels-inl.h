@@ -100,6 +100,16 @@ struct VecGrid {
   Vec scale, inverse, low, high, ratio;
 };
 
+// The base grid of elements with extra bits: its codes from left_out - half to half - 1.
+struct ExtraQuantizer {
+  Quantizer base;
+  Vec scale, half, left_out;
+};
+inline ExtraQuantizer widen_extra(const Quantizer& q) {
+  return {q, broadcast(q.scale), broadcast(q.range.quant_max + 1.0f),
+          broadcast(q.range.quant_min + q.range.quant_max + 1.0f)};
+}
+
 // How x / scale is computed; the bits are the same. kShift: multiplied once, the coarser grids' steps being that of the
 // last one times a power of two.
 enum class Quotient { kDivide, kMultiply, kShift };
@@ -169,6 +179,24 @@ inline Vec step_gradient(const Vec& x, const Vec&, const Vec& code, Mask, const 
 }
 inline Vec clamp_lanes(const Vec& x, const Vec&) { return x; }
 constexpr bool kMayMultiply = false;
+template <Rounding kRounding>
+inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
+  return map([&](int i) {
+    return mixbit::extra_level_fake_quantize(x.lane[i], q.base.scale, q.base.range, extra.bits[i], kRounding);
+  });
+}
+template <Rounding kRounding>
+inline VecGrad extra_level_fake_quantize_grad(const Vec& grad, const Vec& x, const Extra& extra,
+                                              const ExtraQuantizer& q) {
+  VecGrad r{};
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::ExtraLevelGrad g = mixbit::extra_level_fake_quantize_grad(grad.lane[i], x.lane[i], q.base.scale,
+                                                                            q.base.range, extra.bits[i], kRounding);
+    r.dx.lane[i] = g.dx;
+    r.dscale.lane[i] = g.dscale;
+  }
+  return r;
+}
 
 #else
 
@@ -253,6 +281,22 @@ inline Vec step_gradient(const Vec&, const Vec& v, const Vec& code, Mask inside,
 // NaN comes through.
 inline Vec clamp_lanes(const Vec& x, const Vec& bound) { return min(bound, max(negate(bound), x)); }
 constexpr bool kMayMultiply = true;
+
+// Each lane's own grid: a product with 2^-e is the quotient by 2^e, also where that is next to underflow.
+inline VecQuantizer extra_grid(const Extra& extra, const ExtraQuantizer& q) {
+  const Vec half = mul(q.half, extra.parts);
+  return {mul(q.scale, extra.fraction), broadcast(0.0f), add(negate(half), q.left_out), sub(half, broadcast(1.0f))};
+}
+template <Rounding kRounding>
+inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
+  return fake_quantize<kRounding>(x, extra_grid(extra, q));
+}
+template <Rounding kRounding>
+inline VecGrad extra_level_fake_quantize_grad(const Vec& grad, const Vec& x, const Extra& extra,
+                                              const ExtraQuantizer& q) {
+  const VecGrad g = fake_quantize_grad<kRounding>(grad, x, extra_grid(extra, q));
+  return {g.dx, mul(g.dscale, extra.fraction), g.dzero_point};
+}
 
 #endif
 
@@ -846,17 +890,19 @@ inline Mask freeze_lanes(Vec& x, const uint8_t* extra_bits, const VecQuantizer& 
 
 // The codes of x on the grids of the weights; NaN comes through.
 template <Rounding kRounding, bool kExtra>
-inline Vec level_codes(const Vec& x, const uint8_t* extra_bits, const VecQuantizer& q) {
-  if constexpr (!kExtra) {
-    return min(q.high, max(q.low, round_code<kRounding>(div(x, q.scale))));
-  } else {
+inline Vec level_codes(const Vec& x, const Extra& extra, const VecQuantizer& q) {
+  if constexpr (kExtra) {
     const Vec one = broadcast(1.0f);
-    const Vec steps = load_exp2(extra_bits);
-    const Vec left_out = add(add(q.low, q.high), one);
-    const Vec low = add(mul(sub(q.low, left_out), steps), left_out);
-    const Vec high = sub(mul(add(q.high, one), steps), one);
-    return min(high, max(low, round_code<kRounding>(div(x, mul(q.scale, load_exp2_negated(extra_bits))))));
+    const VecQuantizer own = extra_grid(extra, {{}, q.scale, add(q.high, one), add(add(q.low, q.high), one)});
+    return quantize<kRounding>(div(x, own.scale), own);
+  } else {
+    return quantize<kRounding>(div(x, q.scale), q);
   }
+}
+template <bool kExtra>
+inline Extra extra_of(const uint8_t* extra_bits) {
+  if constexpr (kExtra) return load_extra(extra_bits);
+  return {broadcast(1.0f), broadcast(1.0f)};
 }
 
 // -1, 0 or 1.
@@ -875,7 +921,7 @@ inline int64_t count_lanes(const Vec& x, const uint8_t* extra_bits, const VecQua
   const Vec zero = broadcast(0.0f);
   const Vec one = broadcast(1.0f);
   const Vec before = load_int8(s.codes);
-  const Vec level = level_codes<kRounding, kExtra>(x, extra_bits, q);
+  const Vec level = level_codes<kRounding, kExtra>(x, extra_of<kExtra>(extra_bits), q);
   const Vec code = select(equal(level, level), level, before);
   const uint32_t same = to_bits(equal(code, before));
   if (same == 0xffffu) {
@@ -925,12 +971,13 @@ inline Mask freeze_lanes(Vec& x, const uint8_t* extra_bits, const VecQuantizer& 
   const Vec zero = broadcast(0.0f);
   const Vec finest = broadcast(mixbit::extra_steps(mixbit::kMaxExtraBits));
   const Vec step = div(q.scale, finest);
-  const Vec units = kExtra ? mul(finest, load_exp2_negated(extra_bits)) : finest;
+  const Extra extra = extra_of<kExtra>(extra_bits);
+  const Vec units = mul(finest, extra.fraction);
   const Vec before = load_int8(s.codes);
   const Vec mark = load_int8(s.marks);
   const Vec held = broadcast(static_cast<float>(mixbit::kFrozen));
   const Mask was_frozen = equal(mark, held);
-  const Vec level = mul(level_codes<kRounding, kExtra>(x, extra_bits, q), units);
+  const Vec level = mul(level_codes<kRounding, kExtra>(x, extra, q), units);
   const Vec code = select(equal(level, level), level, before);
   const Vec direction = direction_of(sub(code, before));
   const Mask oscillates = equal(mul(direction, mark), broadcast(-1.0f));
@@ -1044,6 +1091,63 @@ LevelFindings freeze_body(void* x_data, const uint8_t* extra_bits, int64_t n, co
 
 #undef MIXBIT_INLINE
 
+// Extra bits of the last n < 16 elements.
+inline Extra extra_partial(const uint8_t* p, int64_t n) {
+  uint8_t buffer[kLanes] = {};
+  std::memcpy(buffer, p, static_cast<size_t>(n));
+  return load_extra(buffer);
+}
+
+template <typename S, Rounding kRounding>
+void extra_levels_body(const void* x_data, const uint8_t* extra, void* y_data, int64_t n, const Quantizer& quantizer,
+                       bool stream) {
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* y = static_cast<typename S::Element*>(y_data);
+  const ExtraQuantizer q = widen_extra(quantizer);
+  const bool past_cache = stream && can_stream<S>(y);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec v = extra_level_fake_quantize<kRounding>(S::read(x + i), load_extra(extra + i), q);
+    past_cache ? S::write_past_cache(y + i, v) : S::write(y + i, v);
+  }
+  if (past_cache) stream_fence();
+  if (i < n) {
+    const Vec v =
+        extra_level_fake_quantize<kRounding>(read_partial<S>(x + i, n - i), extra_partial(extra + i, n - i), q);
+    write_partial<S>(y + i, v, n - i);
+  }
+}
+
+template <typename S, Rounding kRounding>
+void extra_levels_backward_body(const void* grad_data, const void* x_data, const uint8_t* extra, void* dx_data,
+                                int64_t n, const Quantizer& quantizer, double* dscale, bool stream) {
+  const auto* grad = static_cast<const typename S::Element*>(grad_data);
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* dx = static_cast<typename S::Element*>(dx_data);
+  const ExtraQuantizer q = widen_extra(quantizer);
+  Vec sum = broadcast(0.0f);
+  const bool past_cache = stream && dx != nullptr && can_stream<S>(dx);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VecGrad d =
+        extra_level_fake_quantize_grad<kRounding>(S::read(grad + i), S::read(x + i), load_extra(extra + i), q);
+    sum = add(sum, d.dscale);
+    if (past_cache) {
+      S::write_past_cache(dx + i, d.dx);
+    } else if (dx != nullptr) {
+      S::write(dx + i, d.dx);
+    }
+  }
+  if (past_cache) stream_fence();
+  if (i < n) {
+    const VecGrad d = extra_level_fake_quantize_grad<kRounding>(
+        read_partial<S>(grad + i, n - i), read_partial<S>(x + i, n - i), extra_partial(extra + i, n - i), q);
+    sum = add(sum, d.dscale);
+    if (dx != nullptr) write_partial<S>(dx + i, d.dx, n - i);
+  }
+  if (dscale != nullptr) *dscale = sum_lanes(sum);
+}
+
 // Runtime storage type and rounding to template arguments.
 #define MIXBIT_DISPATCH_STORAGE(storage, call) \
   switch (storage) {                           \
@@ -1156,6 +1260,18 @@ LevelFindings freeze_entry(StorageType storage, void* x, const uint8_t* extra_bi
   return found;
 }
 
+void extra_levels_entry(StorageType storage, const void* x, const uint8_t* extra, void* y, int64_t n,
+                        const Quantizer& q, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (extra_levels_body<S, kRounding>(x, extra, y, n, q, stream))));
+}
+void extra_levels_backward_entry(StorageType storage, const void* grad, const void* x, const uint8_t* extra, void* dx,
+                                 int64_t n, const Quantizer& q, double* dscale, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(
+                   q.rounding, (extra_levels_backward_body<S, kRounding>(grad, x, extra, dx, n, q, dscale, stream))));
+}
+
 #undef MIXBIT_DISPATCH_STORAGE
 #undef MIXBIT_DISPATCH_ROUNDING
 
@@ -1170,6 +1286,8 @@ constexpr KernelTable table_of(Isa isa) {
           observe_entry,
           mixture_entry,
           mixture_backward_entry,
+          extra_levels_entry,
+          extra_levels_backward_entry,
           count_switches_entry,
           freeze_entry};
 }

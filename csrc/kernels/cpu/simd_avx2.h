@@ -131,18 +131,22 @@ inline void store_int8(int8_t* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
-// 2^k and 2^-k for bytes k, of which those above 31 count as 31.
-inline __m128i load_exponents(const uint8_t* p) { return _mm_min_epu8(load_bytes(p), _mm_set1_epi8(31)); }
-inline __m256 exp2_of(__m256i exponents) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponents, _mm256_set1_epi32(127)), 23));
+
+// Extra bits e of sixteen elements as 2^e and 2^-e, made of their exponents.
+struct Extra {
+  Vec parts;
+  Vec fraction;
+};
+inline __m256 power_of_two(__m256i exponent) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
 }
-inline Vec load_exp2(const uint8_t* p) {
-  const __m128i bytes = load_exponents(p);
-  return {exp2_of(_mm256_cvtepu8_epi32(bytes)), exp2_of(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
-}
-inline Vec load_exp2_negated(const uint8_t* p) {
-  const __m128i bytes = _mm_sub_epi8(_mm_setzero_si128(), load_exponents(p));
-  return {exp2_of(_mm256_cvtepi8_epi32(bytes)), exp2_of(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+inline Extra load_extra(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i low = _mm256_cvtepu8_epi32(bytes);
+  const __m256i high = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+  const __m256i zero = _mm256_setzero_si256();
+  return {{power_of_two(low), power_of_two(high)},
+          {power_of_two(_mm256_sub_epi32(zero, low)), power_of_two(_mm256_sub_epi32(zero, high))}};
 }
 
 }  // namespace

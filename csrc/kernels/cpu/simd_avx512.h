@@ -88,14 +88,18 @@ inline void store_int16(int16_t* p, Vec v) {
 inline void store_int8(int8_t* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
 }
-// 2^k and 2^-k for bytes k, of which those above 31 count as 31.
-inline __m128i load_exponents(const uint8_t* p) { return _mm_min_epu8(load_bytes(p), _mm_set1_epi8(31)); }
-inline Vec exp2_of(__m512i exponents) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponents, _mm512_set1_epi32(127)), 23));
+
+// Extra bits e of sixteen elements as 2^e and 2^-e, made of their exponents.
+struct Extra {
+  Vec parts;
+  Vec fraction;
+};
+inline Vec power_of_two(__m512i exponent) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponent, _mm512_set1_epi32(127)), 23));
 }
-inline Vec load_exp2(const uint8_t* p) { return exp2_of(_mm512_cvtepu8_epi32(load_exponents(p))); }
-inline Vec load_exp2_negated(const uint8_t* p) {
-  return exp2_of(_mm512_sub_epi32(_mm512_setzero_si512(), _mm512_cvtepu8_epi32(load_exponents(p))));
+inline Extra load_extra(const uint8_t* p) {
+  const __m512i bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {power_of_two(bits), power_of_two(_mm512_sub_epi32(_mm512_setzero_si512(), bits))};
 }
 
 }  // namespace

@@ -6,10 +6,21 @@ from typing import Any
 
 from torch import nn
 
+from mixbit.export.package import package
+from mixbit.export.program import DIALECTS, program, runner
 from mixbit.export.reference import IntegerReference
 from mixbit.export.simulation import IntegerSimulation
 
-__all__ = ["IntegerReference", "IntegerSimulation", "reference", "simulation"]
+__all__ = [
+    "DIALECTS",
+    "IntegerReference",
+    "IntegerSimulation",
+    "package",
+    "program",
+    "reference",
+    "runner",
+    "simulation",
+]
 
 
 def reference(model: nn.Module, example: Any) -> IntegerReference:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
 from mixbit.network import LAYER_OPS, Graph, capture
@@ -28,6 +28,28 @@ def layer_grid(quantizer: Quantizer) -> Grid:
     with torch.no_grad():
         scale = float(quantizer.effective_scale())
         return Grid(scale, int(torch.round(quantizer.zero_point)), low, high)
+
+
+@torch.no_grad()
+def weight_codes(module: Any) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """A prepared layer's weight as whole numbers on the CPU.
+
+    With extra levels all codes are on the finest grid that any weight of the layer has, scale / 2^e of the largest e:
+    codes of weights with fewer extra bits are multiples of a power of two.
+
+    Returns:
+        Codes, int32; the step of one, float32 [1] or [output channels]; the lowest and highest code of the grid.
+    """
+    quantizer = module.weight_quantizer
+    codes, scale = quantizer.codes(module.weight).cpu(), quantizer.effective_scale().float().cpu()
+    low, high = quantizer.quant_range()
+    if quantizer.extra_bits is None:
+        return codes, scale, (low, high)
+    extra = quantizer.extra_bits.to(torch.int32).cpu()
+    parts = 1 << int(extra.max())
+    narrow = int(quantizer.narrow_range)
+    codes = codes * (parts >> extra)
+    return codes, scale / parts, ((low - narrow) * parts + narrow, (high + 1) * parts - 1)
 
 
 def tensor_grids(model: nn.Module, graph: Graph) -> dict[str, Grid]:

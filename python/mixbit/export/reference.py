@@ -99,9 +99,15 @@ class IntegerReference:
             scale = quantizer.effective_scale().double().numpy().astype(np.float32)
             weight = module.weight.detach().float().numpy()
         per_channel = scale.reshape(-1, *([1] * (weight.ndim - 1)))
-        ratio = weight / per_channel
+        # A weight with e extra bits has the step scale / 2^e; all codes then count the finest step of the layer.
+        extra = np.zeros(weight.shape, np.int64) if quantizer.extra_bits is None else quantizer.extra_bits.numpy()
+        parts = np.int64(1) << extra.astype(np.int64)
+        ratio = weight / (per_channel / parts.astype(np.float32))
         rounded = np.rint(ratio) if quantizer.rounding == "half_even" else np.floor(ratio + np.float32(0.5))
-        codes = np.clip(rounded, low, high).astype(np.int64)
+        lowest = (low - int(quantizer.narrow_range)) * parts + int(quantizer.narrow_range)
+        codes = np.clip(rounded, lowest, (high + 1) * parts - 1).astype(np.int64)
+        finest = int(parts.max())
+        codes, scale = codes * (finest // parts), scale / np.float32(finest)
         act = layer_grid(self._acts[node.name])
         product = np.broadcast_to(np.float32(act.scale) * scale, (weight.shape[0],)).astype(np.float32)
         bias = np.zeros(weight.shape[0], np.int64)

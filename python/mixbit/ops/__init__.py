@@ -23,9 +23,11 @@ from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the
 __all__ = [
     "COST_FORMS",
     "GATE_FORMS",
+    "MAX_EXTRA_BITS",
     "ROUNDINGS",
     "SWITCH_SCORES",
     "expected_cost",
+    "extra_level_fake_quantize",
     "fake_quantize",
     "fake_quantize_foreach",
     "freeze_oscillating_",
@@ -56,6 +58,10 @@ GATE_FORMS = {"difference": 0, "residual": 1}
 COST_FORMS = {"expected": 0, "separate": 1, "joint": 2}
 #: What `update_level_switches_` counts, and the numbers in the op schema.
 SWITCH_SCORES = {"adj": 0, "pair": 1, "osc": 2, "ema": 3}
+
+
+#: Most extra bits of an element in `extra_level_fake_quantize`.
+MAX_EXTRA_BITS = 2
 
 
 def _rounding(name: str) -> int:
@@ -172,6 +178,59 @@ def fake_quantize_foreach(
         axis=axis,
         rounding=_rounding(rounding),
         group_size=group_size,
+    )
+
+
+def extra_level_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor | float,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Rounds x to a signed grid and back that is finer for the elements that extra bits are given to.
+
+    With n = bit_width and e = extra_bits of the element: step = scale / 2^e, `c = clamp(round(x / step), lo, hi)`,
+    `y = c * step`, lo = -2^(n+e-1) (+1 with narrow_range), hi = 2^(n+e-1) - 1. All levels of the base grid stay, and
+    2^e - 1 appear between each two neighbours: for e = 1 the one in the middle, where the threshold was. The construct
+    is our reading of Kim et al. (IEEE TNNLS 32(7), 2021, doi 10.1109/TNNLS.2020.3008996), who give weights that keep
+    switching between two levels one more level.
+
+    Gradients are those of `fake_quantize` on the element's own grid: with v = x / step, inside (lo <= v <= hi) dx = g,
+    dscale = sum g (q - v) / 2^e; outside dx = 0, dscale = sum g q / 2^e. Without extra bits all of it has the bits of
+    `fake_quantize(x, scale, 0, bit_width, ...)`. The backward needs x and extra_bits, of which no copies are made.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        scale: Step of the base grid, > 0; float32 [1] or [x.shape[axis]].
+        bit_width: n, a whole number 1 ... 16; number or float32 [1] or [x.shape[axis]].
+        extra_bits: e, uint8 like x, each 0, 1 or 2; n + e at most 16.
+        axis: Dimension of the channels; None is per tensor.
+        narrow_range: Leaves out the lowest code, so that the grid is symmetric.
+        rounding: "half_up" = floor(x / step + 1/2), or "half_even".
+
+    Returns:
+        Like x (shape, dtype, layout).
+
+    Raises:
+        ValueError: A parameter has a wrong dtype or shape, a scale is not positive, a width is out of range.
+
+    Example:
+        >>> extra = torch.tensor([0, 1, 2], dtype=torch.uint8)
+        >>> extra_level_fake_quantize(torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.5]), 4, extra)
+        tensor([0.5000, 0.2500, 0.2500])
+    """
+    return _ops.extra_level_fake_quantize.default(
+        x,
+        scale,
+        _parameter(bit_width, x),
+        extra_bits,
+        axis=axis,
+        narrow_range=narrow_range,
+        rounding=_rounding(rounding),
     )
 
 

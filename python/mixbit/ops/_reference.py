@@ -61,6 +61,32 @@ def fake_quantize(
     return (y + torch.nan_to_num(ghost, nan=0.0, posinf=0.0, neginf=0.0)).to(x.dtype)
 
 
+def extra_level_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Twin of `mixbit.ops.extra_level_fake_quantize`: each element takes what its own grid gives."""
+    y = torch.zeros_like(x)
+    for e in range(3):
+        local = fake_quantize(
+            x,
+            scale / 2**e,
+            torch.zeros(1),
+            bit_width + e,
+            narrow_range=narrow_range,
+            axis=axis,
+            rounding=rounding,
+        )
+        y = torch.where(extra_bits == e, local, y)
+    return y
+
+
 def quantized_conv2d(
     x: Tensor,
     weight: Tensor,

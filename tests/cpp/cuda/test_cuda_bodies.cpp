@@ -1,6 +1,7 @@
 // The bodies of the CUDA kernels, run on the host, against the CPU kernels: values bit by bit, sums to rounding.
 #include "simt.h"
 
+#include <cuda/extra_levels.cuh>
 #include <cuda/fake_quantize.cuh>
 #include <cuda/mixture.cuh>
 #include <cuda/noise.cuh>
@@ -178,6 +179,86 @@ TYPED_TEST(CudaBodies, Backward) {
       }
     }
   });
+}
+
+std::vector<uint8_t> extra_bits(int64_t n) {
+  std::mt19937 random(17);
+  std::vector<uint8_t> made(static_cast<size_t>(n));
+  for (uint8_t& e : made) e = static_cast<uint8_t>(random() % 3);
+  return made;
+}
+
+TYPED_TEST(CudaBodies, ExtraLevels) {
+  using T = TypeParam;
+  for_each_setting([](const View& view, const Setting& setting) {
+    if (!setting.arguments.is_signed) return;
+    const auto quantizer = [&](int64_t channel) {
+      cpu::Quantizer q = setting.quantizer(channel);
+      q.zero_point = 0.0f;
+      return q;
+    };
+    const auto extra = extra_bits(view.numel());
+    const auto any = values<T>(view.numel(), 18, false);
+    const auto x = values<T>(view.numel(), 19, true);
+    const auto grad = values<T>(view.numel(), 20, true);
+    std::vector<T> expected(x.size()), expected_dx(x.size());
+    std::vector<double> wanted(static_cast<size_t>(view.channels));
+    for (int64_t row = 0; row < view.outer * view.channels; ++row) {
+      const int64_t channel = row % view.channels;
+      for (int64_t at = 0; at < view.inner; at += cpu::kReduceBlock) {
+        const int64_t first = row * view.inner + at;
+        const int64_t length = std::min(cpu::kReduceBlock, view.inner - at);
+        double dscale;
+        oracle().extra_levels(kStorage<T>, any.data() + first, extra.data() + first, expected.data() + first, length,
+                              quantizer(channel), false);
+        oracle().extra_levels_backward(kStorage<T>, grad.data() + first, x.data() + first, extra.data() + first,
+                                       expected_dx.data() + first, length, quantizer(channel), &dscale, false);
+        wanted[static_cast<size_t>(channel)] += dscale;
+      }
+    }
+    const int64_t count = view.outer * view.inner;
+    const int64_t blocks = std::max<int64_t>(1, (count + cuda::kReduceBlock - 1) / cuda::kReduceBlock);
+    std::vector<double> aligned_partials;
+    for (const bool aligned : {true, false}) {
+      std::vector<T> y(x.size()), dx(x.size());
+      simt::launch(2, cuda::kThreads, cuda::extra_levels_kernel<T>, setting.arguments, any.data(), extra.data(),
+                   y.data(), aligned);
+      ASSERT_TRUE(same_bytes(expected, y)) << view.outer << " " << view.channels << " " << view.inner;
+      std::vector<double> partials(static_cast<size_t>(view.channels * blocks), -1.0);
+      for (const bool with_dx : {true, false}) {
+        simt::launch(static_cast<unsigned>(view.channels * blocks), cuda::kThreads,
+                     cuda::extra_levels_backward_kernel<T>, setting.arguments, blocks, grad.data(), x.data(),
+                     extra.data(), with_dx ? dx.data() : nullptr, aligned, partials.data());
+        if (aligned_partials.empty()) aligned_partials = partials;
+        ASSERT_TRUE(same_bytes(aligned_partials, partials));
+        ASSERT_TRUE(!with_dx || same_bytes(expected_dx, dx));
+      }
+      for (size_t c = 0; c < wanted.size(); ++c) {
+        double sum = 0.0;
+        for (int64_t b = 0; b < blocks; ++b) sum += partials[c * static_cast<size_t>(blocks) + static_cast<size_t>(b)];
+        ASSERT_NEAR(sum, wanted[c], 1e-5 * (1.0 + static_cast<double>(count)));
+      }
+    }
+  });
+}
+
+// Nothing synchronizes on a device, so wrong widths and extra bits cannot raise: they show as NaN.
+TEST(CudaBodiesExtra, WhatMakesNoGridIsNan) {
+  const float x[2] = {0.3f, 0.3f};
+  for (const auto& [bits, extra, valid] :
+       {std::tuple{4.0f, 2, true}, std::tuple{4.0f, 3, false}, std::tuple{15.0f, 2, false}, std::tuple{16.0f, 0, true},
+        std::tuple{17.0f, 0, false}, std::tuple{1.0f, 0, false}}) {
+    Setting setting({1, 1, 2}, false, true, true, Rounding::kHalfUp);
+    setting.bit_width[0] = bits;
+    const uint8_t map[2] = {static_cast<uint8_t>(extra), static_cast<uint8_t>(extra)};
+    float y[2], dx[2];
+    double partial;
+    simt::launch(1, cuda::kThreads, cuda::extra_levels_kernel<float>, setting.arguments, x, map, y, false);
+    simt::launch(1, cuda::kThreads, cuda::extra_levels_backward_kernel<float>, setting.arguments, int64_t{1}, x, x, map,
+                 dx, false, &partial);
+    EXPECT_EQ(std::isnan(y[1]), !valid) << bits << " " << extra;
+    EXPECT_EQ(std::isnan(dx[1]) && std::isnan(partial), !valid);
+  }
 }
 
 TYPED_TEST(CudaBodies, Mask) {

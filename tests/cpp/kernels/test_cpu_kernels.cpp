@@ -1,6 +1,7 @@
 // Every instruction set against scalar, bit by bit, and scalar against the formulas.
 #include <mixbit/common/gates.h>
 #include <mixbit/common/half.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/kernels/cpu.h>
 
 #include <gtest/gtest.h>
@@ -153,6 +154,61 @@ TEST_P(CpuKernels, BackwardEqualsScalarBitByBit) {
     tested().fake_quantize_backward(storage(), in_place.data(), x.data(), in_place.data(), n(), q, nullptr, nullptr,
                                     false);
     ASSERT_EQ(std::memcmp(expected.data(), in_place.data(), bytes()), 0);
+  }
+}
+
+TEST_P(CpuKernels, ExtraLevelsEqualScalarBitByBit) {
+  std::mt19937 random(11);
+  std::vector<uint8_t> extra(static_cast<size_t>(n())), none(extra.size());
+  for (uint8_t& e : extra) e = static_cast<uint8_t>(random() % 3);
+  auto finite = samples(n(), 0.37f, 12);
+  for (float& v : finite) {
+    if (!std::isfinite(v)) v = 1.0f;  // sums of NaN have no comparable payload
+  }
+  std::vector<float> grads = samples(n(), 0.1f, 13);
+  for (float& v : grads) {
+    if (!std::isfinite(v) || std::abs(v) > 1e10f) v = -0.25f;
+  }
+  const auto any = stored(samples(n(), 0.37f, 14), storage());
+  const auto x = stored(finite, storage());
+  const auto g = stored(grads, storage());
+  // Scales whose fractions lose bits next to underflow, too.
+  for (const float scale : {0.37f, 0x1.8p-126f, 1e-44f}) {
+    for (const int bits : {1, 2, 8, 14}) {
+      for (const bool narrow : {true, false}) {
+        if (bits == 1 && narrow) continue;
+        for (const auto rounding : {Rounding::kHalfEven, Rounding::kHalfUp}) {
+          const Quantizer q{scale, 0.0f, mixbit::quant_range(bits, true, narrow), rounding};
+          std::vector<std::byte> expected(bytes()), got(bytes());
+          scalar().extra_levels(storage(), any.data(), extra.data(), expected.data(), n(), q, false);
+          tested().extra_levels(storage(), any.data(), extra.data(), got.data(), n(), q, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          Aligned past_cache(bytes());
+          tested().extra_levels(storage(), any.data(), extra.data(), past_cache.data(), n(), q, true);
+          ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
+          double expected_sum, sum;
+          scalar().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), expected.data(), n(), q,
+                                         &expected_sum, false);
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), got.data(), n(), q, &sum, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          ASSERT_TRUE(same_bits(expected_sum, sum));
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), nullptr, n(), q, &sum, false);
+          ASSERT_TRUE(same_bits(expected_sum, sum));
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), past_cache.data(), n(), q,
+                                         nullptr, true);
+          ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
+          // Without extra bits: fake_quantize.
+          tested().extra_levels(storage(), any.data(), none.data(), got.data(), n(), q, false);
+          tested().fake_quantize(storage(), any.data(), expected.data(), n(), q, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          tested().extra_levels_backward(storage(), g.data(), x.data(), none.data(), got.data(), n(), q, &sum, false);
+          tested().fake_quantize_backward(storage(), g.data(), x.data(), expected.data(), n(), q, &expected_sum,
+                                          nullptr, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          ASSERT_TRUE(same_bits(expected_sum, sum));
+        }
+      }
+    }
   }
 }
 
@@ -440,6 +496,24 @@ TEST(ScalarKernels, FakeQuantizeIsTheFormula) {
     for (size_t i = 0; i < values.size(); ++i) {
       const float expected = mixbit::fake_quantize(values[i], q.scale, q.zero_point, q.range, q.rounding);
       ASSERT_TRUE(same_bits(expected, got[i])) << values[i];
+    }
+  }
+}
+
+TEST(ScalarKernels, ExtraLevelsAreTheFormula) {
+  const auto values = samples(1000, 0.37f, 15);
+  std::vector<uint8_t> extra(values.size());
+  for (size_t i = 0; i < extra.size(); ++i) extra[i] = static_cast<uint8_t>(i % 3);
+  for (const bool narrow : {true, false}) {
+    for (const auto rounding : {Rounding::kHalfEven, Rounding::kHalfUp}) {
+      const Quantizer q{0.37f, 0.0f, mixbit::quant_range(3, true, narrow), rounding};
+      std::vector<float> got(values.size());
+      kernels(Isa::kScalar)
+          .extra_levels(StorageType::kFloat32, values.data(), extra.data(), got.data(), 1000, q, false);
+      for (size_t i = 0; i < values.size(); ++i) {
+        const float expected = mixbit::extra_level_fake_quantize(values[i], q.scale, q.range, extra[i], q.rounding);
+        ASSERT_TRUE(same_bits(expected, got[i])) << values[i];
+      }
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/switches.h>
 #include <mixbit/kernels/storage.h>
@@ -108,6 +109,13 @@ struct KernelTable {
   //     steps[0] = sum grad step_gradient of the last grid.
   void (*mixture_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                            const Mixture& mixture, double* levels, double* steps, bool stream);
+  // y[i] = extra_level_fake_quantize(x[i]) with extra[i] extra bits, each at most kMaxExtraBits. zero_point counts as
+  // 0; the range is that of the base grid.
+  void (*extra_levels)(StorageType storage, const void* x, const uint8_t* extra, void* y, int64_t n,
+                       const Quantizer& quantizer, bool stream);
+  // dx[i] and the sum of dscale; n <= kReduceBlock. Null: not asked for.
+  void (*extra_levels_backward)(StorageType storage, const void* grad, const void* x, const uint8_t* extra, void* dx,
+                                int64_t n, const Quantizer& quantizer, double* dscale, bool stream);
   // Counts level switches of the signed weights x, whose grids have extra_bits[i] more bits (null: none), and keeps
   // their codes, which must fit int8.
   LevelFindings (*count_switches)(StorageType storage, const void* x, const uint8_t* extra_bits, int64_t n,

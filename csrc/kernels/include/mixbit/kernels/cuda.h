@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/scale_search.h>
 #include <mixbit/common/switches.h>
@@ -75,6 +76,16 @@ void launch_fake_quantize_mask(const QuantizeArguments& arguments, const void* x
 // dx[i] = grad[i] where the bit is set, else 0; rows as above.
 void launch_apply_mask(StorageType storage, int64_t rows, int64_t inner, const void* grad, const uint8_t* mask,
                        void* dx, CUstream_st* stream);
+
+// y[i] = extra_level_fake_quantize(x[i]) with extra[i] extra bits; extra bits that make no grid yield NaN. Of the
+// arguments, zero points are not read and grids are signed.
+void launch_extra_levels(const QuantizeArguments& arguments, const void* x, const uint8_t* extra, void* y,
+                         CUstream_st* stream);
+
+// dx[i] for every element (dx may be null), and per channel the sums of dscale.
+//   partials: [channels, blocks_per_channel] float64 scratch; dscale: [channels] float32
+void launch_extra_levels_backward(const QuantizeArguments& arguments, const void* grad, const void* x,
+                                  const uint8_t* extra, void* dx, double* partials, float* dscale, CUstream_st* stream);
 
 // x seen as [outer, channels, inner] against `count` candidate grids: scales [count] or [count, channels], bit_widths
 // [count], all on the device.

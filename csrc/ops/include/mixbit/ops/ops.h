@@ -54,6 +54,15 @@ MIXBIT_OPS_API std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, 
                                                              std::optional<int64_t> axis = std::nullopt,
                                                              int64_t rounding = 0);
 
+// fake_quantize on signed grids whose step is scale / 2^e for an element with e extra bits (nested levels for single
+// weights); gradients to x and scale.
+MIXBIT_OPS_API at::Tensor extra_level_fake_quantize(const at::Tensor& x,           // any shape
+                                                    const at::Tensor& scale,       // [1] or [x.size(axis)], float32
+                                                    const at::Tensor& bit_width,   // [1] or [x.size(axis)], float32
+                                                    const at::Tensor& extra_bits,  // like x, uint8, 0 ... 2
+                                                    std::optional<int64_t> axis = std::nullopt,
+                                                    bool narrow_range = false, int64_t rounding = 1);
+
 // Signal sum x^2 and noise sum (x - fake_quantize_k(x))^2 of K grids, x read once. Not differentiable.
 // Returns float64: signal [] or [C], noise [K] or [K, C], C = x.size(axis).
 MIXBIT_OPS_API std::tuple<at::Tensor, at::Tensor> quantization_noise(
