@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
+from mixbit.export.package import package
+from mixbit.export.program import DIALECTS, program, runner
 from mixbit.export.reference import IntegerReference
 from mixbit.export.simulation import IntegerSimulation
 from mixbit.export.to_onnx import OnnxReport, write_onnx
@@ -15,13 +18,17 @@ from mixbit.export.verification import verify as _verify
 from mixbit.files import PathLike
 
 __all__ = [
+    "DIALECTS",
     "Artifact",
     "IntegerReference",
     "IntegerSimulation",
     "OnnxReport",
     "VerifyReport",
     "onnx",
+    "package",
+    "program",
     "reference",
+    "runner",
     "simulation",
     "verify",
 ]
@@ -73,9 +80,9 @@ def onnx(
         path: Of the file.
         dialect: "qdq": QuantizeLinear and DequantizeLinear around standard operators, activations uint8 (codes of fewer
             bits are clipped), weights packed as int2, int4 or int8, biases int32. "qonnx": Quant nodes, any width.
-        exact: Of "qdq": patterns that ONNX Runtime computes as the integer reference does, bit for bit. False: the plain
-            patterns (DequantizeLinear of packed weights, Add, AveragePool), which more compilers know and which round
-            apart by a code now and then.
+        exact: Of "qdq": patterns that ONNX Runtime computes as the integer reference does, bit for bit. False: the
+            plain patterns (DequantizeLinear of packed weights, Add, AveragePool), which more compilers know and which
+            round apart by a code now and then.
         opset: None takes the least that holds the weights packed: 13 for int8, 21 for int4, 25 for int2. A given older
             one has them stored wider.
         dynamic_batch: Whether the size of the batch may vary; else it is 1.
@@ -87,8 +94,8 @@ def onnx(
         What was written, its bytes by purpose, and the limits.
 
     Raises:
-        MixbitError: As `reference`; a width that the dialect cannot express (the nearest one is named); the file exists;
-            the packages of the extra `onnx` are missing. Nothing is written then.
+        MixbitError: As `reference`; a width that the dialect cannot express (the nearest one is named); the file
+            exists; the packages of the extra `onnx` are missing. Nothing is written then.
     """
     return write_onnx(
         model,
@@ -104,7 +111,11 @@ def onnx(
 
 
 def verify(
-    artifact: PathLike | Artifact, model: nn.Module, batches: Iterable[Any], *, promise: str | None = None
+    artifact: PathLike | ExportedProgram | Artifact,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    promise: str | None = None,
 ) -> VerifyReport:
     """Runs an exported artifact and the integer reference of a model on the same data and compares every output.
 
@@ -112,7 +123,7 @@ def verify(
     makes of the artifact's own inputs: a fault is named where it is.
 
     Args:
-        artifact: Path of an exported file; or an `Artifact`, for kinds of your own.
+        artifact: Path of an exported file (.onnx, .pt2), an ExportedProgram; or an `Artifact`, for kinds of your own.
         model: The prepared and calibrated model that was exported.
         batches: Re-iterable batches; where items are (input, labels) with labels int64 [N], top-1 of both is reported.
         promise: "exact" or "one_code", instead of what the artifact says it keeps.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mixbit._build_info import VERSION
 from mixbit.errors import MixbitError
-from mixbit.files import PathLike, write_bytes
+from mixbit.files import write_bytes
 
 #: Opset -> the IR version that came with it; files say the oldest that holds them.
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
@@ -70,7 +70,9 @@ class GraphBuilder:
         self.sizes = {"weights": 0, "scales": 0, "biases": 0}
         self._shared: dict[tuple[Any, ...], str] = {}
 
-    def node(self, op: str, inputs: list[str], output: str, *, domain: str = "", name: str = "", **attributes: Any) -> str:
+    def node(
+        self, op: str, inputs: list[str], output: str, *, domain: str = "", name: str = "", **attributes: Any
+    ) -> str:
         """Adds a node with one output, and returns the output's name."""
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], name=name, domain=domain, **attributes))
         return output
@@ -91,7 +93,7 @@ class GraphBuilder:
             self.sizes[use] += len(proto.raw_data)
         return name
 
-    def codes(self, name: str, codes: npt.NDArray[np.int64], bits: int) -> str:
+    def codes(self, name: str, codes: npt.NDArray[Any], bits: int) -> str:
         """Weight codes in a container of 2, 4 or 8 bits, packed."""
         if bits == 8:
             return self.tensor(name, codes.astype(np.int8), "weights")
@@ -137,28 +139,14 @@ class GraphBuilder:
         return Bytes(**self.sizes, overhead=len(data) - used)
 
 
-def write_model(model: Any, path: PathLike, force: bool) -> bytes:
+def write_model(model: Any, path: Path) -> bytes:
     """Writes a ModelProto atomically and returns its bytes.
 
     Raises:
         MixbitError: It is too large for one file, or cannot be written.
     """
-    check_output(path, force)
     if model.ByteSize() >= 2**31 - 1:
         raise MixbitError(f"{str(path)!r}: the network takes {model.ByteSize()} bytes; one ONNX file holds below 2 GiB")
     data: bytes = model.SerializeToString()
     write_bytes(path, data)
     return data
-
-
-def check_output(path: PathLike, force: bool) -> None:
-    """Refuses to replace a file, or to write where there is no folder.
-
-    Raises:
-        MixbitError: As said.
-    """
-    target = Path(path)
-    if target.exists() and not force:
-        raise MixbitError(f"{str(target)!r} exists; pass force=True (--force) to replace it")
-    if not target.parent.is_dir():
-        raise MixbitError(f"cannot write {str(target)!r}: the folder {str(target.parent)!r} does not exist")

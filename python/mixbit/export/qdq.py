@@ -25,10 +25,11 @@ import torch
 from torch import nn
 
 from mixbit.errors import MixbitError
+from mixbit.export.codes import CodeNetwork
 from mixbit.export.grid import Grid
+from mixbit.export.lowering import IntegerNetwork
 from mixbit.export.onnx_graph import GraphBuilder
-from mixbit.export.simulation import IntegerSimulation
-from mixbit.network import Node, input_of
+from mixbit.network import LAYER_OPS, Node, UnsupportedOperation, input_of
 
 #: The least opset that holds weights of so many bits.
 OPSETS = {8: 13, 4: 21, 2: 25}
@@ -67,12 +68,7 @@ def offset_of(grid: Grid) -> int:
     return 128 if min(grid.low, grid.zero_point) < 0 else 0
 
 
-def signed_width(low: int, high: int) -> int:
-    """Bits of the narrowest two's complement that holds a range."""
-    return max(int(high).bit_length(), int(-low - 1).bit_length() if low < 0 else 0) + 1
-
-
-def containers(network: IntegerSimulation, opset: int | None) -> Containers:
+def containers(network: IntegerNetwork, opset: int | None) -> Containers:
     """The narrowest of 2, 4 and 8 bits for each layer's weight codes that an opset has.
 
     Raises:
@@ -84,13 +80,12 @@ def containers(network: IntegerSimulation, opset: int | None) -> Containers:
     holds = [b for b, least in sorted(OPSETS.items()) if opset is None or opset >= least]
     bits, stored = {}, {}
     for node in network.graph.nodes:
-        if node.op not in ("conv2d", "linear"):
+        if node.op not in LAYER_OPS:
             continue
-        codes = network.layer(node.name).codes
-        width = signed_width(int(codes.min()), int(codes.max())) if codes.numel() else 1
+        width = network.layers[node.name].weight_range[1].bit_length() + 1
         if width > 8:
             raise MixbitError(
-                f"layer {node.module!r} has weight codes of {width} bits; the dialect 'qdq' holds at most 8, the "
+                f"layer {node.module!r} has weights of {width} bits; the dialect 'qdq' holds at most 8, the "
                 "nearest width that can be expressed is 8 (dialect 'qonnx' holds any)"
             )
         path = str(node.module)
@@ -109,19 +104,25 @@ class QDQ:
         exact: The forms of this module's head; else the plain patterns that most runtimes look for.
     """
 
-    def __init__(self, network: IntegerSimulation, example: Any, opset: int | None, exact: bool) -> None:
+    def __init__(self, network: IntegerNetwork, example: Any, opset: int | None, exact: bool) -> None:
         self.network = network
         self.exact = exact
         self.containers = containers(network, opset)
         self.build = GraphBuilder(self.containers.opset)
         x = input_of(example)
-        self.shapes = {name: tuple(codes.shape) for name, codes in network.tensors(x[:1]).items()}
+        codes = CodeNetwork(network, torch.float32).values(x[:1].detach().float().cpu())
+        self.shapes = {node.name: tuple(value.shape) for node, value in codes}
         self._values: dict[str, Value] = {}
         self._moves: dict[tuple[str, Grid], Value] = {}
         self._reals: dict[tuple[str, float], str] = {}
         self.input = ""
         for node in network.graph.nodes:
-            self._values[node.name] = getattr(self, f"_{node.op}")(node, network.grids[node.name])
+            write = getattr(self, f"_{node.op}", None)
+            if write is None:
+                raise UnsupportedOperation(
+                    f"ONNX export has no {node.op} (module {node.module or ''!r}, {node.name!r})"
+                )
+            self._values[node.name] = write(node, network.grids[node.name])
         self.outputs = self._finish()
 
     def _finish(self) -> list[str]:
@@ -148,7 +149,9 @@ class QDQ:
     def _scale(self, scale: float) -> str:
         return self.build.shared(scale, np.float32)
 
-    def _quantize(self, real: str, scale: float, value: Value, low: int | None = None, high: int | None = None) -> Value:
+    def _quantize(
+        self, real: str, scale: float, value: Value, low: int | None = None, high: int | None = None
+    ) -> Value:
         """Quantizes a float value and clips the codes to the grid, or to narrower bounds."""
         bounds = [value.grid.low if low is None else low, value.grid.high if high is None else high]
         first, last = (bound + value.offset for bound in bounds)
@@ -215,18 +218,20 @@ class QDQ:
 
     def _operands(self, node: Node) -> list[str]:
         """Dequantized input, weight and bias of a layer."""
-        layer, path = self.network.layer(node.name), str(node.module)
+        layer, path = self.network.layers[node.name], str(node.module)
         x = self._moved(self._values[node.inputs[0]], layer.act)
         operands = [self._dequantize(x)]
         build, stored = self.build, self.containers.stored[path]
-        codes = build.codes(f"{path}.weight", layer.codes.numpy(), stored)
+        codes = build.codes(f"{path}.weight", layer.weight.numpy(), stored)
         wide = stored == 8
         if stored == 2 or (stored == 4 and self.exact):
             wide = True
             # ONNX Runtime 1.32 puts a dequantized int2 into QLinearConv, which then refuses it.
             codes = build.node("Cast", [codes], f"{path}.w8", to=build.onnx.TensorProto.INT8)
-        scales = layer.scale.numpy().astype(np.float32)
-        axis = {"axis": 0} if len(scales) > 1 else {}
+        scales = layer.weight_scale.numpy()
+        axis: dict[str, Any] = (
+            {} if bool((scales == scales[0]).all()) else {"axis": 0}
+        )  # else one scale for the whole weight
         scale = build.tensor(f"{path}.scale", scales if axis else scales[0], "scales")
         inputs = [codes, scale]
         if node.op == "linear" and wide:
@@ -237,7 +242,7 @@ class QDQ:
         operands.append(build.node("DequantizeLinear", inputs, f"{path}.w", **axis))
         if bool(layer.bias.any()):
             bias = build.tensor(f"{path}.bias", layer.bias.numpy().astype(np.int32), "biases")
-            product = np.float32(layer.act.scale) * scales
+            product = layer.product.numpy()
             scale = build.tensor(f"{path}.bscale", product if axis else product[0], "scales")
             operands.append(build.node("DequantizeLinear", [bias, scale], f"{path}.b", **axis))
         return operands
@@ -299,7 +304,7 @@ class QDQ:
         keep, real = int(o.get("keepdim", True)), f"{node.name}_r"
         include = bool(o.get("count_include_pad", True))
         whole = tuple(kernel) == tuple(shape[2:]) and not any(padding)
-        window = {"kernel_shape": list(kernel), "strides": list(stride), "pads": [*padding, *padding]}
+        window: dict[str, Any] = {"kernel_shape": list(kernel), "strides": list(stride), "pads": [*padding, *padding]}
         if not self.exact:
             x = self._dequantize(value)
             if whole:
@@ -337,8 +342,14 @@ class QDQ:
         for i in (0, 1):
             span = o["dilation"][i] * (o["kernel"][i] - 1) + 1
             # ceil_mode as padding behind: the same number of windows, whatever a runtime makes of the attribute.
-            ends.append(max(o["padding"][i], (made[2 + i] - 1) * o["stride"][i] + span - shape[2 + i] - o["padding"][i]))
-        attributes = {"kernel_shape": list(o["kernel"]), "strides": list(o["stride"]), "pads": [*o["padding"], *ends]}
+            ends.append(
+                max(o["padding"][i], (made[2 + i] - 1) * o["stride"][i] + span - shape[2 + i] - o["padding"][i])
+            )
+        attributes: dict[str, Any] = {
+            "kernel_shape": list(o["kernel"]),
+            "strides": list(o["stride"]),
+            "pads": [*o["padding"], *ends],
+        }
         if tuple(o["dilation"]) != (1, 1):
             attributes["dilations"] = list(o["dilation"])
         return self._around(node, grid, "MaxPool", [], **attributes)
@@ -364,7 +375,11 @@ class QDQ:
 
     def _repeat(self, node: Node, grid: Grid) -> Value:
         scales = self.build.shared([1, 1, *node.options["counts"]], np.float32)
-        modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        modes: dict[str, Any] = {
+            "mode": "nearest",
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        }
         return self._around(node, grid, "Resize", ["", scales], **modes)
 
     def _identity(self, node: Node, grid: Grid) -> Value:

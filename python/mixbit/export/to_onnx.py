@@ -11,9 +11,11 @@ from typing import Any
 from torch import nn
 
 from mixbit.errors import check_choice
-from mixbit.export.onnx_graph import Bytes, check_output, write_model
+from mixbit.export.lowering import lower
+from mixbit.export.onnx_graph import Bytes, write_model
+from mixbit.export.package import check_output
 from mixbit.export.qdq import QDQ
-from mixbit.export.simulation import IntegerSimulation
+from mixbit.files import PathLike
 
 DIALECTS = ("qdq", "qonnx")
 
@@ -42,7 +44,7 @@ class OnnxReport:
 def write_onnx(
     model: nn.Module,
     example: Any,
-    path: Any,
+    path: PathLike,
     *,
     dialect: str,
     exact: bool,
@@ -53,8 +55,8 @@ def write_onnx(
 ) -> OnnxReport:
     """See `mixbit.export.onnx`."""
     check_choice("dialect", dialect, DIALECTS)
-    check_output(path, force)
-    network = IntegerSimulation(model, example)
+    target = check_output(path, ".onnx", force)
+    network = lower(model, example)
     writer = QDQ(network, example, opset, exact)
     limits = _limits(writer)
     for limit in limits:
@@ -73,9 +75,9 @@ def write_onnx(
         {name: batch + list(shapes[node][1:]) for name, node in outputs.items()},
         notes=notes,
     )
-    data = write_model(proto, path, force)
+    data = write_model(proto, target)
     return OnnxReport(
-        Path(path), dialect, writer.build.opset, writer.containers.stored, writer.build.bytes_of(data), tuple(limits)
+        target, dialect, writer.build.opset, writer.containers.stored, writer.build.bytes_of(data), tuple(limits)
     )
 
 
@@ -88,9 +90,9 @@ def _limits(writer: QDQ) -> list[str]:
         if stored > max(bits, 2):
             wider.setdefault((bits, stored), []).append(path)
     for (bits, stored), paths in sorted(wider.items()):
-        opset = f" that opset {writer.build.opset} has" if stored > 2 * bits or (bits, stored) == (2, 4) else ""
+        missing = f" that opset {writer.build.opset} has" if stored > 2 * bits or (bits, stored) == (2, 4) else ""
         limits.append(
-            f"{bits}-bit weights are stored in {stored} bits, the nearest width that can be expressed{opset} "
+            f"{bits}-bit weights are stored in {stored} bits, the nearest width that can be expressed{missing} "
             f"({len(paths)} layer(s), the first is {paths[0]!r})"
         )
     for bits, opset, runtime in ((2, 25, "1.24"), (4, 21, "1.18")):
