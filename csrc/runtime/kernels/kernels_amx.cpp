@@ -154,7 +154,7 @@ void convolve_tiles(const Convolution& c, const void* packed, const uint8_t* x, 
                     void* memory) {
   const PanelLayout layout = panel_layout(c);
   const Scratch scratch(layout, memory);
-  const Finish finish(c.y);
+  const Finish<Vector512> finish(c.y);
   const bool direct = reads_rows(c);
   const int64_t block = rows_of_block(layout), outputs = c.group_outputs();
   const int64_t tile_depth = layout.depth;
@@ -172,7 +172,7 @@ void convolve_tiles(const Convolution& c, const void* packed, const uint8_t* x, 
         product.a = x + first * c.in_channels + group * c.group_inputs();
         product.stride = c.in_channels;
       } else {
-        fill_windows(c, x, group, first, rows, 0, scratch.windows, layout.depth);
+        fill_windows<Vector512>(c, x, group, first, rows, 0, scratch.windows, layout.depth);
         product.a = scratch.windows;
         product.stride = layout.depth;
         readable = block;
