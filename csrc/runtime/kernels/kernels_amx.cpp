@@ -172,7 +172,7 @@ void convolve_tiles(const Convolution& c, const void* packed, const uint8_t* x, 
         product.a = x + first * c.in_channels + group * c.group_inputs();
         product.stride = c.in_channels;
       } else {
-        fill_windows(c, x, group, first, rows, 0, scratch.windows, layout.depth);
+        fill_windows<Vector512>(c, x, group, first, rows, 0, scratch.windows, layout.depth);
         product.a = scratch.windows;
         product.stride = layout.depth;
         readable = block;
