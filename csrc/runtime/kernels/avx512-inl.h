@@ -54,7 +54,8 @@ inline __m512i offset_of(const ChannelData& data, int64_t first, int32_t zero) {
                           _mm512_mullo_epi32(_mm512_loadu_si512(data.weight_sum + first), _mm512_set1_epi32(zero)));
 }
 
-// Register g of four: weights of k 4 g ... 4 g + 3 of a step of 16 k, for half a panel; lower fields as they are stored.
+// Register g of four: weights of k 4 g ... 4 g + 3 of a step of 16 k, for half a panel; lower fields as they are
+// stored.
 template <int kWidth>
 inline __m512i weights_of(const uint8_t* half, int g) {
   if constexpr (kWidth == 8) {
@@ -81,25 +82,26 @@ inline __m512i weights_in_place(const uint8_t* half, int g) {
   } else {
     constexpr int kFields = 8 / kWidth;
     const __m512i fields = _mm512_loadu_si512(half + g / kFields * 128);
-    return _mm512_and_si512(
-        fields, _mm512_set1_epi8(static_cast<char>(((1 << kWidth) - 1) << (g % kFields * kWidth))));
+    return _mm512_and_si512(fields, _mm512_set1_epi8(static_cast<char>(((1 << kWidth) - 1) << (g % kFields * kWidth))));
   }
 }
 
 // Sum of the bytes of a row that meet lower fields.
 template <int kWidth>
-inline int32_t lower_sum(const uint8_t* p, int64_t n) {
+inline int32_t lower_sum(const uint8_t* p, int64_t n, bool flips) {
   const __mmask64 lower = kWidth == 4 ? 0x0f0f0f0f0f0f0f0f : 0x0fff0fff0fff0fff;
-  const __m512i ones = _mm512_set1_epi8(1);
+  const __m512i ones = _mm512_set1_epi8(1), flip = _mm512_set1_epi8(static_cast<char>(flips ? 0x80 : 0));
   __m512i sum = _mm512_setzero_si512();
   for (int64_t i = 0; i < n; i += 64) {
-    sum = _mm512_dpbusd_epi32(sum, _mm512_maskz_loadu_epi8(lower & mask64(n - i), p + i), ones);
+    const __mmask64 bytes = lower & mask64(n - i);
+    const __m512i flipped = _mm512_xor_si512(_mm512_maskz_loadu_epi8(bytes, p + i), flip);
+    sum = _mm512_dpbusd_epi32(sum, _mm512_maskz_mov_epi8(bytes, flipped), ones);
   }
   return _mm512_reduce_add_epi32(sum);
 }
 
-// kRows rows times a panel by dot products. Rows are unsigned bytes, or with kFlip signed ones that become unsigned by an
-// offset of 128, which product.zero includes.
+// kRows rows times a panel by dot products. Rows are unsigned bytes, or with kFlip signed ones that become unsigned by
+// an offset of 128, which product.zero includes.
 template <int kWidth, int kRows, bool kFlip>
 void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish& finish) {
   constexpr int kStepBytes = 128 * kWidth / 2;  // of a panel in 16 k
@@ -107,7 +109,6 @@ void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish
   // stay where they lie, and the sums are shifted at the end.
   constexpr bool kFew = kRows <= 2;
   constexpr int kSums = kFew ? 4 : 1;
-  static_assert(!kFlip || kWidth == 8);
   __m512i total[kRows][2][kSums];
   const uint8_t* rows[kRows];
   for (int r = 0; r < kRows; ++r) {
@@ -137,9 +138,9 @@ void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish
   }
   __m512i sums[kRows][2];
   for (int r = 0; r < kRows; ++r) {
-    const __m512i surplus = kWidth == 8 ? _mm512_setzero_si512()
-                                        : _mm512_set1_epi32(lower_sum<kWidth>(rows[r], product.depth)
-                                                            << (kWidth - 1));
+    const __m512i surplus = kWidth == 8
+                                ? _mm512_setzero_si512()
+                                : _mm512_set1_epi32(lower_sum<kWidth>(rows[r], product.depth, kFlip) << (kWidth - 1));
     for (int t = 0; t < 2; ++t) {
       sums[r][t] = _mm512_sub_epi32(offset_of(product.data, 16 * t, product.zero), surplus);
       for (int s = 0; s < kSums; ++s) {
