@@ -483,6 +483,19 @@ def test_the_integer_network_has_one_finest_step_a_layer() -> None:
     assert mixbit.evaluate(model, list(zip(images, [torch.zeros(4).long()] * 2, strict=True)), integer=True) >= 0
 
 
+def test_exports_are_made_of_the_finest_codes(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    x = data()
+    model = mixbit.fold_batchnorm_(seeded(Residual), x[0])
+    mixbit.prepare_(model, Recipe.uniform(NAMES, weight=2, act=8, **RETRAINING), x[0])
+    mixbit.calibrate_(model, x, example=x[0])
+    give(model, ("stem", "b", "head"))
+    path = tmp_path / "m.onnx"
+    mixbit.export.onnx(model, x[0], path)
+    for artifact in (str(path), mixbit.export.program(model, x[0])):
+        assert mixbit.export.verify(artifact, model, x).mismatches == 0
+
+
 def test_accumulators_are_checked_on_the_finest_grid() -> None:
     # As many weights of 6 bits as an accumulator takes at 16 bits of activation: one more bit is too much.
     short = (2**31 - 1) // (31 * 65535)
