@@ -56,7 +56,9 @@ class QuantizedLayer(nn.Module):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept() if callable(kept) else kept):
-            return multiply(*operands)
+            y = multiply(*operands)
+        again.clear()  # the graph keeps `pack`, which must not keep the operands
+        return y
 
     def _both(self) -> tuple[Quantizer, Quantizer] | None:
         """The two quantizers if both are on and the fused ops know their gradients."""

@@ -162,8 +162,8 @@ class Quantizer(nn.Module):
 
         The base grid stays: all its levels remain, 2^e - 1 appear between each two of them
         (`ops.extra_level_fake_quantize`). The scale, its gradient's factor and `bit_width` are those of the base grid.
-        The map is part of the state_dict. A state of a quantizer without one takes it away, and so does another
-        bit-width: the levels were given to a grid that is gone.
+        A map of zeros is none. The map is part of the state_dict. A state of a quantizer without one takes it away, and
+        so does another bit-width: the levels were given to a grid that is gone.
 
         Args:
             extra_bits: uint8 of the tensor's shape, each 0, 1 or 2; copied.
@@ -178,7 +178,8 @@ class Quantizer(nn.Module):
             what = "its bits are still being searched" if self.searching else "it is not that of a weight"
             raise MixbitError(f"this quantizer takes no extra levels: {what}")
         check_extra_bits(extra_bits, self.shape, self.check_bit_width(), max_bits)
-        self.extra_bits = extra_bits.to(self.bit_width.device, copy=True).contiguous()
+        given = bool(extra_bits.any())
+        self.extra_bits = extra_bits.to(self.bit_width.device, copy=True).contiguous() if given else None
         return self
 
     def clear_extra_bits_(self) -> Quantizer:
@@ -598,7 +599,9 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
         try:
             if module.searching or module.shape is None:
                 raise MixbitError("this quantizer takes no extra levels")
-            check_extra_bits(extra, module.shape, int(module.bit_width if width is None else width))
+            bits = float(module.bit_width if width is None else width)
+            # A width that is none is refused once it is loaded.
+            check_extra_bits(extra, module.shape, int(bits) if math.isfinite(bits) else 0)
         except MixbitError as error:
             raise MixbitError(f"{prefix}extra_bits: {error}") from error
         if module.extra_bits is None:
