@@ -110,7 +110,7 @@ void launch_steps(const std::vector<StepJob>& jobs, const F& launch) {
 
 void threshold_aware_step_(at::TensorList weights, at::TensorList grads, at::TensorList momenta, at::TensorList scales,
                            at::TensorList bit_widths, at::TensorList extra_bits, const at::Tensor& lr,
-                           const c10::List<bool>& narrow_range, int64_t shape, double alpha, double rho, bool on_grad,
+                           c10::List<bool> narrow_range, int64_t shape, double alpha, double rho, bool on_grad,
                            double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
                            bool first_step, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
   const at::AutoDispatchBelowADInplaceOrView plain;
@@ -141,7 +141,7 @@ void threshold_aware_step_(at::TensorList weights, at::TensorList grads, at::Ten
 void threshold_aware_adam_step_(at::TensorList weights, at::TensorList grads, at::TensorList exp_avgs,
                                 at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList state_steps,
                                 at::TensorList scales, at::TensorList bit_widths, at::TensorList extra_bits,
-                                const at::Tensor& lr, const c10::List<bool>& narrow_range, int64_t shape, double alpha,
+                                const at::Tensor& lr, c10::List<bool> narrow_range, int64_t shape, double alpha,
                                 double rho, bool on_grad, double beta1, double beta2, double eps, double weight_decay,
                                 bool decoupled, bool amsgrad, bool maximize, const OptionalTensor& grad_scale,
                                 const OptionalTensor& found_inf) {
@@ -182,8 +182,7 @@ void threshold_aware_adam_step_(at::TensorList weights, at::TensorList grads, at
 }
 
 void scale_updates_(at::TensorList weights, at::TensorList before, at::TensorList scales, at::TensorList bit_widths,
-                    at::TensorList extra_bits, const c10::List<bool>& narrow_range, int64_t shape, double alpha,
-                    double rho) {
+                    at::TensorList extra_bits, c10::List<bool> narrow_range, int64_t shape, double alpha, double rho) {
   const at::AutoDispatchBelowADInplaceOrView plain;
   const StepMultiplier multiplier = checked_multiplier(shape, alpha, rho);
   TORCH_CHECK_VALUE(before.size() == weights.size(), "before has ", before.size(), " entries and weights ",
@@ -197,8 +196,8 @@ void scale_updates_(at::TensorList weights, at::TensorList before, at::TensorLis
 }
 
 std::vector<at::Tensor> threshold_multipliers(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
-                                              at::TensorList extra_bits, const c10::List<bool>& narrow_range,
-                                              int64_t shape, double alpha, double rho) {
+                                              at::TensorList extra_bits, c10::List<bool> narrow_range, int64_t shape,
+                                              double alpha, double rho) {
   const at::AutoDispatchBelowADInplaceOrView plain;
   const StepMultiplier multiplier = checked_multiplier(shape, alpha, rho);
   const c10::cuda::CUDAGuard guard(weights[0].device());

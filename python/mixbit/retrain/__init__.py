@@ -6,5 +6,6 @@ history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_mo
 """
 
 from mixbit.retrain.fit import MakeOptimizer, fit
+from mixbit.retrain.thresholds import ThresholdAware
 
-__all__ = ["MakeOptimizer", "fit"]
+__all__ = ["MakeOptimizer", "ThresholdAware", "fit"]

@@ -64,7 +64,7 @@ MIXBIT_HD float threshold_distance(float w, float step, QuantRange range) {
   return d < kFarthest ? d : kFarthest;
 }
 
-// exp(y) for y <= 0, to about one unit in the last place; 0 counts as everything below exp(-87). Written out so that
+// exp(y) for y <= 0, to about one unit in the last place; below y = -87 it stays what it is there. Written out so that
 // every instruction set and device has the same bits.
 MIXBIT_HD float exp_negative(float y) {
   y = y < -87.0f ? -87.0f : y;
