@@ -9,15 +9,18 @@ from torch import nn
 from mixbit.export.package import package
 from mixbit.export.program import DIALECTS, program, runner
 from mixbit.export.reference import IntegerReference
+from mixbit.export.report import AccumulatorReport, report
 from mixbit.export.simulation import IntegerSimulation
 
 __all__ = [
     "DIALECTS",
+    "AccumulatorReport",
     "IntegerReference",
     "IntegerSimulation",
     "package",
     "program",
     "reference",
+    "report",
     "runner",
     "simulation",
 ]
