@@ -15,11 +15,7 @@ install(TARGETS ${_targets} EXPORT mixbitTargets
         ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT cpp
         LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT cpp)
 install(EXPORT mixbitTargets NAMESPACE mixbit:: DESTINATION "${_package_dir}" COMPONENT cpp)
-<<<<<<< HEAD
-foreach(room common kernels assign hw storage ops)
-=======
-foreach(room common kernels assign hw runtime ops)
->>>>>>> main
+foreach(room common kernels assign hw storage runtime ops)
   # The CUDA launchers are inside libmixbit_ops: their header would declare what nobody can link.
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/csrc/${room}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT cpp
           PATTERN "cuda.h" EXCLUDE)
