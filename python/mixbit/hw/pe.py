@@ -232,6 +232,8 @@ def _widths(net: Workload, bits: Bits | HasPrecisions | Mapping[str, Bits]) -> l
             if name not in layers:
                 raise MixbitError(f"bits has no layer {name!r}: expected all of {net.names}")
         bits = Recipe(layers=layers)
+    elif isinstance(bits, Recipe) and bits.extra_maps:
+        bits = dataclasses.replace(bits, extra_maps={})
     return network_bits(net, bits)  # type: ignore[arg-type]
 
 
@@ -251,6 +253,14 @@ def _flagged(net: Workload, extra: Shares | Mapping[str, Shares] | None) -> dict
         found = dict.fromkeys(net.names, (0.0, 0.0))
         return found | {name: _shares(f"extra: {name}", v) for name, v in _by_layer("extra", net, extra).items()}
     return dict.fromkeys(net.names, (0.0, 0.0) if extra is None else _shares("extra", extra))
+
+
+def _shares_of_maps(net: Workload, maps: Mapping[str, Any]) -> dict[str, Shares]:
+    """Shares of flagged weights in a recipe's maps of extra bits."""
+    return {
+        name: (float((given > 0).mean()), float((given > 1).mean()))
+        for name, given in _by_layer("extra levels of the recipe", net, maps).items()
+    }
 
 
 def _index(index: str, group_size: int, flagged: tuple[float, float]) -> tuple[float, float]:
@@ -286,7 +296,7 @@ def pe_energy(
             a weight without extra levels.
         pe: A kind (`PE_KINDS`), options (as `ProcessingElement.from_dict` takes them), or a `ProcessingElement`.
         extra: Share of the weights with one extra bit, or (share with at least one, share with two); for all layers or
-            by layer. Layers that are not named have none.
+            by layer. Layers that are not named have none. A recipe with maps of extra levels brings its own shares.
         index: How flags are kept (`mixbit.retrain.storage.INDEX_MODES`); layers without flags keep none.
         group_size: Of the index "group".
         index_bits: Bits of the index by layer, where they were measured; otherwise the closed form of the mode.
@@ -307,6 +317,10 @@ def pe_energy(
     check_choice("index", index, _C.storage.INDEX_MODES)
     whole("group_size", group_size)
     measured = {} if index_bits is None else _by_layer("index_bits", net, index_bits)
+    if isinstance(bits, Recipe) and bits.extra_maps:
+        if extra is not None:
+            raise MixbitError("extra is given beside a recipe with extra levels of its own; expected one of them")
+        extra = _shares_of_maps(net, bits.extra_maps)
     flagged = _flagged(net, extra)
     options = element.to_dict()
     kind = options.pop("kind")

@@ -307,12 +307,12 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     for bit in range(bits):
         stream[..., bit : n * bits : bits] = codes.long() >> bit & 1
     places = 2 ** torch.arange(8)
-    return (stream.reshape(*codes.shape[:-1], -1, 8) * places).sum(-1).to(torch.uint8)
+    return (stream.unflatten(-1, (stream.shape[-1] // 8, 8)) * places).sum(-1).to(torch.uint8)
 
 
 def unpack_bits(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
     """Twin of `mixbit.ops.unpack_bits`, bit by bit; int64."""
-    stream = (packed.long()[..., None] >> torch.arange(8) & 1).reshape(*packed.shape[:-1], -1)
+    stream = (packed.long()[..., None] >> torch.arange(8) & 1).flatten(-2)
     codes = torch.zeros(*packed.shape[:-1], n, dtype=torch.int64)
     for bit in range(bits):
         place = -(2**bit) if signed and bit == bits - 1 else 2**bit

@@ -82,6 +82,11 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         raise MixbitError(str(error)) from error
 
 
+def _check_bytes(data: object) -> None:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise MixbitError(f"data is a {type(data).__name__}: expected bytes that encode has written")
+
+
 def encode(
     codes: Codes,
     extra_bits: Codes | None,
@@ -137,6 +142,7 @@ def decode(data: Bytes, extra_bits: Codes | None = None) -> tuple[npt.NDArray[An
     Raises:
         MixbitError: Bytes that are missing, added or damaged, or other flags than the codes were stored with.
     """
+    _check_bytes(data)
     flags = None
     if extra_bits is not None:
         flags = _integers("extra_bits", extra_bits, np.uint8)
@@ -197,8 +203,7 @@ def inspect(data: Bytes) -> Size:
     Raises:
         MixbitError: Bytes that are missing, added or damaged.
     """
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise MixbitError(f"data is a {type(data).__name__}: expected bytes that encode has written")
+    _check_bytes(data)
     found = _call(_C.storage.inspect, data)
     return Size(
         index_mode=found["index"],
