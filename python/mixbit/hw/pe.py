@@ -232,8 +232,8 @@ def _widths(net: Workload, bits: Bits | HasPrecisions | Mapping[str, Bits]) -> l
             if name not in layers:
                 raise MixbitError(f"bits has no layer {name!r}: expected all of {net.names}")
         bits = Recipe(layers=layers)
-    elif isinstance(bits, Recipe) and bits.extra_maps:
-        bits = dataclasses.replace(bits, extra_maps={})
+    elif getattr(bits, "extra_maps", None):
+        bits = dataclasses.replace(bits, extra_maps={})  # type: ignore[type-var]
     return network_bits(net, bits)  # type: ignore[arg-type]
 
 
@@ -317,10 +317,11 @@ def pe_energy(
     check_choice("index", index, _C.storage.INDEX_MODES)
     whole("group_size", group_size)
     measured = {} if index_bits is None else _by_layer("index_bits", net, index_bits)
-    if isinstance(bits, Recipe) and bits.extra_maps:
+    maps = getattr(bits, "extra_maps", None)
+    if maps:
         if extra is not None:
             raise MixbitError("extra is given beside a recipe with extra levels of its own; expected one of them")
-        extra = _shares_of_maps(net, bits.extra_maps)
+        extra = _shares_of_maps(net, maps)
     flagged = _flagged(net, extra)
     options = element.to_dict()
     kind = options.pop("kind")
