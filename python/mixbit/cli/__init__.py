@@ -69,8 +69,8 @@ _COSTS = (
 def _parser() -> _Parser:
     parser = _Parser(
         prog="mixbit",
-        description="Bits per layer: analyze, assign, search, refine, sweep, retrain, evaluate, export, verify, report, "
-        "map, cosearch.",
+        description="Bits per layer: analyze, assign, search, refine, sweep, retrain, evaluate, export, verify, "
+        "report, map, cosearch.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
