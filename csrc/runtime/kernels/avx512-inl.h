@@ -1,59 +1,27 @@
 #pragma once
 
-// What the VNNI and AMX kernels share: finishing totals, windows as rows, expanding weights. Each includes its own copy
+// What the VNNI and AMX kernels share: finishing the totals of a panel, expanding weights. Each includes its own copy
 // (internal linkage).
 
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstring>
 
-#include "panels.h"
+#include "finish-inl.h"
+#include "panels-inl.h"
+#include "vector512.h"
 
 namespace mixbit::runtime {
 namespace {
 
-// ---------------------------------------------------------------------------------------------------------- finishing
-
-// Totals to bytes: clamped above in fp32 (where a conversion would overflow), below by saturation and in bytes.
-struct Finish {
-  __m512 largest;      // high - zero_point
-  __m512i zero_point;  // 16 bits
-  __m512i low;         // 8 bits
-  bool is_signed;
-
-  explicit Finish(const CodeGrid& y)
-      : largest(_mm512_set1_ps(static_cast<float>(y.high - y.zero_point))),
-        zero_point(_mm512_set1_epi16(static_cast<int16_t>(y.zero_point))),
-        low(_mm512_set1_epi8(static_cast<char>(y.low))),
-        is_signed(y.is_signed) {}
-
-  __m512i rounded(__m512i total, __m512 multiplier) const {
-    const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(total), multiplier);
-    return _mm512_cvtps_epi32(_mm512_min_ps(scaled, largest));
-  }
-  // Four registers of rounded values; lane l of the result has dword l of a, b, c, d.
-  __m512i bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
-    const __m512i ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point);
-    const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero_point);
-    return is_signed ? _mm512_max_epi8(_mm512_packs_epi16(ab, cd), low)
-                     : _mm512_max_epu8(_mm512_packus_epi16(ab, cd), low);
-  }
-};
-
-// The lower n bits.
-inline __mmask64 mask64(int64_t n) { return n >= 64 ? ~__mmask64{0} : (__mmask64{1} << n) - 1; }
-inline __mmask16 mask16(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
-inline __mmask32 mask32(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1; }
-
 // Multipliers of a panel, and totals of two rows of it to 32 bytes each.
 struct PanelFinish {
-  const Finish& finish;
+  const Finish<Vector512>& finish;
   __m512 multiplier[2];
   __mmask32 channels;
   bool full;
 
-  PanelFinish(const Finish& given, const ChannelData& data, int64_t valid)
+  PanelFinish(const Finish<Vector512>& given, const ChannelData& data, int64_t valid)
       : finish(given),
         multiplier{_mm512_loadu_ps(data.multiplier), _mm512_loadu_ps(data.multiplier + 16)},
         channels(mask32(valid)),
@@ -86,122 +54,108 @@ inline __m512i offset_of(const ChannelData& data, int64_t first, int32_t zero) {
                           _mm512_mullo_epi32(_mm512_loadu_si512(data.weight_sum + first), _mm512_set1_epi32(zero)));
 }
 
-// ------------------------------------------------------------------------------------------------------------ windows
-
-// Copies n bytes, changed by XOR; writes up to 63 bytes too many and reads as many.
-inline void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, __m512i flip) {
-  if (n <= 16) {
-    _mm_storeu_si128(
-        reinterpret_cast<__m128i*>(to),
-        _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), _mm512_castsi512_si128(flip)));
-    return;
-  }
-  if (n <= 32) {
-    _mm256_storeu_si256(
-        reinterpret_cast<__m256i*>(to),
-        _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), _mm512_castsi512_si256(flip)));
-    return;
-  }
-  for (int64_t i = 0; i < n; i += 64) {
-    _mm512_storeu_si512(to + i, _mm512_xor_si512(_mm512_loadu_si512(from + i), flip));
-  }
-}
-inline void fill_bytes(uint8_t* to, int64_t n, __m512i value) {
-  for (int64_t i = 0; i < n; i += 64) {
-    _mm512_storeu_si512(to + i, value);
-  }
-}
-
-// Rows of A for positions first ... first + rows - 1 of one group, `stride` bytes apart, each byte changed by `flip`;
-// writes up to 64 bytes behind the last row.
-void fill_windows(const Convolution& c, const uint8_t* x, int64_t group, int64_t first, int64_t rows, uint8_t flip_byte,
-                  uint8_t* panel, int64_t stride) {
-  const __m512i flip = _mm512_set1_epi8(static_cast<char>(flip_byte));
-  const __m512i pad = _mm512_set1_epi8(static_cast<char>(byte_of(c.x.zero_point) ^ flip_byte));
-  const int64_t inputs = c.group_inputs(), pixel = c.in_channels, line = c.in_width * pixel;
-  int64_t column = first % c.out_width, row = first / c.out_width % c.out_height;
-  const uint8_t* image = x + first / (c.out_width * c.out_height) * c.in_height * line + group * inputs;
-  // A kernel row is one run of bytes where its pixels are neighbours.
-  const bool runs = c.dilation_width == 1 && c.groups == 1;
-  for (int64_t p = 0; p < rows; ++p) {
-    uint8_t* to = panel + p * stride;
-    const int64_t left = column * c.stride_width - c.pad_left;
-    const int64_t top = row * c.stride_height - c.pad_top;
-    for (int64_t kh = 0; kh < c.kernel_height; ++kh) {
-      const int64_t h = top + kh * c.dilation_height;
-      if (h < 0 || h >= c.in_height) {
-        fill_bytes(to, c.kernel_width * inputs, pad);
-        to += c.kernel_width * inputs;
-        continue;
-      }
-      const uint8_t* from = image + h * line;
-      if (runs) {
-        const int64_t before = left < 0 ? (-left < c.kernel_width ? -left : c.kernel_width) : 0;
-        const int64_t beyond = left + c.kernel_width - c.in_width;
-        const int64_t after = beyond > 0 ? (beyond < c.kernel_width ? beyond : c.kernel_width) : 0;
-        const int64_t inside = c.kernel_width - before - after;
-        if (before > 0) {
-          fill_bytes(to, before * inputs, pad);
-        }
-        if (inside > 0) {
-          copy_bytes(to + before * inputs, from + (left + before) * pixel, inside * inputs, flip);
-        }
-        if (after > 0) {
-          fill_bytes(to + (c.kernel_width - after) * inputs, after * inputs, pad);
-        }
-        to += c.kernel_width * inputs;
-        continue;
-      }
-      for (int64_t kw = 0; kw < c.kernel_width; ++kw, to += inputs) {
-        const int64_t w = left + kw * c.dilation_width;
-        if (w < 0 || w >= c.in_width) {
-          fill_bytes(to, inputs, pad);
-        } else {
-          copy_bytes(to, from + w * pixel, inputs, flip);
-        }
-      }
-    }
-    if (++column == c.out_width) {
-      column = 0;
-      if (++row == c.out_height) {
-        row = 0;
-        image += c.in_height * line;
-      }
-    }
-  }
-}
-
-// ----------------------------------------------------------------------------------------------------------- products
-
-// Register g of four: weights of k 4 g ... 4 g + 3 of a step of 16 k, for half a panel.
+// Register g of four: weights of k 4 g ... 4 g + 3 of a step of 16 k, for half a panel; lower fields as they are
+// stored.
 template <int kWidth>
 inline __m512i weights_of(const uint8_t* half, int g) {
   if constexpr (kWidth == 8) {
     return _mm512_loadu_si512(half + g * 128);
-  } else if constexpr (kWidth == 4) {
-    const __m512i fields = _mm512_loadu_si512(half + g / 2 * 128);
-    return _mm512_and_si512(g % 2 == 0 ? fields : _mm512_srli_epi16(fields, 4), _mm512_set1_epi8(0x0f));
   } else {
-    const __m512i fields = _mm512_loadu_si512(half);
-    return _mm512_and_si512(_mm512_srli_epi16(fields, static_cast<unsigned>(2 * g)), _mm512_set1_epi8(0x03));
+    constexpr int kFields = 8 / kWidth;
+    const int field = g % kFields;
+    const __m512i shifted =
+        _mm512_srli_epi16(_mm512_loadu_si512(half + g / kFields * 128), static_cast<unsigned>(field * kWidth));
+    const __m512i value = _mm512_and_si512(shifted, _mm512_set1_epi8((1 << kWidth) - 1));
+    if (field < kFields - 1) {
+      return value;
+    }
+    const __m512i sign = _mm512_set1_epi8(1 << (kWidth - 1));
+    return _mm512_sub_epi8(_mm512_xor_si512(value, sign), sign);
   }
 }
 
-struct PanelProduct {
-  const uint8_t* a;  // rows, `stride` bytes apart; 15 bytes beyond the last k are read
-  int64_t stride;
-  int64_t depth;  // k without padding
-  const uint8_t* codes;
-  ChannelData data;
-  int32_t zero;
-  uint8_t* y;
-  int64_t y_stride;
-};
+// The same where they lie: times 2^(kWidth (g % fields)).
+template <int kWidth>
+inline __m512i weights_in_place(const uint8_t* half, int g) {
+  if constexpr (kWidth == 8) {
+    return _mm512_loadu_si512(half + g * 128);
+  } else {
+    constexpr int kFields = 8 / kWidth;
+    const __m512i fields = _mm512_loadu_si512(half + g / kFields * 128);
+    return _mm512_and_si512(fields, _mm512_set1_epi8(static_cast<char>(((1 << kWidth) - 1) << (g % kFields * kWidth))));
+  }
+}
 
-// Rows of windows kept at a time: about a quarter of the second-level cache, in steps of an AMX block.
-inline int64_t rows_of_block(const PanelLayout& layout) {
-  const int64_t rows = (int64_t{384} << 10) / layout.depth / 32 * 32;
-  return rows < 32 ? 32 : rows > 256 ? 256 : rows;
+// Sum of the bytes of a row that meet lower fields.
+template <int kWidth>
+inline int32_t lower_sum(const uint8_t* p, int64_t n, bool flips) {
+  const __mmask64 lower = kWidth == 4 ? 0x0f0f0f0f0f0f0f0f : 0x0fff0fff0fff0fff;
+  const __m512i ones = _mm512_set1_epi8(1), flip = _mm512_set1_epi8(static_cast<char>(flips ? 0x80 : 0));
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t i = 0; i < n; i += 64) {
+    const __mmask64 bytes = lower & mask64(n - i);
+    const __m512i flipped = _mm512_xor_si512(_mm512_maskz_loadu_epi8(bytes, p + i), flip);
+    sum = _mm512_dpbusd_epi32(sum, _mm512_maskz_mov_epi8(bytes, flipped), ones);
+  }
+  return _mm512_reduce_add_epi32(sum);
+}
+
+// kRows rows times a panel by dot products. Rows are unsigned bytes, or with kFlip signed ones that become unsigned by
+// an offset of 128, which product.zero includes.
+template <int kWidth, int kRows, bool kFlip>
+void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish& finish) {
+  constexpr int kStepBytes = 128 * kWidth / 2;  // of a panel in 16 k
+  // Few rows: a sum for each of the four groups of a step, or the latency of the dot product would show. Weights then
+  // stay where they lie, and the sums are shifted at the end.
+  constexpr bool kFew = kRows <= 2;
+  constexpr int kSums = kFew ? 4 : 1;
+  __m512i total[kRows][2][kSums];
+  const uint8_t* rows[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = product.a + (first + r) * product.stride;
+    for (int t = 0; t < 2; ++t) {
+      for (int s = 0; s < kSums; ++s) {
+        total[r][t][s] = _mm512_setzero_si512();
+      }
+    }
+  }
+  const uint8_t* codes = product.codes;
+  for (int64_t k = 0; k < product.depth; k += 16, codes += kStepBytes) {
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      const __m512i w0 = kFew ? weights_in_place<kWidth>(codes, g) : weights_of<kWidth>(codes, g);
+      const __m512i w1 = kFew ? weights_in_place<kWidth>(codes + 64, g) : weights_of<kWidth>(codes + 64, g);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        uint32_t four;
+        std::memcpy(&four, rows[r] + k + 4 * g, 4);
+        const __m512i values = _mm512_set1_epi32(static_cast<int32_t>(kFlip ? four ^ 0x80808080u : four));
+        constexpr int kLast = kSums - 1;
+        total[r][0][g & kLast] = _mm512_dpbusd_epi32(total[r][0][g & kLast], values, w0);
+        total[r][1][g & kLast] = _mm512_dpbusd_epi32(total[r][1][g & kLast], values, w1);
+      }
+    }
+  }
+  __m512i sums[kRows][2];
+  for (int r = 0; r < kRows; ++r) {
+    const __m512i surplus = kWidth == 8
+                                ? _mm512_setzero_si512()
+                                : _mm512_set1_epi32(lower_sum<kWidth>(rows[r], product.depth, kFlip) << (kWidth - 1));
+    for (int t = 0; t < 2; ++t) {
+      sums[r][t] = _mm512_sub_epi32(offset_of(product.data, 16 * t, product.zero), surplus);
+      for (int s = 0; s < kSums; ++s) {
+        const unsigned shift = kFew && kWidth < 8 ? static_cast<unsigned>(s % (8 / kWidth) * kWidth) : 0;
+        sums[r][t] = _mm512_add_epi32(sums[r][t], _mm512_srai_epi32(total[r][t][s], shift));
+      }
+    }
+  }
+  uint8_t* y = product.y + first * product.y_stride;
+  for (int r = 0; r + 1 < kRows; r += 2) {
+    finish.pair(sums[r], sums[r + 1], y + r * product.y_stride, y + (r + 1) * product.y_stride);
+  }
+  if (kRows % 2 != 0) {
+    finish.single(sums[kRows - 1], y + (kRows - 1) * product.y_stride);
+  }
 }
 
 }  // namespace

@@ -67,7 +67,9 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
       const int32_t code = code_in_order(c, weights, channel, k);
       sum += code;
       const int64_t group = k / 4;
-      const auto field = (static_cast<uint32_t>(code + offset) & mask) << (group % fields * layout.width);
+      const int64_t place = group % fields;
+      const int32_t stored = place == fields - 1 ? code : code + offset;
+      const auto field = (static_cast<uint32_t>(stored) & mask) << (place * layout.width);
       uint8_t& byte = codes[(group / fields * kPanel + n) * 4 + k % 4];
       byte = static_cast<uint8_t>(byte | field);
     }
@@ -75,35 +77,38 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
   }
 }
 
-PanelLayout depthwise_layout(const Convolution& c) {
+PanelLayout depthwise_layout(const Convolution& c, int64_t block) {
   PanelLayout layout = {};
   layout.width = 8;
-  layout.depth = round_up(c.taps(), 4);
-  layout.channels = round_up(c.out_channels, kDepthwiseBlock);
-  layout.panels_of_group = layout.channels / kDepthwiseBlock;
-  layout.panel_bytes = layout.depth * kDepthwiseBlock;
-  layout.bytes = layout.panels_of_group * layout.panel_bytes;
+  layout.depth = round_up(depthwise_place(c, c.kernel_height - 1, c.kernel_width - 1) + 1, 4);
+  layout.channels = round_up(c.out_channels, block);
+  if (layout.channels - c.out_channels >= 32) {
+    layout.channels -= 32;
+  }
+  layout.bytes = layout.channels * layout.depth;
   place_channel_data(&layout);
   return layout;
 }
 
-void pack_depthwise(const Convolution& c, const Weights& weights, void* packed, int64_t lanes) {
-  const PanelLayout layout = depthwise_layout(c);
+void pack_depthwise(const Convolution& c, const Weights& weights, void* packed, int64_t block) {
+  const PanelLayout layout = depthwise_layout(c, block);
   std::memset(packed, 0, static_cast<size_t>(layout.bytes));
   const ChannelArrays arrays(layout, packed);
-  const int64_t block = lanes * 16;  // channels of one register of bytes
   for (int64_t channel = 0; channel < c.out_channels; ++channel) {
+    const int64_t first = channel / block * block;
+    const int64_t size = layout.channels - first < block ? layout.channels - first : block;
     // Lane l of a register has channels 16 l ... 16 l + 15, quarter q of the unpacked ones 4 q ... 4 q + 3 of them.
-    const int64_t lane = channel % block / 16, quarter = channel % 16 / 4;
-    const int64_t place = (quarter * lanes + lane) * 4 + channel % 4;
-    uint8_t* codes = static_cast<uint8_t*>(packed) + channel / block * layout.depth * block;
+    const int64_t lane = (channel - first) / 16, quarter = channel % 16 / 4;
+    const int64_t within = (quarter * (size / 16) + lane) * 4 + channel % 4;
+    uint8_t* codes = static_cast<uint8_t*>(packed) + first * layout.depth;
     int32_t sum = 0;
     for (int64_t k = 0; k < c.taps(); ++k) {
       const int32_t code = code_in_order(c, weights, channel, k);
+      const int64_t place = depthwise_place(c, k / c.kernel_width, k % c.kernel_width);
       sum += code;
-      codes[(k / 4 * block + place) * 4 + k % 4] = static_cast<uint8_t>(code);
+      codes[(place / 4 * size + within) * 4 + place % 4] = static_cast<uint8_t>(code);
     }
-    arrays.set(channel / block * block + place, weights, channel, sum);
+    arrays.set(first + within, weights, channel, sum);
   }
 }
 

@@ -6,12 +6,16 @@
 // column, group input], column n of B the weights of output channel n. B lies in panels of 32 channels; inside, four
 // consecutive k of a channel are neighbours (the operand of a 4-way dot product, and a row of an AMX tile):
 //   8 bits: byte [k / 4][channel][k % 4] is the code
-//   4 bits: fields of byte [k / 8][channel][k % 4]: k / 4 even in the low half, odd in the high one; code + 8
-//   2 bits: fields of byte [k / 16][channel][k % 4]: k / 4 % 4 from the lowest; code + 2
-// k beyond the last and channels beyond the last hold 0 fields.
+//   4 bits: fields of byte [k / 8][channel][k % 4]: k / 4 even in the low half, odd in the high one
+//   2 bits: fields of byte [k / 16][channel][k % 4]: k / 4 % 4 from the lowest
+// The highest field is the code in two's complement: cut out where it lies, it is a signed byte, a power of two too
+// large. The others are code + 2^(bits - 1): cut out, they are positive. A product with fields is therefore too large
+// by 2^(bits - 1) times the sum of the row's bytes at the lower fields. k and channels beyond the last hold fields of
+// 0.
 //
-// Depthwise weights lie in blocks of 64 channels (AVX2: of 32), int8 always: [taps / 4][quarter][lane][4 channels][4
-// taps], with the channels in the order in which unpacking 4 loaded rows yields them.
+// Depthwise weights lie in blocks of 64 channels (AVX2, and up to 32 last ones: of 32), int8 always: [place / 4]
+// [quarter][lane][4 channels][place % 4], with the channels in the order in which unpacking 4 loaded rows yields them.
+// Kernels of three rows have a place of four for each column.
 
 #include <cstdint>
 
@@ -44,7 +48,10 @@ struct PanelLayout {
   const uint8_t* codes(const void* packed, int64_t panel) const {
     return static_cast<const uint8_t*>(packed) + panel * panel_bytes;
   }
-  // Of panel `panel` (numbered over all groups).
+  // Depthwise: of the block that begins with `channel`.
+  const uint8_t* codes_of_channel(const void* packed, int64_t channel) const {
+    return static_cast<const uint8_t*>(packed) + channel * depth;
+  }
   ChannelData data(const void* packed, int64_t first_channel) const {
     const char* base = static_cast<const char*>(packed);
     return {reinterpret_cast<const int32_t*>(base + bias_at) + first_channel,
@@ -56,9 +63,13 @@ struct PanelLayout {
 PanelLayout panel_layout(const Convolution& convolution);
 void pack_panels(const Convolution& convolution, const Weights& weights, void* packed);
 
-// Depthwise: `depth` is the number of taps, padded to 4; "panels" are blocks.
-PanelLayout depthwise_layout(const Convolution& convolution);
-void pack_depthwise(const Convolution& convolution, const Weights& weights, void* packed, int64_t lanes);
+// Depthwise: `depth` is the number of places for taps; there are no panels. `block`: 64 or 32 channels.
+PanelLayout depthwise_layout(const Convolution& convolution, int64_t block);
+void pack_depthwise(const Convolution& convolution, const Weights& weights, void* packed, int64_t block);
+
+inline int64_t depthwise_place(const Convolution& c, int64_t kernel_row, int64_t kernel_column) {
+  return c.kernel_height == 3 ? kernel_column * 4 + kernel_row : kernel_row * c.kernel_width + kernel_column;
+}
 
 // Whether a byte can hold the code of a padded pixel and 16 bits the zero points that SIMD code adds there; otherwise
 // the scalar kernel computes the layer.

@@ -6,6 +6,7 @@ namespace mixbit::runtime {
 
 extern const KernelTable kKernels_scalar;
 #if defined(MIXBIT_RUNTIME_X86)
+extern const KernelTable kKernels_avx2;
 extern const KernelTable kKernels_vnni;
 extern const KernelTable kKernels_amx;
 
@@ -31,6 +32,7 @@ inline const KernelTable& table_up_to(Isa isa) {
 #if defined(MIXBIT_RUNTIME_X86)
   if (isa >= Isa::kAmx) return kKernels_amx;
   if (isa >= Isa::kVnni) return kKernels_vnni;
+  if (isa >= Isa::kAvx2) return kKernels_avx2;  // AVX-512 without VNNI has no kernels of its own
 #else
   (void)isa;
 #endif
