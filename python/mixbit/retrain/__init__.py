@@ -5,7 +5,8 @@ mixbit.calibrate_(model, batches)
 history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_model)
 """
 
+from mixbit.retrain import storage
 from mixbit.retrain.fit import MakeOptimizer, fit
 from mixbit.retrain.thresholds import ThresholdAware
 
-__all__ = ["MakeOptimizer", "ThresholdAware", "fit"]
+__all__ = ["MakeOptimizer", "ThresholdAware", "fit", "storage"]
