@@ -100,6 +100,18 @@ inline int32_t lower_sum(const uint8_t* p, int64_t n, bool flips) {
   return _mm512_reduce_add_epi32(sum);
 }
 
+// int8 codes of a panel [k / 4][channel][k % 4]: those of k from `depth` on become 0, up to `end`.
+inline void clear_beyond(int64_t depth, int64_t end, uint8_t* codes) {
+  for (int64_t k = depth > 0 ? depth / 4 * 4 : 0; k < end; k += 4) {
+    const int64_t valid = depth > k ? depth - k : 0;
+    const __m512i keep = _mm512_set1_epi32(valid >= 4 ? -1 : static_cast<int32_t>((uint32_t{1} << (8 * valid)) - 1));
+    for (int half = 0; half < 2; ++half) {
+      uint8_t* at = codes + k * kPanel + half * 64;
+      _mm512_storeu_si512(at, _mm512_and_si512(_mm512_loadu_si512(at), keep));
+    }
+  }
+}
+
 // kRows rows times a panel by dot products. Rows are unsigned bytes, or with kFlip signed ones that become unsigned by
 // an offset of 128, which product.zero includes.
 template <int kWidth, int kRows, bool kFlip>

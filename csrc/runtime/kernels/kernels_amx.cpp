@@ -83,14 +83,7 @@ inline void expand_step(const uint8_t* codes, int64_t k, int64_t depth, uint8_t*
       }
     }
   }
-  for (int64_t i = depth > k ? (depth - k) / 4 * 4 : 0; i < kDepthStep; i += 4) {
-    const int64_t valid = depth > k + i ? depth - k - i : 0;
-    const __m512i keep = _mm512_set1_epi32(valid >= 4 ? -1 : static_cast<int32_t>((uint32_t{1} << (8 * valid)) - 1));
-    for (int half = 0; half < 2; ++half) {
-      uint8_t* at = to + i * kPanel + half * 64;
-      _mm512_storeu_si512(at, _mm512_and_si512(_mm512_loadu_si512(at), keep));
-    }
-  }
+  clear_beyond(depth - k, kDepthStep, to);
 }
 
 // A panel as tiles read it: int8 codes, or fields that are expanded on the way, kAhead steps before the tiles: the
