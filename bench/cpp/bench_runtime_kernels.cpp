@@ -1,5 +1,5 @@
-// The integer kernels on layers of MobileNetV1 and ResNets: MACs a second for each instruction set and weight width, and
-// the element-wise kernels. Usage: bench_runtime_kernels [--benchmark_filter=REGEX] (Google Benchmark's options).
+// The integer kernels on layers of MobileNetV1 and ResNets: MACs a second for each instruction set and weight width,
+// and the element-wise kernels. Usage: bench_runtime_kernels [--benchmark_filter=REGEX] (Google Benchmark's options).
 
 #include <benchmark/benchmark.h>
 
@@ -22,15 +22,15 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {"first/224x3to32", 224, 3, 32, 3, 2, 1},        {"first/224x3to64", 224, 3, 64, 7, 2, 1},
-    {"depthwise/112x32", 112, 32, 32, 3, 1, 32},     {"depthwise/112x64s2", 112, 64, 64, 3, 2, 64},
-    {"depthwise/14x512", 14, 512, 512, 3, 1, 512},   {"depthwise/28x240k5", 28, 240, 240, 5, 1, 240},
-    {"pointwise/112x32to64", 112, 32, 64, 1, 1, 1},  {"pointwise/56x128to128", 56, 128, 128, 1, 1, 1},
+    {"first/224x3to32", 224, 3, 32, 3, 2, 1},         {"first/224x3to64", 224, 3, 64, 7, 2, 1},
+    {"depthwise/112x32", 112, 32, 32, 3, 1, 32},      {"depthwise/112x64s2", 112, 64, 64, 3, 2, 64},
+    {"depthwise/14x512", 14, 512, 512, 3, 1, 512},    {"depthwise/28x240k5", 28, 240, 240, 5, 1, 240},
+    {"pointwise/112x32to64", 112, 32, 64, 1, 1, 1},   {"pointwise/56x128to128", 56, 128, 128, 1, 1, 1},
     {"pointwise/14x512to512", 14, 512, 512, 1, 1, 1}, {"pointwise/7x1024to1024", 7, 1024, 1024, 1, 1, 1},
-    {"conv/56x64to64", 56, 64, 64, 3, 1, 1},         {"conv/28x128to128", 28, 128, 128, 3, 1, 1},
-    {"conv/56x64to128s2", 56, 64, 128, 3, 2, 1},     {"conv/7x512to512", 7, 512, 512, 3, 1, 1},
-    {"conv/32x16to16", 32, 16, 16, 3, 1, 1},         {"grouped/28x128g4", 28, 128, 128, 3, 1, 4},
-    {"linear/1024to1000", 1, 1024, 1000, 1, 1, 1},   {"linear/4096to4096", 1, 4096, 4096, 1, 1, 1}};
+    {"conv/56x64to64", 56, 64, 64, 3, 1, 1},          {"conv/28x128to128", 28, 128, 128, 3, 1, 1},
+    {"conv/56x64to128s2", 56, 64, 128, 3, 2, 1},      {"conv/7x512to512", 7, 512, 512, 3, 1, 1},
+    {"conv/32x16to16", 32, 16, 16, 3, 1, 1},          {"grouped/28x128g4", 28, 128, 128, 3, 1, 4},
+    {"linear/1024to1000", 1, 1024, 1000, 1, 1, 1},    {"linear/4096to4096", 1, 4096, 4096, 1, 1, 1}};
 
 void layer(benchmark::State& state, const KernelTable& table, const Shape& s, int32_t weight_bits) {
   LayerRun run(

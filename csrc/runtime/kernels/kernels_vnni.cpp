@@ -41,8 +41,7 @@ void expand_panel(const uint8_t* codes, int64_t depth, int64_t padded_depth, uin
     for (int g = 0; g < 4; ++g, out += 128) {
       for (int half = 0; half < 2; ++half) {
         const __m512i stored = weights_of<kWidth>(codes + 64 * half, g);
-        _mm512_storeu_si512(out + 64 * half,
-                            g % kFields < kFields - 1 ? _mm512_sub_epi8(stored, offset) : stored);
+        _mm512_storeu_si512(out + 64 * half, g % kFields < kFields - 1 ? _mm512_sub_epi8(stored, offset) : stored);
       }
     }
   }
