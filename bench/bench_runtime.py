@@ -1,10 +1,10 @@
 """Single layers of the integer runtime against ONNX Runtime's int8 kernels, one thread.
 
-Layers of MobileNetV1 (224 x 224), ResNet-18 and ResNet-20 at every pair of widths, interleaved, minimum of repeats. ONNX
-Runtime runs one QLinearConv in its NHWC form (QGemm for linear layers), so that it converts no layout; what a call costs
-before its kernel starts (measured on a layer of one multiplication) is taken off its time. "cached": the same layer
-again and again, as if it were alone; "cold": copies take turns until weights and activations have left the second-level
-cache, as in a network.
+Layers of MobileNetV1 (224 x 224), ResNet-18 and ResNet-20 at every pair of widths, interleaved, minimum of repeats.
+ONNX Runtime runs one QLinearConv in its NHWC form (QGemm for linear layers), so that it converts no layout; what a call
+costs before its kernel starts (measured on a layer of one multiplication) is taken off its time. Weights "cached": the
+same layer again and again; "cold": copies of the weights take turns and have left the second-level cache, as in a
+network that does not fit it. Rows of layers with few weights are "cached" only.
 
 Usage: python bench/bench_runtime.py [--program PATH] [--isa amx|vnni|avx2] [--again]
 """
@@ -28,8 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (8, 4, 2)
 ROUNDS = 15
 REPEATS = 6
-# Copies of a layer that take turns hold at least this many bytes of weights: several second-level caches.
-COLD_BYTES = 16 << 20
+# Copies that take turns hold at least this many bytes of 8-bit weights: several second-level caches even at 2 bits.
+COLD_BYTES = 32 << 20
+# Layers with fewer weights are not measured cold.
+COLD_WEIGHTS = 256 << 10
 
 
 class Layer(NamedTuple):
@@ -134,12 +136,13 @@ class Peer:
         linear = layer.size == 1
         in_shape = (1, layer.inputs) if linear else (1, layer.size, layer.size, layer.inputs)
         out_shape = (1, layer.outputs) if linear else (1, layer.out, layer.out, layer.outputs)
+        x = ort.OrtValue.ortvalue_from_numpy(random.integers(0, 256, in_shape).astype(np.uint8))
+        y = ort.OrtValue.ortvalue_from_numpy(np.zeros(out_shape, np.uint8))
         for _ in range(copies):
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             binding = session.io_binding()
-            x = random.integers(0, 256, in_shape).astype(np.uint8)
-            binding.bind_ortvalue_input("x", ort.OrtValue.ortvalue_from_numpy(x))
-            binding.bind_ortvalue_output("y", ort.OrtValue.ortvalue_from_numpy(np.zeros(out_shape, np.uint8)))
+            binding.bind_ortvalue_input("x", x)
+            binding.bind_ortvalue_output("y", y)
             self._bound.append((session, binding))
         self._next = 0
 
@@ -252,19 +255,22 @@ def main() -> None:
     versions()  # fails before the measurements where mixbit is not installed
     program = Program(options.program, options.isa)
     peer = f"ONNX Runtime {ort.__version__}"
-    for caches in ("cached", "cold"):
-        results: dict[Layer, dict[str, Any]] = {}
-        for layer in dict.fromkeys(layer for layers in NETWORKS.values() for layer in layers):
-            copies = 1 if caches == "cached" else max(2, min(64, -(-COLD_BYTES // layer.weights)))
-            config = {"layer": str(layer), "caches": caches, "isa": options.isa, "peer": peer}
+    every = list(dict.fromkeys(layer for layers in NETWORKS.values() for layer in layers))
+    results: dict[Layer, dict[str, Any]] = {}
+    for weights in ("cached", "cold"):
+        for layer in every:
+            if weights == "cold" and layer.weights < COLD_WEIGHTS:
+                continue
+            copies = 1 if weights == "cached" else max(2, -(-COLD_BYTES // layer.weights))
+            config = {"layer": str(layer), "weights": weights, "isa": options.isa, "peer": peer}
             row = measure("runtime", config, lambda: figures(program, layer, copies), again=options.again)  # noqa: B023
-            results[layer] = row["figures"]
-            print(f"{layer!s:40} {caches:7}", row["figures"], flush=True)
-        for name, layers in NETWORKS.items():
-            if len(layers) > 1:
-                config = {"network": f"sum of the layers of {name}", "caches": caches, "isa": options.isa, "peer": peer}
-                row = measure("runtime", config, lambda: network_figures(layers, results), again=options.again)  # noqa: B023
-                print(f"{name:40} {caches:7}", row["figures"], flush=True)
+            results.setdefault(layer, row["figures"])
+            print(f"{layer!s:40} {weights:7}", row["figures"], flush=True)
+    for name, layers in NETWORKS.items():
+        if len(layers) > 1:
+            config = {"network": f"sum of the layers of {name}", "isa": options.isa, "peer": peer}
+            row = measure("runtime", config, lambda: network_figures(layers, results), again=options.again)  # noqa: B023
+            print(f"{name:40}", row["figures"], flush=True)
 
 
 if __name__ == "__main__":
