@@ -45,6 +45,20 @@ struct PanelFinish {
     store(y0, _mm512_castsi512_si256(rows));
     store(y1, _mm512_extracti64x4_epi64(rows, 1));
   }
+  // Four rows of the first 16 channels.
+  __m512i four_halves(const __m512i rows[4]) const {
+    const __m512i mixed = finish.bytes(finish.rounded(rows[0], multiplier[0]), finish.rounded(rows[1], multiplier[0]),
+                                       finish.rounded(rows[2], multiplier[0]), finish.rounded(rows[3], multiplier[0]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, mixed);
+  }
+  void store_half(uint8_t* y, __m128i bytes) const {
+    if (channels == 0xffff) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
+    } else {
+      _mm_mask_storeu_epi8(y, static_cast<__mmask16>(channels), bytes);
+    }
+  }
   void single(const __m512i row[2], uint8_t* y) const { store(y, _mm512_castsi512_si256(two_rows(row, row))); }
 };
 
