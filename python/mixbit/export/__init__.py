@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from mixbit.export.imports import recipe_from_aimet, recipe_from_qonnx
 from mixbit.export.package import package
 from mixbit.export.program import DIALECTS, program, runner
 from mixbit.export.reference import IntegerReference
@@ -31,6 +32,8 @@ __all__ = [
     "onnx",
     "package",
     "program",
+    "recipe_from_aimet",
+    "recipe_from_qonnx",
     "reference",
     "report",
     "runner",
