@@ -122,6 +122,12 @@ TORCH_LIBRARY(mixbit, m) {
       "float damping=0.01, int sweeps=20) -> Tensor",
       tags);
 
+  // Codes of `bits` bits (1 ... 16) packed along the last dimension, little end first, each row from a byte of its own.
+  // codes: any integer dtype, [..., n]; packed: uint8 [..., ceil(n bits / 8)]. Unpacked codes are int8 or uint8 up to 8
+  // bits, then int16, and int32 for 16 unsigned bits.
+  m.def("pack_bits(Tensor codes, int bits) -> Tensor", tags);
+  m.def("unpack_bits(Tensor packed, int bits, SymInt n, bool signed) -> Tensor", tags);
+
   // Hard-concrete gates. gate_logits: float32 [G]; noise: float32 [G] or [G, N]; returns noise's shape.
   m.def("sample_gates(Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
   m.def("_sample_gates_backward(Tensor grad, Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
@@ -176,5 +182,36 @@ TORCH_LIBRARY(mixbit, m) {
       "freeze_oscillating_(Tensor(a!)[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, "
       "Tensor(b!)[] codes, Tensor(c!)[] marks, Tensor(d!)[] frequencies, Tensor(e!)[] averages, *, float threshold, "
       "float momentum=0.01, bool narrow_range=False, int? axis=None, int rounding=1) -> Tensor",
+      tags);
+
+  // A step of SGD on all weights of a model, smaller near the decision thresholds of their grids. One parallel region
+  // or one launch a dtype; each weight is read and written once. weights, grads, momenta: lists of one length, each
+  // tensor of one float dtype and shape (momenta: empty without momentum); scales, bit_widths: float32 [1] or [size of
+  // axis 0]; extra_bits: uint8 like the weight, or [0]; lr, grad_scale, found_inf: one number each. shape: 0 off,
+  // 1 step, 2 linear, 3 gauss. grads are written to where grad_scale divides them.
+  m.def(
+      "threshold_aware_step_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] momenta, Tensor[] scales, "
+      "Tensor[] bit_widths, Tensor[] extra_bits, Tensor lr, *, bool[] narrow_range, int shape, float alpha, float rho, "
+      "bool on_grad, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
+      "bool first_step, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()",
+      tags);
+  // The same for Adam and AdamW (decoupled). state_steps: one number each, this step included. max_exp_avg_sqs: empty
+  // without amsgrad.
+  m.def(
+      "threshold_aware_adam_step_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
+      "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, Tensor[] scales, "
+      "Tensor[] bit_widths, Tensor[] extra_bits, Tensor lr, *, bool[] narrow_range, int shape, float alpha, float rho, "
+      "bool on_grad, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool amsgrad, "
+      "bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()",
+      tags);
+  // After a step of any optimizer: weight = before + g(before) (weight - before).
+  m.def(
+      "scale_updates_(Tensor(a!)[] weights, Tensor[] before, Tensor[] scales, Tensor[] bit_widths, "
+      "Tensor[] extra_bits, *, bool[] narrow_range, int shape, float alpha, float rho) -> ()",
+      tags);
+  // g of every weight, like the weights.
+  m.def(
+      "threshold_multipliers(Tensor[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, *, "
+      "bool[] narrow_range, int shape, float alpha, float rho) -> Tensor[]",
       tags);
 }

@@ -81,7 +81,7 @@ class Two(nn.Module):
 def on_one_grid(model: nn.Module | None = None, bits: int = 2, scale: float = 1.0, **precision: Any) -> nn.Module:
     """Float activations, weights on one grid of step `scale`; all zeros if no model is given."""
     made = Two() if model is None else model
-    recipe = {"default": {"weight": bits, "granularity": "per_tensor", **HALF_UP, **precision}}
+    recipe = {"default": {"weight": bits, "act": None, "granularity": "per_tensor", **HALF_UP, **precision}}
     mixbit.prepare_(made, mixbit.Recipe.from_dict(recipe), weight_quantizer="fixed")
     for module in mixbit.quantizers.quantized_layers(made).values():
         module.weight_quantizer.set_(torch.full((module.weight_quantizer.channels,), scale))

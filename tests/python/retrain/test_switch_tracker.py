@@ -83,21 +83,23 @@ def test_ties_go_to_the_lower_index_and_zero_is_never_flagged() -> None:
 def test_second_round_stops_at_the_most_bits() -> None:
     model = on_one_grid()
     tracker = SwitchTracker(model)
-    for expected in (4, 4, 0):
+    for round_ in range(3):
         with torch.no_grad():
             model.a.weight.zero_()
-            model.b.weight.zero_()
         tracker.reset_()
-        for w in (1.0, 0.0):
+        for code in (1.0, 0.0):
             with torch.no_grad():
-                model.a.weight[0, :4] = w * 0.25  # switches on the base grid's fine steps
-                model.a.weight[1, :4] = w
+                model.a.weight[1, :4] = code / 2**round_  # contiguous on the grid that the weights have by now
             tracker.update_()
-        if expected:
-            tracker.assign_(fraction=0.1, max_bits=4)
+        if round_ < 2:
+            assert tracker.assign_(fraction=0.1, max_bits=4) == {"a": 4, "b": 0}
     extra = model.a.weight_quantizer.extra_bits
-    assert int(extra.max()) == 2
+    assert extra[1].tolist() == [2] * 4 + [0] * 6
     assert int(extra.sum()) == 8
+    assert tracker.scores("a").count_nonzero() == 4
+    # Those that switch have all they may have; the others do not switch.
+    assert tracker.assign_(fraction=0.1, max_bits=4) == {"a": 0, "b": 0}
+    tracker.update_()
     with pytest.raises(MixbitError, match="max_bits=2: no watched weight may have another bit"):
         tracker.assign_(max_bits=2)
 
@@ -223,8 +225,8 @@ def trained(
     x = torch.randn(16, 3, 8, 8, generator=generator)
     y = torch.randint(0, 5, (16,), generator=generator)
     mixbit.calibrate_(model, [x])
-    optimizer = torch.optim.SGD(mixbit.training.param_groups(model, lr=0.1), momentum=0.9)
-    tracker = SwitchTracker(model, "ema")
+    optimizer = torch.optim.SGD(mixbit.training.param_groups(model, lr=0.3), momentum=0.9)
+    tracker = SwitchTracker(model, "pair")
     first = 0
     if state is not None:
         model.load_state_dict(state["model"])
