@@ -11,7 +11,9 @@ from torch.export import ExportedProgram
 from mixbit.export.package import package
 from mixbit.export.program import DIALECTS, program, runner
 from mixbit.export.reference import IntegerReference
+from mixbit.export.report import AccumulatorReport, report
 from mixbit.export.simulation import IntegerSimulation
+from mixbit.export.to_onnx import DIALECTS as ONNX_DIALECTS
 from mixbit.export.to_onnx import OnnxReport, write_onnx
 from mixbit.export.verification import Artifact, VerifyReport
 from mixbit.export.verification import verify as _verify
@@ -19,6 +21,8 @@ from mixbit.files import PathLike
 
 __all__ = [
     "DIALECTS",
+    "ONNX_DIALECTS",
+    "AccumulatorReport",
     "Artifact",
     "IntegerReference",
     "IntegerSimulation",
@@ -28,6 +32,7 @@ __all__ = [
     "package",
     "program",
     "reference",
+    "report",
     "runner",
     "simulation",
     "verify",
