@@ -51,6 +51,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "refinement": {"errors", "recipe", "tables"},
     "sweeps": _DATA | {"assignment", "pareto", "progress"},
     "export": _DATA | {"ops", "network", "quantizers", "_C"},
+    "runtime": {"errors", "_C"},
     "training": _BASE | {"ops", "network", "quantizers", "progress"},
     "search": _DATA | {"ops", "network", "quantizers", "pareto", "assignment", "progress", "training"},
     "retrain": _DATA | {"ops", "network", "quantizers", "progress", "training", "_C"},

@@ -91,3 +91,22 @@ class hw:  # a submodule; docs/mapper.md has the notation of the dicts
         semantics: str = "v3",
         scale_mac: bool = False,
     ) -> dict[str, Any]: ...
+
+class runtime:  # a submodule; docs/package_format.md has the manifest
+    @staticmethod
+    def make_package(manifest: str, tensors: Sequence[tuple[str, int, npt.NDArray[Any]]]) -> bytes: ...
+
+    class Network:
+        def __init__(self, path: str, threads: int = 1, isa: str = "", keep_values: bool = False) -> None: ...
+        manifest: str
+        file_bytes: int
+        input_shape: list[int]
+        outputs: list[tuple[str, list[int]]]
+        isa: str
+        threads: int
+        arena_bytes: int
+        weight_bytes: int
+        steps: list[dict[str, Any]]
+        def run(self, x: npt.NDArray[Any]) -> list[npt.NDArray[Any]]: ...
+        def profile(self, x: npt.NDArray[Any]) -> list[dict[str, Any]]: ...
+        def values(self, x: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]: ...

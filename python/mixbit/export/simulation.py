@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,24 @@ from mixbit.quantizers.tensors import grid_source
 #: fp32 represents every integer up to here: sums of products below it are exact in any order.
 EXACT_FP32 = 2**24
 INT32_MAX = 2**31 - 1
+
+
+class IntegerLayer(NamedTuple):
+    """What a layer of the integer network computes with.
+
+    Attributes:
+        act: Grid of the codes that enter.
+        codes: Weight codes, int64 in the shape of the weight.
+        scale: Of the weight codes, float32 [1] or [output channels].
+        bias: Bias codes on the scale fp32(act scale * weight scale), int64 [output channels].
+        multiplier: From accumulator to output codes, float32 [output channels].
+    """
+
+    act: Grid
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor
+    multiplier: Tensor
 
 
 class IntegerSimulation:
@@ -69,7 +87,13 @@ class IntegerSimulation:
             "codes": codes if exact else codes.double(),
             "bias": bias.double(),
             "multiplier": product / self.grids[node.name].scale,
+            "scale": scale,
         }
+
+    def layer(self, name: str) -> IntegerLayer:
+        """What the layer that makes a value computes with; exporters write it down."""
+        own = self._layers[name]
+        return IntegerLayer(own["act"], own["codes"].long(), own["scale"], own["bias"].long(), own["multiplier"])
 
     @torch.no_grad()
     def tensors(self, x: Any) -> dict[str, Tensor]:
