@@ -50,7 +50,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "assignment": _DATA | {"_C"},
     "refinement": {"errors", "recipe", "tables"},
     "sweeps": _DATA | {"assignment", "pareto", "progress"},
-    "export": _DATA | {"ops", "network", "quantizers", "_C"},
+    "export": _DATA | {"ops", "network", "quantizers", "runtime", "_C"},
     "runtime": {"errors", "_C"},
     "training": _BASE | {"ops", "network", "quantizers", "progress"},
     "search": _DATA | {"ops", "network", "quantizers", "pareto", "assignment", "progress", "training"},

@@ -63,7 +63,8 @@ class Parser {
   [[noreturn]] void bad(const char* what) const { fail(where_, " is no valid JSON: ", what, " at byte ", at_); }
 
   void skip() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r')) {
+    while (at_ < text_.size() &&
+           (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r')) {
       ++at_;
     }
   }

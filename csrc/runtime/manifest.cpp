@@ -166,7 +166,8 @@ class Reader {
       tensor.bytes = static_cast<uint64_t>(named.integer("bytes", 0, kLargest));
       tensor.crc32 = static_cast<uint32_t>(named.integer("crc32", 0, std::numeric_limits<uint32_t>::max()));
       if (tensor.bytes != stored_bytes(tensor)) {
-        fail(named.where(), ": ", tensor.bytes, " bytes, expected ", stored_bytes(tensor), " for ", shown(tensor.shape));
+        fail(named.where(), ": ", tensor.bytes, " bytes, expected ", stored_bytes(tensor), " for ",
+             shown(tensor.shape));
       }
       if (tensor.offset != at) {
         fail(named.where(), ": offset ", tensor.offset, ", expected ", at,
@@ -186,7 +187,8 @@ class Reader {
 
   void read_nodes(const json::Value& list) {
     if (list.items.empty()) fail("the package has no nodes");
-    if (list.items.size() > kMaxNodes) fail("the package has ", list.items.size(), " nodes, expected at most ", kMaxNodes);
+    if (list.items.size() > kMaxNodes)
+      fail("the package has ", list.items.size(), " nodes, expected at most ", kMaxNodes);
     for (const json::Value& item : list.items) read_node(item);
   }
 
@@ -229,7 +231,9 @@ class Reader {
     node.op = entry->op;
     if ((index == 0) != (node.op == Op::kInput)) fail(fields.where(), ": the first node, and no other, is the input");
     for (const auto& member : item.members) {
-      const auto known = [&](const auto& keys) { return std::find(keys.begin(), keys.end(), member.first) != keys.end(); };
+      const auto known = [&](const auto& keys) {
+        return std::find(keys.begin(), keys.end(), member.first) != keys.end();
+      };
       if (!known(kNodeKeys) && !known(entry->keys)) fail(fields.where(), ": unknown key '", member.first, "'");
     }
     if (fields.find("module") != nullptr) node.module = fields.string("module");
@@ -316,14 +320,16 @@ class Reader {
 
   void layer_tensors(const Fields& fields, Node* node, size_t rank) {
     node->act = fields.grid("act");
-    node->act_bits = std::max(1, static_cast<int>(std::bit_width(static_cast<unsigned>(node->act.high - node->act.low))));
+    node->act_bits =
+        std::max(1, static_cast<int>(std::bit_width(static_cast<unsigned>(node->act.high - node->act.low))));
     node->weight = tensor_of(fields, "weight", TensorType::kPacked, "packed");
     node->bias = tensor_of(fields, "bias", TensorType::kInt32, "int32");
     node->multiplier = tensor_of(fields, "multiplier", TensorType::kFloat32, "float32");
     const Tensor& weight = out_.tensors[static_cast<size_t>(node->weight)];
     if (!weight.is_signed) fail(fields.where(), ": weight '", weight.name, "' is unsigned, expected signed codes");
     if (weight.shape.size() != rank) {
-      fail(fields.where(), ": weight '", weight.name, "' has shape ", shown(weight.shape), ", expected ", rank, " sizes");
+      fail(fields.where(), ": weight '", weight.name, "' has shape ", shown(weight.shape), ", expected ", rank,
+           " sizes");
     }
     for (const int index : {node->bias, node->multiplier}) {
       const Tensor& tensor = out_.tensors[static_cast<size_t>(index)];
@@ -404,13 +410,14 @@ class Reader {
       node->dilation = fields.pair("dilation", 1);
       node->ceil_mode = fields.boolean("ceil_mode");
     }
-    if (node->kernel.h * node->kernel.w > kMaxStep) fail(fields.where(), ": window of more than ", kMaxStep, " elements");
+    if (node->kernel.h * node->kernel.w > kMaxStep)
+      fail(fields.where(), ": window of more than ", kMaxStep, " elements");
     node->shape = {x[0], pooled(fields, *node, x[1], node->kernel.h, node->stride.h, node->padding.h, node->dilation.h),
                    pooled(fields, *node, x[2], node->kernel.w, node->stride.w, node->padding.w, node->dilation.w)};
   }
 
-  static int64_t pooled(const Fields& fields, const Node& node, int64_t size, int64_t kernel, int64_t stride, int64_t pad,
-                        int64_t dilation) {
+  static int64_t pooled(const Fields& fields, const Node& node, int64_t size, int64_t kernel, int64_t stride,
+                        int64_t pad, int64_t dilation) {
     if (2 * pad > kernel) fail(fields.where(), ": padding ", pad, " is more than half of the window ", kernel);
     int64_t count = windows(size, pad, kernel, stride, dilation);
     if (node.ceil_mode) {

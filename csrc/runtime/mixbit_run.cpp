@@ -31,7 +31,8 @@ constexpr const char* kUsage =
     "\n"
     "Runs an integer package (mixbit.export.integer writes them) on a batch of inputs.\n"
     "\n"
-    "  --input IN.npy      float32 [batch, sizes of the input]; with --bench or --profile it may be left out: one input\n"
+    "  --input IN.npy      float32 [batch, sizes of the input]; with --bench or --profile it may be left out: one "
+    "input\n"
     "                      of zeros\n"
     "  --output OUT.npy    float32 [batch, sizes of the output]; of several outputs OUT.0.npy, OUT.1.npy, ...; with\n"
     "                      --bench or --profile it may be left out\n"
@@ -195,7 +196,8 @@ void run(const Arguments& arguments) {
   const double best = times.front(), median = times[times.size() / 2];
   if (arguments.bench > 0) {
     std::printf(
-        "%d runs of %lld inputs, %d threads, %s kernels: min %.4f ms, median %.4f ms, max %.4f ms; %.1f inputs/s; loaded "
+        "%d runs of %lld inputs, %d threads, %s kernels: min %.4f ms, median %.4f ms, max %.4f ms; %.1f inputs/s; "
+        "loaded "
         "in %.2f ms; values %lld bytes an input, weights %lld bytes\n",
         runs, static_cast<long long>(batch), network.threads(), mixbit::isa_name(network.isa()), best * 1e3,
         median * 1e3, times.back() * 1e3, static_cast<double>(batch) / best, load * 1e3,

@@ -551,8 +551,8 @@ class Network::Plan {
       const std::vector<int32_t> bias = package_.int32s(n.bias);
       const std::vector<float> multiplier = package_.floats(n.multiplier);
       Step& step = steps_[layers_[i].step];
-      const Weights weights{package_.data(n.weight).data(), tensor.bits, packed_bytes(step.convolution.taps(), tensor.bits),
-                            bias.data(), multiplier.data()};
+      const Weights weights{package_.data(n.weight).data(), tensor.bits,
+                            packed_bytes(step.convolution.taps(), tensor.bits), bias.data(), multiplier.data()};
       kernels_.pack(step.convolution, weights, at);
       step.packed = at;
       at += sizes[i];
@@ -728,7 +728,7 @@ class Network::Plan {
   std::vector<std::vector<int>> readers_;
   std::vector<bool> is_output_;
   std::vector<int> buffer_of_;
-  std::vector<bool> fused_;  // activations that the kernel before does
+  std::vector<bool> fused_;                // activations that the kernel before does
   std::vector<std::vector<Moved>> moved_;  // of each value
   std::vector<Buffer> buffers_;
   std::vector<Step> steps_;

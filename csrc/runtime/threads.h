@@ -1,7 +1,7 @@
 #pragma once
 
-// A few threads that wait for work: steps of a network are short, so that starting threads for each would cost more than
-// the step.
+// A few threads that wait for work: steps of a network are short, so that starting threads for each would cost more
+// than the step.
 
 #include <atomic>
 #include <cstdint>

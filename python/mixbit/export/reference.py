@@ -6,7 +6,7 @@ captured graph and the reading of scales: a slip in one place must show as a dif
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -134,9 +134,13 @@ class IntegerReference:
                 scaled = np.rint(array.astype(np.float32) / np.float32(grid.scale))
                 values[node.name] = np.clip(scaled + np.float32(grid.zero_point), grid.low, grid.high).astype(np.int64)
             else:
-                run: Callable[..., Codes] = getattr(self, f"_{node.op}")
-                values[node.name] = run(node, grid, *((values[name], self.grids[name]) for name in node.inputs))
+                values[node.name] = self.step(node, values)
         return values
+
+    def step(self, node: Node, values: Mapping[str, Codes]) -> Codes:
+        """Codes of one value, from the codes of those that its operation reads."""
+        run: Callable[..., Codes] = getattr(self, f"_{node.op}")
+        return run(node, self.grids[node.name], *((values[name], self.grids[name]) for name in node.inputs))
 
     def __call__(self, x: Any) -> list[Reals]:
         """The network's outputs, dequantized to float32."""

@@ -13,10 +13,10 @@ from mixbit import _C
 from mixbit._build_info import VERSION
 from mixbit.errors import MixbitError
 from mixbit.export.grid import Grid
-from mixbit.export.simulation import IntegerSimulation
+from mixbit.export.lowering import lower
+from mixbit.export.package import check_output
 from mixbit.files import PathLike, write_bytes
 from mixbit.network import LAYER_OPS, Node, input_of
-from mixbit.quantizers import quantized_layers
 
 #: Arguments of an operation that go into the package under the same name.
 _OPTIONS = {
@@ -30,10 +30,7 @@ _OPTIONS = {
 
 def write_package(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
     """Writes a prepared and calibrated model as an integer package; see `mixbit.export.integer`."""
-    target = Path(path)
-    if target.exists() and not force:
-        raise MixbitError(f"{str(target)!r} exists; pass force=True to replace it")
-    return write_bytes(target, package_bytes(model, example))
+    return write_bytes(check_output(path, ".mixbit", force), package_bytes(model, example))
 
 
 def package_bytes(model: nn.Module, example: Any) -> bytes:
@@ -43,8 +40,7 @@ def package_bytes(model: nn.Module, example: Any) -> bytes:
         model: Batch normalization folded, prepared and calibrated with `example=`.
         example: An item of `batches`.
     """
-    network = IntegerSimulation(model, example)
-    modules = quantized_layers(model)
+    network = lower(model, example)
     tensors: dict[str, tuple[int, np.ndarray[Any, Any]]] = {}
     nodes = []
     for node in network.graph.nodes:
@@ -58,14 +54,15 @@ def package_bytes(model: nn.Module, example: Any) -> bytes:
             entry["module"] = node.module
         if node.op in LAYER_OPS:
             module = str(node.module)
-            layer = network.layer(node.name)
+            layer = network.layers[node.name]
             entry["act"] = _grid(layer.act, f"layer {module!r}: its input")
-            bits = _weight_bits(modules[module].weight_quantizer)
+            low, high = layer.weight_range
+            bits = 1 + max(high.bit_length(), (-low - 1).bit_length())
             if bits > 8:
                 raise MixbitError(f"layer {module!r}: weights of {bits} bits; a package holds 1 to 8")
             # A layer that is called twice has one weight, but an output grid for each call.
             for key, name, width, array in (
-                ("weight", f"{module}.weight", bits, layer.codes.numpy().astype(np.int8)),
+                ("weight", f"{module}.weight", bits, layer.weight.numpy().astype(np.int8)),
                 ("bias", f"{module}.bias", 0, layer.bias.numpy().astype(np.int32)),
                 ("multiplier", f"{node.name}.multiplier", 0, layer.multiplier.numpy().astype(np.float32)),
             ):
@@ -80,12 +77,6 @@ def package_bytes(model: nn.Module, example: Any) -> bytes:
     except ValueError as error:
         raise MixbitError(f"model: no package can hold it: {error}") from error
     return package
-
-
-def _weight_bits(quantizer: Any) -> int:
-    """Of the codes: with extra levels those of the finest grid in the layer."""
-    extra = getattr(quantizer, "extra_bits", None)
-    return int(quantizer.bit_width.max()) + (0 if extra is None else int(extra.max()))
 
 
 def _grid(grid: Grid, where: str) -> dict[str, Any]:

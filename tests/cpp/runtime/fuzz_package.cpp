@@ -1,5 +1,5 @@
-// libFuzzer target over the package reader: bytes are taken as they are, and as a manifest with header and checksum that
-// fit (the fuzzer would hardly find a checksum by itself).
+// libFuzzer target over the package reader: bytes are taken as they are, and as a manifest with header and checksum
+// that fit (the fuzzer would hardly find a checksum by itself).
 
 #include <cstdint>
 #include <vector>
@@ -12,12 +12,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   open_and_run(bytes);
   if (size == 0) return 0;
   static const std::vector<uint8_t> sample = sample_package();
-  static const size_t data_start = (32 + number_at<uint64_t>(sample, 16) + 63) / 64 * 64;
-  std::vector<uint8_t> sealed(sample.begin(), sample.begin() + 32);
-  sealed.insert(sealed.end(), data, data + size);
-  sealed.resize((32 + size + 63) / 64 * 64);
-  sealed.insert(sealed.end(), sample.begin() + static_cast<std::ptrdiff_t>(data_start), sample.end());
-  seal(&sealed, size);
-  open_and_run(sealed);
+  static const std::vector<uint8_t> tail = [] {
+    const size_t start = (32 + number_at<uint64_t>(sample, 16) + 63) / 64 * 64;
+    return std::vector<uint8_t>(sample.begin() + static_cast<std::ptrdiff_t>(start), sample.end());
+  }();
+  open_and_run(assembled(sample, bytes, tail));
   return 0;
 }

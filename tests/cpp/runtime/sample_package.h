@@ -70,6 +70,19 @@ inline void seal(std::vector<uint8_t>* bytes, uint64_t manifest_bytes) {
   set_number<uint32_t>(bytes, 12, crc32({bytes->data() + 32, manifest_bytes}));
 }
 
+// A package with the header of another, a manifest and data, sealed.
+template <typename Text>
+std::vector<uint8_t> assembled(const std::vector<uint8_t>& header, const Text& manifest,
+                               const std::vector<uint8_t>& data) {
+  const size_t start = (32 + manifest.size() + 63) / 64 * 64;
+  std::vector<uint8_t> bytes(start + data.size());
+  std::copy_n(header.begin(), 32, bytes.begin());
+  std::copy(manifest.begin(), manifest.end(), bytes.begin() + 32);
+  std::copy(data.begin(), data.end(), bytes.begin() + static_cast<std::ptrdiff_t>(start));
+  seal(&bytes, manifest.size());
+  return bytes;
+}
+
 // A few changes of the manifest (numbers, characters, pieces twice or gone) or of the data with its checksum in the
 // manifest ignored.
 inline std::vector<uint8_t> mutated(const std::vector<uint8_t>& original, unsigned seed) {
@@ -79,9 +92,25 @@ inline std::vector<uint8_t> mutated(const std::vector<uint8_t>& original, unsign
   std::string text(original.begin() + 32, original.begin() + 32 + static_cast<std::ptrdiff_t>(length));
   const size_t old_start = (32 + length + 63) / 64 * 64;
   std::vector<uint8_t> data(original.begin() + static_cast<std::ptrdiff_t>(old_start), original.end());
-  const std::string kNumbers[] = {"0",  "-1",   "1",     "2",          "3",           "7",    "255",
-                                  "64", "1024", "65536", "1073741824", "4294967296",  "1e30", "9223372036854775807",
-                                  "16", "0.5",  "1e-40", "-128",       "18446744073709551616"};
+  const std::string kNumbers[] = {"0",
+                                  "-1",
+                                  "1",
+                                  "2",
+                                  "3",
+                                  "7",
+                                  "255",
+                                  "64",
+                                  "1024",
+                                  "65536",
+                                  "1073741824",
+                                  "4294967296",
+                                  "1e30",
+                                  "9223372036854775807",
+                                  "16",
+                                  "0.5",
+                                  "1e-40",
+                                  "-128",
+                                  "18446744073709551616"};
   for (size_t changes = 1 + below(3); changes > 0; --changes) {
     const size_t at = below(text.size());
     switch (below(6)) {
@@ -107,12 +136,7 @@ inline std::vector<uint8_t> mutated(const std::vector<uint8_t>& original, unsign
     }
     if (text.empty()) text = "{}";
   }
-  std::vector<uint8_t> bytes(original.begin(), original.begin() + 32);
-  bytes.insert(bytes.end(), text.begin(), text.end());
-  bytes.resize((32 + text.size() + 63) / 64 * 64);
-  bytes.insert(bytes.end(), data.begin(), data.end());
-  seal(&bytes, text.size());
-  return bytes;
+  return assembled(original, text, data);
 }
 
 // Whether a package is accepted; if it is small it is also run.
@@ -124,7 +148,8 @@ inline bool open_and_run(const std::vector<uint8_t>& bytes) {
     options.keep_values = exact.size() % 2 == 1;
     Network network(Package::parse(exact), options);
     int64_t work = network.arena_bytes();
-    for (const StepInfo& step : network.steps()) work = std::min(int64_t{1} << 40, work) + std::min(int64_t{1} << 40, step.macs);
+    for (const StepInfo& step : network.steps())
+      work = std::min(int64_t{1} << 40, work) + std::min(int64_t{1} << 40, step.macs);
     int64_t elements = 1;
     for (const int64_t size : network.package().input_shape()) elements *= size;
     if (work > 1 << 22 || elements > 1 << 20) return true;

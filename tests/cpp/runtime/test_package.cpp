@@ -86,8 +86,8 @@ TEST(Package, WritersAreToldWhatIsWrong) {
   EXPECT_NE(message("{}", {}).find("no nodes"), std::string::npos);
   const std::vector<int8_t> codes = {0, 4, -5, 1};
   const Array wide{"w", TensorType::kPacked, 3, {4}, codes.data()};
-  const std::string one = R"({"nodes":[{"name":"x","op":"input","shape":[4],"grid":)" + sample_grid(1.0, -8, 7) +
-                          R"(}],"outputs":["x"]})";
+  const std::string one =
+      R"({"nodes":[{"name":"x","op":"input","shape":[4],"grid":)" + sample_grid(1.0, -8, 7) + R"(}],"outputs":["x"]})";
   EXPECT_NE(message(one, {{wide}}).find("tensor 'w' holds the code 4, expected -4 to 3"), std::string::npos);
   EXPECT_EQ(message(one, {}), "");
 }
@@ -99,7 +99,8 @@ TEST(CInterface, RunsAndReportsErrors) {
   EXPECT_EQ(mixbit_open("/nowhere/m.mixbit", 1, nullptr, 0), nullptr);
   const std::string path = testing::TempDir() + "c_interface.mixbit";
   const std::vector<uint8_t> bytes = sample_package();
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   mixbit_network* network = mixbit_open(path.c_str(), 2, error, sizeof(error));
   ASSERT_NE(network, nullptr) << error;
   EXPECT_EQ(mixbit_outputs(network), 1);

@@ -24,9 +24,9 @@ struct Options {
 // One step of the plan; several belong to a node where its operands are first moved to other grids or orders.
 struct StepInfo {
   std::string node;
-  std::string module;  // may be empty
-  std::string op;      // of the node
-  std::string kernel;  // what the step runs: "convolve", "lookup", ...
+  std::string module;                 // may be empty
+  std::string op;                     // of the node
+  std::string kernel;                 // what the step runs: "convolve", "lookup", ...
   int act_bits = 0, weight_bits = 0;  // of layers
   int64_t macs = 0;                   // of one image
   int64_t value_bytes = 0;            // codes (or fp32 values) of one image read and written

@@ -22,8 +22,8 @@ class Error : public std::invalid_argument {
 };
 
 inline constexpr int kFormatVersion = 1;
-inline constexpr int64_t kFileAlignment = 64;               // of every tensor in the file
-inline constexpr int64_t kMaxElements = int64_t{1} << 30;   // of one value of one image, and of one tensor
+inline constexpr int64_t kFileAlignment = 64;              // of every tensor in the file
+inline constexpr int64_t kMaxElements = int64_t{1} << 30;  // of one value of one image, and of one tensor
 inline constexpr int64_t kMaxManifestBytes = int64_t{1} << 24;
 
 enum class Op : uint8_t {
