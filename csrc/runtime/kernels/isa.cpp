@@ -41,8 +41,10 @@ Isa find_processor_isa() {
   if (!__builtin_cpu_supports("avx512vnni")) {
     return Isa::kAvx512;
   }
-  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && tiles_granted() ? Isa::kAmx
-                                                                                                     : Isa::kVnni;
+  // Every processor with AMX so far has GFNI, which its kernels use.
+  const bool amx =
+      __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("gfni");
+  return amx && tiles_granted() ? Isa::kAmx : Isa::kVnni;
 #else
   return Isa::kScalar;
 #endif

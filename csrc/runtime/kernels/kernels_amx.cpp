@@ -8,6 +8,8 @@ namespace {
 
 // Fewer rows than this do not fill a tile well enough.
 constexpr int64_t kFewRows = 4;
+// Rows behind full tiles that dot products take.
+constexpr int64_t kFewBeyond = 2;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
@@ -17,10 +19,19 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Scratch: windows, an expanded panel, totals of a block, offsets of a panel.
+// Of a panel: 64 k, how many such steps are expanded before the tiles read them, and room for them.
+constexpr int64_t kStepBytes = kDepthStep * kPanel;
+constexpr int64_t kAhead = 2;
+constexpr int64_t kRing = 4;
+// Up to this k an expanded panel is kept for all rows; a longer one would not stay in the first-level cache.
+constexpr int64_t kKeptDepth = 512;
+
+inline int64_t ring_steps(int64_t depth) { return depth <= kKeptDepth ? depth / kDepthStep : kRing; }
+
+// Scratch: windows, steps of an expanded panel, totals of a block, offsets of a panel.
 struct Scratch {
   uint8_t* windows;
-  uint8_t* panel;
+  uint8_t* ring;
   int32_t* totals;   // [32][32]
   int32_t* offsets;  // [32]
   int64_t bytes;
@@ -35,40 +46,71 @@ struct Scratch {
     };
     totals = reinterpret_cast<int32_t*>(take(32 * 32 * 4));
     offsets = reinterpret_cast<int32_t*>(take(32 * 4));
-    panel = take(layout.width == 8 ? 0 : layout.depth * kPanel);
-    windows = take(rows_of_block(layout) * layout.depth + 64);
+    ring = take(layout.width == 8 ? 0 : ring_steps(layout.depth) * kStepBytes);
+    windows = take(rows_of_block(layout) * windows_stride(layout) + 64);
     bytes = size;
   }
 };
 
-// A panel of 4- or 2-bit fields as int8 codes; k beyond `depth` become 0.
+// Matrix over bits that cuts field `field` out of each byte and extends its sign: bit i of the result is bit field *
+// width + min(i, width - 1) (row i of GF2P8AFFINEQB is byte 7 - i).
+constexpr uint64_t field_matrix(int width, int field) {
+  uint64_t matrix = 0;
+  for (int i = 0; i < 8; ++i) {
+    const int bit = field * width + (i < width - 1 ? i : width - 1);
+    matrix |= uint64_t{1} << (8 * (7 - i) + bit);
+  }
+  return matrix;
+}
+
+// 64 k of a panel of 4- or 2-bit fields as int8 codes; k beyond `depth` become 0.
 template <int kWidth>
-void expand_panel(const PanelLayout& layout, int64_t depth, const uint8_t* codes, uint8_t* to) {
-  const __m512i offset = _mm512_set1_epi8(1 << (kWidth - 1));
-  constexpr int kStepBytes = 128 * kWidth / 2;
-  for (int64_t k = 0; k < layout.depth; k += 16, codes += kStepBytes) {
-    for (int half = 0; half < 2; ++half) {
+inline void expand_step(const uint8_t* codes, int64_t k, int64_t depth, uint8_t* to) {
+  constexpr int kFields = 8 / kWidth;
+  // Lower fields hold code + 2^(width - 1): their sign is the opposite of the top bit.
+  constexpr int kOpposite = 0xff & ~((1 << (kWidth - 1)) - 1);
+  codes += k * kPanel * kWidth / 8;
+  uint8_t* out = to;
+  for (int step = 0; step < 16 / kFields; ++step, codes += 128) {
+    const __m512i fields[2] = {_mm512_loadu_si512(codes), _mm512_loadu_si512(codes + 64)};
 #pragma GCC unroll 4
-      for (int g = 0; g < 4; ++g) {
-        _mm512_storeu_si512(to + k * kPanel + g * 128 + half * 64,
-                            _mm512_sub_epi8(weights_of<kWidth>(codes + half * 64, g), offset));
+    for (int f = 0; f < kFields; ++f, out += 128) {
+      const __m512i matrix = _mm512_set1_epi64(static_cast<int64_t>(field_matrix(kWidth, f)));
+      for (int half = 0; half < 2; ++half) {
+        _mm512_storeu_si512(out + 64 * half, f < kFields - 1
+                                                 ? _mm512_gf2p8affine_epi64_epi8(fields[half], matrix, kOpposite)
+                                                 : _mm512_gf2p8affine_epi64_epi8(fields[half], matrix, 0));
       }
     }
   }
-  for (int64_t k = depth / 4 * 4; k < layout.depth; k += 4) {
-    const int64_t valid = depth > k ? depth - k : 0;
-    const __m512i keep = _mm512_set1_epi32(static_cast<int32_t>((uint32_t{1} << (8 * valid)) - 1));
+  for (int64_t i = depth > k ? (depth - k) / 4 * 4 : 0; i < kDepthStep; i += 4) {
+    const int64_t valid = depth > k + i ? depth - k - i : 0;
+    const __m512i keep = _mm512_set1_epi32(valid >= 4 ? -1 : static_cast<int32_t>((uint32_t{1} << (8 * valid)) - 1));
     for (int half = 0; half < 2; ++half) {
-      uint8_t* at = to + k * kPanel + half * 64;
+      uint8_t* at = to + i * kPanel + half * 64;
       _mm512_storeu_si512(at, _mm512_and_si512(_mm512_loadu_si512(at), keep));
     }
   }
 }
 
+// A panel as tiles read it: int8 codes, or fields that are expanded on the way, kAhead steps before the tiles: the
+// vector units work while the tile unit does, and what they store has reached the cache.
+struct TilePanel {
+  const uint8_t* codes;
+  uint8_t* ring;
+  int64_t depth;         // without padding
+  int64_t padded_depth;  // in steps of 64
+};
+
 // Totals of 16 or 32 rows (kTiles) and a panel: tiles 0 ... 3 are the sums, 4 and 5 rows, 6 and 7 weights.
-template <bool kSigned, int kTiles>
-inline void multiply_tiles(const uint8_t* a, int64_t stride, int64_t depth, const uint8_t* codes,
-                           const int32_t* offsets, int32_t* totals) {
+template <bool kSigned, int kTiles, int kWidth>
+inline void multiply_tiles(const uint8_t* a, int64_t stride, const TilePanel& panel, const int32_t* offsets,
+                           int32_t* totals) {
+  if constexpr (kWidth < 8) {
+    for (int64_t k = 0; k < kAhead * kDepthStep && k < panel.padded_depth; k += kDepthStep) {
+      expand_step<kWidth>(panel.codes, k, panel.depth, panel.ring + k * kPanel);
+    }
+  }
   // The compiler does not know that tile loads read memory.
   asm volatile("" ::: "memory");
   _tile_loadd(0, offsets, 0);  // every row the same
@@ -77,7 +119,20 @@ inline void multiply_tiles(const uint8_t* a, int64_t stride, int64_t depth, cons
     _tile_loadd(2, offsets, 0);
     _tile_loadd(3, offsets + 16, 0);
   }
-  for (int64_t k = 0; k < depth; k += kDepthStep, codes += kDepthStep * kPanel) {
+  const uint8_t* codes = panel.codes;
+  const int64_t steps = ring_steps(panel.padded_depth);
+  int64_t slot = 0, next_slot = kAhead % steps;
+  for (int64_t k = 0; k < panel.padded_depth; k += kDepthStep, codes += kStepBytes) {
+    if constexpr (kWidth < 8) {
+      const int64_t next = k + kAhead * kDepthStep;
+      if (next < panel.padded_depth) {
+        expand_step<kWidth>(panel.codes, next, panel.depth, panel.ring + next_slot * kStepBytes);
+        next_slot = next_slot + 1 == steps ? 0 : next_slot + 1;
+      }
+      codes = panel.ring + slot * kStepBytes;
+      slot = slot + 1 == steps ? 0 : slot + 1;
+      asm volatile("" ::: "memory");
+    }
     _tile_loadd(6, codes, 128);
     _tile_loadd(7, codes + 64, 128);
     _tile_loadd(4, a + k, stride);
@@ -119,25 +174,54 @@ inline void finish_rows(const int32_t* totals, int64_t rows, const PanelFinish& 
   }
 }
 
-// `readable`: rows of A that may be read; more than `rows` where they are windows in scratch.
-template <bool kSigned>
-void multiply_amx(const PanelProduct& product, const uint8_t* codes, int64_t depth, int64_t rows, int64_t readable,
-                  const Scratch& scratch, const PanelFinish& finish) {
-  for (int64_t r = 0; r < rows;) {
-    const bool two = rows - r > 16;
+// Rows of A times a panel. `readable`: rows of A that may be read; more than `rows` where they are windows in scratch.
+template <bool kSigned, int kWidth>
+void multiply_panel(PanelProduct product, const TilePanel& panel, int64_t rows, int64_t readable,
+                    const Scratch& scratch, const PanelFinish& finish) {
+  const bool keeps = kWidth < 8 && panel.padded_depth <= kKeptDepth;
+  const TilePanel kept = {panel.ring, nullptr, panel.depth, panel.padded_depth};
+  // One or two rows beyond the last tile are not worth a tile.
+  const int64_t few = rows > 16 && rows % 16 <= kFewBeyond ? rows % 16 : 0;
+  const int64_t tiled = rows - few;
+  for (int64_t r = 0; r < tiled;) {
+    const bool two = tiled - r > 16;
     const int64_t height = two ? 32 : 16;
     // The last rows: again some of those before where no others can be read.
-    const int64_t start = r + height <= readable ? r : rows - height;
+    const int64_t start = r + height <= readable ? r : tiled - height;
     const uint8_t* a = product.a + start * product.stride;
-    if (two) {
-      multiply_tiles<kSigned, 2>(a, product.stride, depth, codes, scratch.offsets, scratch.totals);
+    if (keeps && r > 0) {
+      if (two) {
+        multiply_tiles<kSigned, 2, 8>(a, product.stride, kept, scratch.offsets, scratch.totals);
+      } else {
+        multiply_tiles<kSigned, 1, 8>(a, product.stride, kept, scratch.offsets, scratch.totals);
+      }
+    } else if (two) {
+      multiply_tiles<kSigned, 2, kWidth>(a, product.stride, panel, scratch.offsets, scratch.totals);
     } else {
-      multiply_tiles<kSigned, 1>(a, product.stride, depth, codes, scratch.offsets, scratch.totals);
+      multiply_tiles<kSigned, 1, kWidth>(a, product.stride, panel, scratch.offsets, scratch.totals);
     }
     const int64_t skipped = r - start;
-    const int64_t valid = rows - r < height - skipped ? rows - r : height - skipped;
+    const int64_t valid = tiled - r < height - skipped ? tiled - r : height - skipped;
     finish_rows(scratch.totals + skipped * 32, valid, finish, product.y + r * product.y_stride, product.y_stride);
     r += valid;
+  }
+  product.zero += kSigned ? 128 : 0;
+  if (few == 2) {
+    multiply_rows<kWidth, 2, kSigned>(product, tiled, finish);
+  } else if (few == 1) {
+    multiply_rows<kWidth, 1, kSigned>(product, tiled, finish);
+  }
+}
+
+template <bool kSigned>
+void multiply_width(int32_t width, const PanelProduct& product, const TilePanel& panel, int64_t rows, int64_t readable,
+                    const Scratch& scratch, const PanelFinish& finish) {
+  if (width == 8) {
+    multiply_panel<kSigned, 8>(product, panel, rows, readable, scratch, finish);
+  } else if (width == 4) {
+    multiply_panel<kSigned, 4>(product, panel, rows, readable, scratch, finish);
+  } else {
+    multiply_panel<kSigned, 2>(product, panel, rows, readable, scratch, finish);
   }
 }
 
@@ -155,9 +239,8 @@ void convolve_tiles(const Convolution& c, const void* packed, const uint8_t* x, 
   const PanelLayout layout = panel_layout(c);
   const Scratch scratch(layout, memory);
   const Finish<Vector512> finish(c.y);
-  const bool direct = reads_rows(c);
+  const bool direct = reads_rows(c) && c.in_channels % 512 != 0;
   const int64_t block = rows_of_block(layout), outputs = c.group_outputs();
-  const int64_t tile_depth = layout.depth;
   static const TileConfig config;
   _tile_loadconfig(&config);
   for (int64_t first = part.first_position; first < part.last_position; first += block) {
@@ -172,33 +255,26 @@ void convolve_tiles(const Convolution& c, const void* packed, const uint8_t* x, 
         product.a = x + first * c.in_channels + group * c.group_inputs();
         product.stride = c.in_channels;
       } else {
-        fill_windows<Vector512>(c, x, group, first, rows, 0, scratch.windows, layout.depth);
+        fill_windows<Vector512>(c, x, group, first, rows, 0, scratch.windows, windows_stride(layout));
         product.a = scratch.windows;
-        product.stride = layout.depth;
+        product.stride = windows_stride(layout);
         readable = block;
       }
       const int64_t from = c.groups == 1 ? part.first_channel : 0;
       const int64_t to = c.groups == 1 ? part.last_channel : outputs;
       for (int64_t channel = from; channel < to; channel += kPanel) {
         const int64_t panel = group * layout.panels_of_group + channel / kPanel;
-        const uint8_t* codes = layout.codes(packed, panel);
-        if (layout.width == 4) {
-          expand_panel<4>(layout, product.depth, codes, scratch.panel);
-        } else if (layout.width == 2) {
-          expand_panel<2>(layout, product.depth, codes, scratch.panel);
-        }
-        if (layout.width != 8) {
-          codes = scratch.panel;
-        }
+        product.codes = layout.codes(packed, panel);
+        const TilePanel tile_panel = {product.codes, scratch.ring, product.depth, layout.depth};
         product.data = layout.data(packed, panel * kPanel);
         product.y = y + first * c.out_channels + group * outputs + channel;
         _mm512_store_si512(scratch.offsets, offset_of(product.data, 0, product.zero));
         _mm512_store_si512(scratch.offsets + 16, offset_of(product.data, 16, product.zero));
         const PanelFinish panel_finish(finish, product.data, to - channel);
         if (c.x.is_signed) {
-          multiply_amx<true>(product, codes, tile_depth, rows, readable, scratch, panel_finish);
+          multiply_width<true>(layout.width, product, tile_panel, rows, readable, scratch, panel_finish);
         } else {
-          multiply_amx<false>(product, codes, tile_depth, rows, readable, scratch, panel_finish);
+          multiply_width<false>(layout.width, product, tile_panel, rows, readable, scratch, panel_finish);
         }
       }
     }

@@ -13,31 +13,41 @@ namespace {
 
 constexpr int64_t kHalf = 16;  // channels at a time
 
-inline int32_t sum_bytes(const uint8_t* p, int64_t n) {
+// Sum of the bytes of a row that meet lower fields.
+template <int kWidth>
+inline int32_t lower_sum(const uint8_t* p, int64_t n) {
+  constexpr int kFields = 8 / kWidth;
+  const __m256i lower = kWidth == 4 ? _mm256_set1_epi64x(0xffffffff) : _mm256_setr_epi32(-1, -1, -1, 0, -1, -1, -1, 0);
   __m256i sums = _mm256_setzero_si256();
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
-    sums = _mm256_add_epi64(sums, _mm256_sad_epu8(Vector256::load(p + i), _mm256_setzero_si256()));
+    const __m256i bytes = _mm256_and_si256(Vector256::load(p + i), lower);
+    sums = _mm256_add_epi64(sums, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
   }
   alignas(32) int64_t parts[4];
   Vector256::store(parts, sums);
   int64_t sum = parts[0] + parts[1] + parts[2] + parts[3];
   for (; i < n; ++i) {
-    sum += p[i];
+    sum += i / 4 % kFields < kFields - 1 ? p[i] : 0;
   }
   return static_cast<int32_t>(sum);
 }
 
-// Weights of k 4 g ... 4 g + 3 of a step of 16 k, for eight channels.
+// Weights of k 4 g ... 4 g + 3 of a step of 16 k, for eight channels; lower fields as they are stored.
 template <int kWidth>
 inline __m256i weights_of(const uint8_t* codes, int g) {
   if constexpr (kWidth == 8) {
     return Vector256::load(codes + g * 128);
-  } else if constexpr (kWidth == 4) {
-    const __m256i fields = Vector256::load(codes + g / 2 * 128);
-    return _mm256_and_si256(g % 2 == 0 ? fields : _mm256_srli_epi16(fields, 4), _mm256_set1_epi8(0x0f));
   } else {
-    return _mm256_and_si256(_mm256_srli_epi16(Vector256::load(codes), 2 * g), _mm256_set1_epi8(0x03));
+    constexpr int kFields = 8 / kWidth;
+    const int field = g % kFields;
+    const __m256i shifted = _mm256_srli_epi16(Vector256::load(codes + g / kFields * 128), field * kWidth);
+    const __m256i value = _mm256_and_si256(shifted, _mm256_set1_epi8((1 << kWidth) - 1));
+    if (field < kFields - 1) {
+      return value;
+    }
+    const __m256i sign = _mm256_set1_epi8(1 << (kWidth - 1));
+    return _mm256_sub_epi8(_mm256_xor_si256(value, sign), sign);
   }
 }
 
@@ -69,14 +79,16 @@ void multiply_rows(const PanelProduct& product, int64_t first, int64_t half, con
   const uint8_t* rows[kRows];
   for (int r = 0; r < kRows; ++r) {
     rows[r] = product.a + (first + r) * product.stride;
-    // Fields are codes + 2^(width - 1).
-    const int32_t shift = kWidth == 8 ? 0 : sum_bytes(rows[r], product.depth) * (1 << (kWidth - 1));
+    int32_t surplus = 0;
+    if constexpr (kWidth < 8) {
+      surplus = lower_sum<kWidth>(rows[r], product.depth) * (1 << (kWidth - 1));
+    }
     for (int t = 0; t < 2; ++t) {
       const int64_t at = half * kHalf + 8 * t;
       const __m256i sums =
           _mm256_mullo_epi32(Vector256::load(product.data.weight_sum + at), _mm256_set1_epi32(product.zero));
       total[r][t] =
-          Vector256::sub32(Vector256::sub32(Vector256::load(product.data.bias + at), sums), _mm256_set1_epi32(shift));
+          Vector256::sub32(Vector256::sub32(Vector256::load(product.data.bias + at), sums), _mm256_set1_epi32(surplus));
     }
   }
   const __m256i low_byte = _mm256_set1_epi16(0xff), ones = _mm256_set1_epi16(1);

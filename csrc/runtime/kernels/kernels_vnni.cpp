@@ -12,83 +12,20 @@ namespace {
 
 // ----------------------------------------------------------------------------------------------------------- products
 
-// Sum of n bytes.
-inline int32_t sum_bytes(const uint8_t* p, int64_t n) {
-  const __m512i ones = _mm512_set1_epi8(1);
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t i = 0; i < n; i += 64) {
-    sum = _mm512_dpbusd_epi32(sum, _mm512_maskz_loadu_epi8(mask64(n - i), p + i), ones);
-  }
-  return _mm512_reduce_add_epi32(sum);
-}
-
-template <int kWidth, int kRows>
-void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish& finish) {
-  constexpr int kStepBytes = 128 * kWidth / 2;  // of a panel in 16 k
-  // Few rows: a sum for each of the four groups of a step, or the latency of the dot product would show.
-  constexpr int kSums = kRows <= 2 ? 4 : 1;
-  __m512i total[kRows][2][kSums];
-  const __m512i offset[2] = {offset_of(product.data, 0, product.zero), offset_of(product.data, 16, product.zero)};
-  const uint8_t* rows[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    rows[r] = product.a + (first + r) * product.stride;
-    // Fields are codes + 2^(width - 1).
-    const __m512i shift = kWidth == 8 ? _mm512_setzero_si512()
-                                      : _mm512_set1_epi32(sum_bytes(rows[r], product.depth) * (1 << (kWidth - 1)));
-    for (int t = 0; t < 2; ++t) {
-      for (int s = 0; s < kSums; ++s) {
-        total[r][t][s] = s == 0 ? _mm512_sub_epi32(offset[t], shift) : _mm512_setzero_si512();
-      }
-    }
-  }
-  const uint8_t* codes = product.codes;
-  for (int64_t k = 0; k < product.depth; k += 16, codes += kStepBytes) {
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) {
-      const __m512i w0 = weights_of<kWidth>(codes, g), w1 = weights_of<kWidth>(codes + 64, g);
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        int32_t four;
-        std::memcpy(&four, rows[r] + k + 4 * g, 4);
-        const __m512i values = _mm512_set1_epi32(four);
-        constexpr int kLast = kSums - 1;
-        total[r][0][g & kLast] = _mm512_dpbusd_epi32(total[r][0][g & kLast], values, w0);
-        total[r][1][g & kLast] = _mm512_dpbusd_epi32(total[r][1][g & kLast], values, w1);
-      }
-    }
-  }
-  __m512i sums[kRows][2];
-  for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < 2; ++t) {
-      sums[r][t] = total[r][t][0];
-      for (int s = 1; s < kSums; ++s) {
-        sums[r][t] = _mm512_add_epi32(sums[r][t], total[r][t][s]);
-      }
-    }
-  }
-  uint8_t* y = product.y + first * product.y_stride;
-  for (int r = 0; r + 1 < kRows; r += 2) {
-    finish.pair(sums[r], sums[r + 1], y + r * product.y_stride, y + (r + 1) * product.y_stride);
-  }
-  if (kRows % 2 != 0) {
-    finish.single(sums[kRows - 1], y + (kRows - 1) * product.y_stride);
-  }
-}
-
 template <int kWidth>
 void multiply_width(const PanelProduct& product, int64_t rows, const PanelFinish& finish) {
   int64_t r = 0;
-  for (; r + 12 <= rows; r += 12) multiply_rows<kWidth, 12>(product, r, finish);
+  for (; r + 12 <= rows; r += 12) multiply_rows<kWidth, 12, false>(product, r, finish);
   if (r + 6 <= rows) {
-    multiply_rows<kWidth, 6>(product, r, finish);
+    multiply_rows<kWidth, 6, false>(product, r, finish);
     r += 6;
   }
   if (r + 4 <= rows) {
-    multiply_rows<kWidth, 4>(product, r, finish);
+    multiply_rows<kWidth, 4, false>(product, r, finish);
     r += 4;
   }
-  for (; r + 2 <= rows; r += 2) multiply_rows<kWidth, 2>(product, r, finish);
-  if (r < rows) multiply_rows<kWidth, 1>(product, r, finish);
+  for (; r + 2 <= rows; r += 2) multiply_rows<kWidth, 2, false>(product, r, finish);
+  if (r < rows) multiply_rows<kWidth, 1, false>(product, r, finish);
 }
 
 void multiply_vnni(int32_t width, const PanelProduct& product, int64_t rows, const PanelFinish& finish) {

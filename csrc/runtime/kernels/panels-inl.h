@@ -110,13 +110,16 @@ inline int64_t rows_of_block(const PanelLayout& layout) {
   return rows < 32 ? 32 : rows > 256 ? 256 : rows;
 }
 
+// Bytes from a row of windows to the next: not a power of two, or the rows of a tile would meet in few cache sets.
+inline int64_t windows_stride(const PanelLayout& layout) { return layout.depth + 64; }
+
 // Whether a layer needs its windows copied: signed bytes become unsigned ones on the way.
 inline bool copies_windows(const Convolution& c) { return c.x.is_signed || !reads_rows(c); }
 
 // Bytes of windows that walk_panels keeps.
 inline int64_t windows_bytes(const Convolution& c) {
   const PanelLayout layout = panel_layout(c);
-  return copies_windows(c) ? rows_of_block(layout) * layout.depth + 64 : 0;
+  return copies_windows(c) ? rows_of_block(layout) * windows_stride(layout) + 64 : 0;
 }
 
 // Calls multiply(width, product, rows, valid channels) for all panels of a part, with rows of unsigned bytes.
@@ -134,9 +137,9 @@ void walk_panels(const Convolution& c, const void* packed, const uint8_t* x, uin
       product.a = x + first * c.in_channels + group * c.group_inputs();
       product.stride = c.in_channels;
       if (copies) {
-        fill_windows<V>(c, x, group, first, rows, c.x.is_signed ? 0x80 : 0, windows, layout.depth);
+        fill_windows<V>(c, x, group, first, rows, c.x.is_signed ? 0x80 : 0, windows, windows_stride(layout));
         product.a = windows;
-        product.stride = layout.depth;
+        product.stride = windows_stride(layout);
       }
       product.depth = c.taps();
       product.zero = c.x.zero_point + (c.x.is_signed ? 128 : 0);

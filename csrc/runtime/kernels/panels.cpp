@@ -67,7 +67,9 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
       const int32_t code = code_in_order(c, weights, channel, k);
       sum += code;
       const int64_t group = k / 4;
-      const auto field = (static_cast<uint32_t>(code + offset) & mask) << (group % fields * layout.width);
+      const int64_t place = group % fields;
+      const int32_t stored = place == fields - 1 ? code : code + offset;
+      const auto field = (static_cast<uint32_t>(stored) & mask) << (place * layout.width);
       uint8_t& byte = codes[(group / fields * kPanel + n) * 4 + k % 4];
       byte = static_cast<uint8_t>(byte | field);
     }

@@ -6,9 +6,12 @@
 // column, group input], column n of B the weights of output channel n. B lies in panels of 32 channels; inside, four
 // consecutive k of a channel are neighbours (the operand of a 4-way dot product, and a row of an AMX tile):
 //   8 bits: byte [k / 4][channel][k % 4] is the code
-//   4 bits: fields of byte [k / 8][channel][k % 4]: k / 4 even in the low half, odd in the high one; code + 8
-//   2 bits: fields of byte [k / 16][channel][k % 4]: k / 4 % 4 from the lowest; code + 2
-// k beyond the last and channels beyond the last hold 0 fields.
+//   4 bits: fields of byte [k / 8][channel][k % 4]: k / 4 even in the low half, odd in the high one
+//   2 bits: fields of byte [k / 16][channel][k % 4]: k / 4 % 4 from the lowest
+// The highest field is the code in two's complement: cut out where it lies, it is a signed byte, a power of two too
+// large. The others are code + 2^(bits - 1): cut out, they are positive. A product with fields is therefore too large
+// by 2^(bits - 1) times the sum of the row's bytes at the lower fields. k and channels beyond the last hold fields of
+// 0.
 //
 // Depthwise weights lie in blocks of 64 channels (AVX2, and up to 32 last ones: of 32), int8 always: [place / 4]
 // [quarter][lane][4 channels][place % 4], with the channels in the order in which unpacking 4 loaded rows yields them.

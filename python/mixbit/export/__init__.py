@@ -13,6 +13,7 @@ from mixbit.export.package import package
 from mixbit.export.program import DIALECTS, program, runner
 from mixbit.export.reference import IntegerReference
 from mixbit.export.simulation import IntegerSimulation
+from mixbit.export.to_onnx import DIALECTS as ONNX_DIALECTS
 from mixbit.export.to_onnx import OnnxReport, write_onnx
 from mixbit.export.to_package import write_package
 from mixbit.export.verification import Artifact, VerifyReport
@@ -21,6 +22,7 @@ from mixbit.files import PathLike
 
 __all__ = [
     "DIALECTS",
+    "ONNX_DIALECTS",
     "Artifact",
     "IntegerReference",
     "IntegerSimulation",

@@ -17,8 +17,8 @@ from mixbit.files import write_bytes
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 
 
-def packages(*names: str) -> Any:
-    """Imports packages of the extra `onnx`.
+def packages(*names: str, extra: str = "onnx") -> Any:
+    """Imports modules of packages that an extra installs.
 
     Raises:
         MixbitError: One is not installed.
@@ -29,7 +29,7 @@ def packages(*names: str) -> Any:
         found = [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise MixbitError(
-            f"ONNX needs the package {error.name or names[0]!r}, which is not installed: pip install 'mixbit[onnx]'"
+            f"ONNX needs the package {error.name or names[0]!r}, which is not installed: pip install 'mixbit[{extra}]'"
         ) from error
     return found[0] if len(found) == 1 else found
 
@@ -117,7 +117,7 @@ class GraphBuilder:
             name: Of the graph.
             inputs: Shapes by name; a string is a size that may vary.
             outputs: Likewise.
-            domains: Of operators beside the standard ones; their shapes cannot be inferred.
+            domains: Of operators beside the standard ones, version 1 each; their shapes cannot be inferred.
             notes: What the file says about itself, under the key "mixbit".
         """
         helper, proto = self.onnx.helper, self.onnx.TensorProto
@@ -130,7 +130,7 @@ class GraphBuilder:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSIONS[self.opset])
         model.producer_name, model.producer_version = "mixbit", VERSION
         helper.set_model_props(model, {"mixbit": json.dumps(notes, separators=(",", ":"))})
-        self.onnx.checker.check_model(model, full_check=not domains)
+        self.onnx.checker.check_model(model, full_check=not domains, check_custom_domain=False)
         return model
 
     def bytes_of(self, data: bytes) -> Bytes:

@@ -18,34 +18,22 @@ fuses them or not:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from mixbit.errors import MixbitError
-from mixbit.export.codes import CodeNetwork
 from mixbit.export.grid import Grid
 from mixbit.export.lowering import IntegerNetwork
 from mixbit.export.onnx_graph import GraphBuilder
-from mixbit.network import LAYER_OPS, Node, UnsupportedOperation, input_of
+from mixbit.export.onnx_writer import Value, Writer
+from mixbit.network import LAYER_OPS, Node
 
 #: The least opset that holds weights of so many bits.
 OPSETS = {8: 13, 4: 21, 2: 25}
-
-
-class Value(NamedTuple):
-    """Codes in the file: `name` holds code + offset of a grid."""
-
-    name: str
-    grid: Grid
-    offset: int
-
-    @property
-    def zero_point(self) -> int:
-        """Of the codes in the file."""
-        return self.grid.zero_point + self.offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +60,8 @@ def containers(network: IntegerNetwork, opset: int | None) -> Containers:
     """The narrowest of 2, 4 and 8 bits for each layer's weight codes that an opset has.
 
     Raises:
-        MixbitError: A layer has wider weights, or the opset is too old for any.
+        MixbitError: A layer has wider weights.
     """
-    known = [13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25]
-    if opset is not None and opset not in known:
-        raise MixbitError(f"opset={opset!r}: expected one from {known[0]} to {known[-1]}")
     holds = [b for b, least in sorted(OPSETS.items()) if opset is None or opset >= least]
     bits, stored = {}, {}
     for node in network.graph.nodes:
@@ -94,7 +79,7 @@ def containers(network: IntegerNetwork, opset: int | None) -> Containers:
     return Containers(bits, stored, needed if opset is None else opset)
 
 
-class QDQ:
+class QDQ(Writer):
     """Writes an integer network as QDQ nodes.
 
     Args:
@@ -105,33 +90,11 @@ class QDQ:
     """
 
     def __init__(self, network: IntegerNetwork, example: Any, opset: int | None, exact: bool) -> None:
-        self.network = network
         self.exact = exact
         self.containers = containers(network, opset)
-        self.build = GraphBuilder(self.containers.opset)
-        x = input_of(example)
-        codes = CodeNetwork(network, torch.float32).values(x[:1].detach().float().cpu())
-        self.shapes = {node.name: tuple(value.shape) for node, value in codes}
-        self._values: dict[str, Value] = {}
-        self._moves: dict[tuple[str, Grid], Value] = {}
         self._reals: dict[tuple[str, float], str] = {}
-        self.input = ""
-        for node in network.graph.nodes:
-            write = getattr(self, f"_{node.op}", None)
-            if write is None:
-                raise UnsupportedOperation(
-                    f"ONNX export has no {node.op} (module {node.module or ''!r}, {node.name!r})"
-                )
-            self._values[node.name] = write(node, network.grids[node.name])
-        self.outputs = self._finish()
-
-    def _finish(self) -> list[str]:
-        names = []
-        for i, output in enumerate(self.network.graph.outputs):
-            name = output if output not in names and output != self.input else f"{output}_{i}"
-            self._dequantize(self._values[output], output=name)
-            names.append(name)
-        return names
+        self._weights: dict[str, str] = {}
+        super().__init__(network, example, GraphBuilder(self.containers.opset))
 
     # ----------------------------------------------------------------------------------------------------------- grids
 
@@ -161,6 +124,9 @@ class QDQ:
         if not whole:
             self._clip(target, value.name, first, last)
         return value
+
+    def _output(self, value: Value, name: str) -> None:
+        self._dequantize(value, output=name)
 
     def _zero(self, value: Value) -> str:
         return self.build.shared(value.zero_point, np.uint8)
@@ -201,7 +167,7 @@ class QDQ:
 
     def _around(self, node: Node, grid: Grid, op: str, constants: list[str], **attributes: Any) -> Value:
         """An operation that moves codes, on codes or between dequantize and quantize."""
-        values = [self._moved(self._values[name], grid) for name in node.inputs]
+        values = [self._moved(self.values[name], grid) for name in node.inputs]
         value = self._made(node, grid)
         if self.exact:
             self.build.node(op, [*(v.name for v in values), *constants], value.name, **attributes)
@@ -209,6 +175,9 @@ class QDQ:
         reals = [self._dequantize(v) for v in values]
         self.build.node(op, [*reals, *constants], f"{node.name}_r", **attributes)
         return self._quantize(f"{node.name}_r", grid.scale, value)
+
+    def _requantized(self, real: str, value: Value) -> Value:
+        return self._quantize(real, value.grid.scale, value)
 
     # ------------------------------------------------------------------------------------------------------ operations
 
@@ -219,66 +188,44 @@ class QDQ:
     def _operands(self, node: Node) -> list[str]:
         """Dequantized input, weight and bias of a layer."""
         layer, path = self.network.layers[node.name], str(node.module)
-        x = self._moved(self._values[node.inputs[0]], layer.act)
+        x = self._moved(self.values[node.inputs[0]], layer.act)
         operands = [self._dequantize(x)]
         build, stored = self.build, self.containers.stored[path]
+        if path not in self._weights:
+            self._weights[path] = self._weight(node, stored)
+        operands.append(self._weights[path])
+        if bool(layer.bias.any()):
+            # The bias of a layer that is called again has another scale.
+            prefix = path if f"{path}.bias" not in build.initializers else f"{path}.{node.name}"
+            axis, product = _per_channel(layer.product.numpy())
+            bias = build.tensor(f"{prefix}.bias", layer.bias.numpy().astype(np.int32), "biases")
+            scale = build.tensor(f"{prefix}.bscale", product, "scales")
+            operands.append(build.node("DequantizeLinear", [bias, scale], f"{prefix}.b", **axis))
+        return operands
+
+    def _weight(self, node: Node, stored: int) -> str:
+        """A dequantized weight."""
+        layer, path, build = self.network.layers[node.name], str(node.module), self.build
         codes = build.codes(f"{path}.weight", layer.weight.numpy(), stored)
         wide = stored == 8
         if stored == 2 or (stored == 4 and self.exact):
             wide = True
             # ONNX Runtime 1.32 puts a dequantized int2 into QLinearConv, which then refuses it.
             codes = build.node("Cast", [codes], f"{path}.w8", to=build.onnx.TensorProto.INT8)
-        scales = layer.weight_scale.numpy()
-        axis: dict[str, Any] = (
-            {} if bool((scales == scales[0]).all()) else {"axis": 0}
-        )  # else one scale for the whole weight
-        scale = build.tensor(f"{path}.scale", scales if axis else scales[0], "scales")
-        inputs = [codes, scale]
+        axis, scales = _per_channel(layer.weight_scale.numpy())
+        inputs = [codes, build.tensor(f"{path}.scale", scales, "scales")]
         if node.op == "linear" and wide:
             # ONNX Runtime makes no QGemm of a weight without zero points. They are made when the file is loaded.
-            shape = build.shared(scales.shape if axis else (), np.int64)
+            shape = build.shared(scales.shape, np.int64)
             zero = build.onnx.numpy_helper.from_array(np.zeros(1, np.int8))
             inputs.append(build.node("ConstantOfShape", [shape], f"{path}.zero", value=zero))
-        operands.append(build.node("DequantizeLinear", inputs, f"{path}.w", **axis))
-        if bool(layer.bias.any()):
-            bias = build.tensor(f"{path}.bias", layer.bias.numpy().astype(np.int32), "biases")
-            product = layer.product.numpy()
-            scale = build.tensor(f"{path}.bscale", product if axis else product[0], "scales")
-            operands.append(build.node("DequantizeLinear", [bias, scale], f"{path}.b", **axis))
-        return operands
-
-    def _conv2d(self, node: Node, grid: Grid) -> Value:
-        o = node.options
-        attributes: dict[str, Any] = {}
-        for name, key, usual in (("strides", "stride", 1), ("dilations", "dilation", 1)):
-            if tuple(o[key]) != (usual, usual):
-                attributes[name] = list(o[key])
-        if any(o["padding"]):
-            attributes["pads"] = [*o["padding"], *o["padding"]]
-        if o["groups"] != 1:
-            attributes["group"] = o["groups"]
-        real = self.build.node("Conv", self._operands(node), f"{node.name}_r", name=str(node.module), **attributes)
-        return self._quantize(real, grid.scale, self._made(node, grid))
-
-    def _linear(self, node: Node, grid: Grid) -> Value:
-        x, *rest = self._operands(node)
-        shape = self.shapes[node.inputs[0]]
-        value = self._made(node, grid)
-        if len(shape) > 2:
-            x = self.build.node("Reshape", [x, self.build.shared([-1, shape[-1]], np.int64)], f"{node.name}_rows")
-        real = self.build.node("Gemm", [x, *rest], f"{node.name}_r", name=str(node.module), transB=1)
-        if len(shape) == 2:
-            return self._quantize(real, grid.scale, value)
-        flat = self._quantize(real, grid.scale, value._replace(name=f"{node.name}_flat"))
-        back = self.build.shared([-1, *self.shapes[node.name][1:]], np.int64)
-        self.build.node("Reshape", [flat.name, back], value.name)
-        return value
+        return build.node("DequantizeLinear", inputs, f"{path}.w", **axis)
 
     def _relu(self, node: Node, grid: Grid) -> Value:
         six = grid.high
         if node.op == "relu6":
             six = min(six, int(np.rint(np.float32(6.0) / np.float32(grid.scale))) + grid.zero_point)
-        value = self._moved(self._values[node.inputs[0]], grid)
+        value = self._moved(self.values[node.inputs[0]], grid)
         if grid.low >= grid.zero_point and six >= grid.high:
             return value  # the clamp of the layer before has done it
         made = self._made(node, grid)
@@ -289,16 +236,13 @@ class QDQ:
     _relu6 = _relu
 
     def _add(self, node: Node, grid: Grid) -> Value:
-        reals = [self._dequantize(self._values[name]) for name in node.inputs]
+        reals = [self._dequantize(self.values[name]) for name in node.inputs]
         self.build.node("Sum" if self.exact else "Add", reals, f"{node.name}_r", name=str(node.module or ""))
         return self._quantize(f"{node.name}_r", grid.scale, self._made(node, grid))
 
-    def _cat(self, node: Node, grid: Grid) -> Value:
-        return self._around(node, grid, "Concat", [], axis=1)
-
     def _avg_pool2d(self, node: Node, grid: Grid) -> Value:
         o, shape = node.options, self.shapes[node.inputs[0]]
-        value = self._values[node.inputs[0]]
+        value = self.values[node.inputs[0]]
         kernel, stride = (shape[2:], shape[2:]) if o["kernel"] is None else (o["kernel"], o["stride"])
         padding = tuple(o.get("padding", (0, 0)))
         keep, real = int(o.get("keepdim", True)), f"{node.name}_r"
@@ -336,51 +280,11 @@ class QDQ:
         else:
             self.build.node(op, [x], output, axes=[2, 3], keepdims=keep)
 
-    def _max_pool2d(self, node: Node, grid: Grid) -> Value:
-        o, shape, made = node.options, self.shapes[node.inputs[0]], self.shapes[node.name]
-        ends = []
-        for i in (0, 1):
-            span = o["dilation"][i] * (o["kernel"][i] - 1) + 1
-            # ceil_mode as padding behind: the same number of windows, whatever a runtime makes of the attribute.
-            ends.append(
-                max(o["padding"][i], (made[2 + i] - 1) * o["stride"][i] + span - shape[2 + i] - o["padding"][i])
-            )
-        attributes: dict[str, Any] = {
-            "kernel_shape": list(o["kernel"]),
-            "strides": list(o["stride"]),
-            "pads": [*o["padding"], *ends],
-        }
-        if tuple(o["dilation"]) != (1, 1):
-            attributes["dilations"] = list(o["dilation"])
-        return self._around(node, grid, "MaxPool", [], **attributes)
-
-    def _reshape(self, node: Node, grid: Grid) -> Value:
-        return self._around(node, grid, "Reshape", [self.build.shared([0, *node.options["shape"]], np.int64)])
-
-    def _slice(self, node: Node, grid: Grid) -> Value:
-        o = node.options
-        ends = [o["start"], o["end"], o["dim"], o["step"]]
-        return self._around(node, grid, "Slice", [self.build.shared([end], np.int64) for end in ends])
-
     def _pad(self, node: Node, grid: Grid) -> Value:
-        amounts = node.options["amounts"]  # pairs from the last dimension backwards
-        rank = len(self.shapes[node.name])
-        before, after = [0] * rank, [0] * rank
-        for i in range(len(amounts) // 2):
-            before[rank - 1 - i], after[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
-        pads = self.build.shared(before + after, np.int64)
-        if not self.exact:
-            return self._around(node, grid, "Pad", [pads])
-        return self._around(node, grid, "Pad", [pads, self._zero(self._made(node, grid))])
+        zero = [self._zero(self._made(node, grid))] if self.exact else []
+        return self._around(node, grid, "Pad", [self._pads(node), *zero])
 
-    def _repeat(self, node: Node, grid: Grid) -> Value:
-        scales = self.build.shared([1, 1, *node.options["counts"]], np.float32)
-        modes: dict[str, Any] = {
-            "mode": "nearest",
-            "coordinate_transformation_mode": "asymmetric",
-            "nearest_mode": "floor",
-        }
-        return self._around(node, grid, "Resize", ["", scales], **modes)
 
-    def _identity(self, node: Node, grid: Grid) -> Value:
-        return self._moved(self._values[node.inputs[0]], grid)
+def _per_channel(scales: npt.NDArray[Any]) -> tuple[dict[str, Any], npt.NDArray[Any]]:
+    """Scales with the axis that they need; equal ones are one."""
+    return ({}, scales[0]) if bool((scales == scales[0]).all()) else ({"axis": 0}, scales)

@@ -10,14 +10,19 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.errors import check_choice
+from mixbit.errors import MixbitError, check_choice
 from mixbit.export.lowering import lower
-from mixbit.export.onnx_graph import Bytes, write_model
+from mixbit.export.onnx_graph import IR_VERSIONS, Bytes, write_model
 from mixbit.export.package import check_output
 from mixbit.export.qdq import QDQ
+from mixbit.export.qonnx import DOMAIN, QONNX
 from mixbit.files import PathLike
 
 DIALECTS = ("qdq", "qonnx")
+QONNX_LIMIT = (
+    f"Quant nodes of the domain {DOMAIN} need a consumer that knows them (qonnx, FINN, hls4ml); weights are stored as "
+    "float32"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +61,12 @@ def write_onnx(
     """See `mixbit.export.onnx`."""
     check_choice("dialect", dialect, DIALECTS)
     target = check_output(path, ".onnx", force)
+    known = list(IR_VERSIONS)
+    if opset is not None and opset not in known:
+        raise MixbitError(f"opset={opset!r}: expected one from {known[0]} to {known[-1]}")
     network = lower(model, example)
-    writer = QDQ(network, example, opset, exact)
-    limits = _limits(writer)
+    writer = QDQ(network, example, opset, exact) if dialect == "qdq" else QONNX(network, example, opset)
+    limits = _limits(writer) if isinstance(writer, QDQ) else [QONNX_LIMIT]
     for limit in limits:
         if say is not None:
             say(limit)
@@ -66,19 +74,19 @@ def write_onnx(
     if say is None and wider:
         warnings.warn("; ".join(wider), UserWarning, stacklevel=3)
     batch = ["N"] if dynamic_batch else [1]
-    notes = {"version": 1, "dialect": dialect, "class": "exact" if exact else "one_code"}
+    notes = {"version": 1, "dialect": dialect, "class": "exact" if exact and dialect == "qdq" else "one_code"}
     shapes = writer.shapes
+    stored = writer.containers.stored if isinstance(writer, QDQ) else dict.fromkeys(writer.bits, 32)
     outputs = dict(zip(writer.outputs, network.graph.outputs, strict=True))
     proto = writer.build.model(
         "mixbit",
         {writer.input: batch + list(shapes[writer.input][1:])},
         {name: batch + list(shapes[node][1:]) for name, node in outputs.items()},
+        domains=() if dialect == "qdq" else (DOMAIN,),
         notes=notes,
     )
     data = write_model(proto, target)
-    return OnnxReport(
-        target, dialect, writer.build.opset, writer.containers.stored, writer.build.bytes_of(data), tuple(limits)
-    )
+    return OnnxReport(target, dialect, writer.build.opset, stored, writer.build.bytes_of(data), tuple(limits))
 
 
 def _limits(writer: QDQ) -> list[str]:

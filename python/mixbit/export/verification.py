@@ -288,16 +288,18 @@ def open_onnx(path: Any, reference: IntegerReference) -> Artifact:
     """
     from mixbit.export.onnx_graph import packages
     from mixbit.export.qdq import offset_of
+    from mixbit.export.qonnx import DOMAIN as QONNX_DOMAIN
 
     onnx, runtime = packages("onnx", "onnxruntime")
     try:
         proto = onnx.load(str(path))
     except Exception as error:
         raise MixbitError(f"artifact: {str(path)!r} is no ONNX file ({' '.join(str(error).split())[:200]})") from error
+    if any(node.domain == QONNX_DOMAIN for node in proto.graph.node):
+        return _open_qonnx(proto, reference)
     notes = {p.key: p.value for p in proto.metadata_props}.get("mixbit", "")
     exact = '"class":"exact"' in notes
-    made = {output for node in proto.graph.node for output in node.output}
-    names = [node.name for node in reference.nodes if f"{node.name}_q" in made]
+    names = _shown(proto, reference)
 
     @functools.cache
     def session(debug: bool) -> Any:
@@ -347,3 +349,47 @@ def open_onnx(path: Any, reference: IntegerReference) -> Artifact:
 
     kind = f"ONNX under ONNX Runtime {runtime.__version__}"
     return Artifact(kind, "exact" if exact else "one_code", outputs, codes if names else None)
+
+
+def _shown(proto: Any, reference: IntegerReference) -> list[str]:
+    """The values whose codes or levels are tensors of an ONNX graph."""
+    made = {output for node in proto.graph.node for output in node.output}
+    return [node.name for node in reference.nodes if f"{node.name}_q" in made]
+
+
+def _open_qonnx(proto: Any, reference: IntegerReference) -> Artifact:
+    """A QONNX graph in qonnx's own executor, node by node."""
+    from mixbit.export.onnx_graph import packages
+
+    modelwrapper, executor, shapes = packages(
+        "qonnx.core.modelwrapper", "qonnx.core.onnx_exec", "qonnx.transformation.infer_shapes", extra="qonnx"
+    )
+    names = _shown(proto, reference)
+    outputs = [output.name for output in proto.graph.output]
+
+    @functools.cache
+    def wrapped(batch: int) -> Any:
+        fixed = type(proto)()
+        fixed.CopyFrom(proto)
+        for value in (*fixed.graph.input, *fixed.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+        return modelwrapper.ModelWrapper(fixed).transform(shapes.InferShapes())
+
+    last: list[Any] = [None, {}]
+
+    def tensors(x: Tensor) -> dict[str, npt.NDArray[Any]]:
+        if last[0] is not x:
+            array = x.detach().float().cpu().numpy()
+            last[:] = x, executor.execute_onnx(wrapped(len(array)), {proto.graph.input[0].name: array}, True)
+        return dict(last[1])
+
+    def codes(x: Tensor) -> dict[str, Codes]:
+        found = tensors(x)
+        held = {}
+        for name in names:
+            grid = reference.grids[name]
+            levels = np.rint(found[f"{name}_q"].astype(np.float64) / np.float32(grid.scale))
+            held[name] = levels.astype(np.int64) + grid.zero_point
+        return held
+
+    return Artifact("QONNX in qonnx's executor", "one_code", lambda x: [tensors(x)[name] for name in outputs], codes)
