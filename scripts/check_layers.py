@@ -16,9 +16,10 @@ CPP_ROOMS: dict[str, set[str]] = {
     "kernels": {"common"},
     "assign": {"common"},
     "hw": {"common"},
+    "storage": {"common"},
     "runtime": {"common"},
     "ops": {"common", "kernels"},
-    "bindings": {"common", "assign", "hw", "runtime"},
+    "bindings": {"common", "assign", "hw", "storage", "runtime"},
 }
 # Third-party headers by first path element, and the rooms that may see them.
 CPP_EXTERNAL: dict[str, set[str]] = {

@@ -110,6 +110,15 @@ at::Tensor optimize_rounding(const at::Tensor& weight, const at::Tensor& moments
       .call(weight, moments, scale, bit_width, narrow_range, damping, sweeps);
 }
 
+at::Tensor pack_bits(const at::Tensor& codes, int64_t bits) {
+  return typed_op<at::Tensor(const at::Tensor&, int64_t)>("mixbit::pack_bits").call(codes, bits);
+}
+
+at::Tensor unpack_bits(const at::Tensor& packed, int64_t bits, int64_t n, bool is_signed) {
+  return typed_op<at::Tensor(const at::Tensor&, int64_t, int64_t, bool)>("mixbit::unpack_bits")
+      .call(packed, bits, n, is_signed);
+}
+
 at::Tensor sample_gates(const at::Tensor& gate_logits, const at::Tensor& noise, double temperature) {
   return ops::call_sample_gates(gate_logits, noise, temperature);
 }

@@ -85,6 +85,18 @@ std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Te
 void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max);
 // One scale for each width.
 void check_histogram_scales(const at::Tensor& scales, const at::Tensor& bit_widths);
+// Shapes of codes [..., n] and of their packed form [..., row_bytes].
+struct PackedShape {
+  int64_t rows;
+  int64_t n;
+  int64_t row_bytes;
+  std::vector<int64_t> codes;
+  std::vector<int64_t> packed;
+};
+PackedShape check_pack_arguments(const at::Tensor& codes, int64_t bits);
+PackedShape check_unpack_arguments(const at::Tensor& packed, int64_t bits, int64_t n);
+// The smallest of int8, uint8, int16 and int32 that holds every code.
+at::ScalarType unpacked_type(int64_t bits, bool is_signed);
 // `other` has x's shape, dtype and device.
 void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x);
 

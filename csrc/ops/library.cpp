@@ -110,6 +110,12 @@ TORCH_LIBRARY(mixbit, m) {
       "float damping=0.01, int sweeps=20) -> Tensor",
       tags);
 
+  // Codes of `bits` bits (1 ... 16) packed along the last dimension, little end first, each row from a byte of its own.
+  // codes: any integer dtype, [..., n]; packed: uint8 [..., ceil(n bits / 8)]. Unpacked codes are int8 or uint8 up to 8
+  // bits, then int16, and int32 for 16 unsigned bits.
+  m.def("pack_bits(Tensor codes, int bits) -> Tensor", tags);
+  m.def("unpack_bits(Tensor packed, int bits, SymInt n, bool signed) -> Tensor", tags);
+
   // Hard-concrete gates. gate_logits: float32 [G]; noise: float32 [G] or [G, N]; returns noise's shape.
   m.def("sample_gates(Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
   m.def("_sample_gates_backward(Tensor grad, Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);

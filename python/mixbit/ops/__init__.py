@@ -34,12 +34,14 @@ __all__ = [
     "noise_power",
     "observe",
     "optimize_rounding",
+    "pack_bits",
     "quantization_noise",
     "quantization_noise_foreach",
     "quantization_noise_from_histogram",
     "quantized_conv2d",
     "quantized_linear",
     "sample_gates",
+    "unpack_bits",
 ]
 
 _ops = torch.ops.mixbit
@@ -491,6 +493,52 @@ def optimize_rounding(
     return _ops.optimize_rounding.default(
         weight, moments, scale, _parameter(bit_width, weight), narrow_range=narrow_range, damping=damping, sweeps=sweeps
     )
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Packs integer codes along the last dimension, little end first.
+
+    Code i of a row takes its bits i * bits ... i * bits + bits - 1; bit k of a row is bit k % 8 of byte k // 8. Rows
+    start at a byte, unused bits are 0, signed codes are two's complement.
+
+    Args:
+        codes: [..., n], uint8, int8, int16, int32 or int64; all of them signed or all unsigned.
+        bits: Whole number 1 ... 16.
+
+    Returns:
+        uint8 [..., ceil(n * bits / 8)].
+
+    Raises:
+        ValueError: A wrong dtype or width, or a code that does not fit (on the CPU; on CUDA its low bits count, since a
+            check would synchronize).
+
+    Example:
+        >>> pack_bits(torch.tensor([-8, 7, 3]), 4)
+        tensor([120,   3], dtype=torch.uint8)
+    """
+    return _ops.pack_bits.default(codes, bits)
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
+    """Undoes `pack_bits`.
+
+    Args:
+        packed: uint8 [..., ceil(n * bits / 8)].
+        bits: Whole number 1 ... 16.
+        n: Codes of a row.
+        signed: Whether the codes are two's complement.
+
+    Returns:
+        [..., n]: int8 (signed) or uint8 up to 8 bits, above that int16, and int32 for 16 unsigned bits.
+
+    Raises:
+        ValueError: A wrong dtype or width, or rows of another length than n codes take.
+
+    Example:
+        >>> unpack_bits(torch.tensor([120, 3], dtype=torch.uint8), 4, 3, True)
+        tensor([-8,  7,  3], dtype=torch.int8)
+    """
+    return _ops.unpack_bits.default(packed, bits, n, signed)
 
 
 def sample_gates(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:

@@ -353,6 +353,22 @@ def _(
     return weight.new_empty(weight.shape)
 
 
+@_register("mixbit::pack_bits")
+def _(codes: Tensor, bits: int) -> Tensor:
+    torch._check_value(codes.dim() >= 1, lambda: "codes has no dimension: expected at least one to pack along")
+    return codes.new_empty((*codes.shape[:-1], (codes.shape[-1] * bits + 7) // 8), dtype=torch.uint8)
+
+
+@_register("mixbit::unpack_bits")
+def _(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
+    torch._check_value(packed.dim() >= 1, lambda: "packed has no dimension: expected what pack_bits returned")
+    if bits <= 8:
+        dtype = torch.int8 if signed else torch.uint8
+    else:
+        dtype = torch.int16 if signed or bits < 16 else torch.int32
+    return packed.new_empty((*packed.shape[:-1], n), dtype=dtype)
+
+
 @_register("mixbit::sample_gates")
 def _(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return noise.new_empty(noise.shape)

@@ -298,3 +298,23 @@ def expected_cost(
     else:
         total = torch.einsum("la,lw,law->", act[:, 1:], weight[:, 1:], v[:, 1:, 1:])
     return total.to(act_logits.dtype)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Twin of `mixbit.ops.pack_bits`, bit by bit."""
+    n = codes.shape[-1]
+    stream = torch.zeros(*codes.shape[:-1], (n * bits + 7) // 8 * 8, dtype=torch.int64)
+    for bit in range(bits):
+        stream[..., bit : n * bits : bits] = codes.long() >> bit & 1
+    places = 2 ** torch.arange(8)
+    return (stream.unflatten(-1, (stream.shape[-1] // 8, 8)) * places).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
+    """Twin of `mixbit.ops.unpack_bits`, bit by bit; int64."""
+    stream = (packed.long()[..., None] >> torch.arange(8) & 1).flatten(-2)
+    codes = torch.zeros(*packed.shape[:-1], n, dtype=torch.int64)
+    for bit in range(bits):
+        place = -(2**bit) if signed and bit == bits - 1 else 2**bit
+        codes += stream[..., bit : n * bits : bits] * place
+    return codes

@@ -5,6 +5,7 @@ mixbit.calibrate_(model, batches)
 history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_model)
 """
 
+from mixbit.retrain import storage
 from mixbit.retrain.fit import MakeOptimizer, fit
 
-__all__ = ["MakeOptimizer", "fit"]
+__all__ = ["MakeOptimizer", "fit", "storage"]

@@ -4,6 +4,7 @@
 #include <cuda/fake_quantize.cuh>
 #include <cuda/mixture.cuh>
 #include <cuda/noise.cuh>
+#include <cuda/packing.cuh>
 #include <cuda/statistics.cuh>
 
 #include <gtest/gtest.h>
@@ -823,6 +824,31 @@ TEST(CudaWidths, OutsideOneToSixteenYieldNan) {
       simt::launch(1, cuda::kThreads, cuda::mixture_backward_kernel<float, 0>, mixture.arguments, int64_t{1}, x.data(),
                    x.data(), dx.data(), true, partials);
       EXPECT_TRUE(std::isnan(dx[0]) && std::isnan(partials[0]) && std::isnan(partials[1]));
+    }
+  }
+}
+
+TEST(CudaBodies, PackedCodesAreThoseOfTheHost) {
+  std::mt19937 random(31);
+  for (int bits = 1; bits <= mixbit::kMaxPackedBits; ++bits) {
+    for (const auto& [rows, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 700}, {40, 9}}) {
+      for (const bool is_signed : {false, true}) {
+        std::vector<int32_t> codes;
+        for (int64_t i = 0; i < rows * n; ++i) {
+          const auto code = static_cast<int32_t>(random() % (1u << bits));
+          codes.push_back(is_signed ? code - (1 << (bits - 1)) : code);
+        }
+        const int64_t row_bytes = mixbit::packed_bytes(n, bits);
+        std::vector<uint8_t> packed(static_cast<size_t>(rows * row_bytes)), expected(packed.size());
+        for (int64_t row = 0; row < rows; ++row) {
+          mixbit::pack_row(codes.data() + row * n, n, bits, 0, row_bytes, expected.data() + row * row_bytes);
+        }
+        simt::launch(2, cuda::kThreads, cuda::pack_bits_kernel, codes.data(), rows, n, bits, packed.data());
+        EXPECT_TRUE(same_bytes(packed, expected)) << bits << " " << rows << " " << n;
+        std::vector<int32_t> back(codes.size());
+        simt::launch(2, cuda::kThreads, cuda::unpack_bits_kernel, packed.data(), rows, n, bits, is_signed, back.data());
+        EXPECT_EQ(back, codes);
+      }
     }
   }
 }

@@ -1,8 +1,8 @@
 #pragma once
 
-// Codes of b bits packed into bytes, little end first: code i takes the bits i * b ... i * b + b - 1 of its row, and bit k
-// of a row is bit k % 8 of byte k / 8. A row starts at a byte; unused bits at its end are 0. Signed codes are two's
-// complement.
+// Codes of b bits packed into bytes, little end first: code i takes the bits i * b ... i * b + b - 1 of its row, and
+// bit k of a row is bit k % 8 of byte k / 8. A row starts at a byte; unused bits at its end are 0. Signed codes are
+// two's complement.
 
 #include <cstdint>
 #include <type_traits>

@@ -201,6 +201,11 @@ void launch_scale_search(const SearchArguments& arguments, const HistogramRow& r
 void launch_histogram_noise(const SearchArguments& arguments, const HistogramRow& row, const float* scales,
                             double* noise, CUstream_st* stream);
 
+// codes: [rows, n] of which the low bits count; packed: [rows, packed_bytes(n, bits)] (common/packing.h).
+void launch_pack_bits(const int32_t* codes, int64_t rows, int64_t n, int bits, uint8_t* packed, CUstream_st* stream);
+void launch_unpack_bits(const uint8_t* packed, int64_t rows, int64_t n, int bits, bool is_signed, int32_t* codes,
+                        CUstream_st* stream);
+
 // Blocks that reduce `elements` elements.
 int64_t reduce_blocks(int64_t elements);
 

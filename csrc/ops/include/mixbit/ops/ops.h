@@ -105,6 +105,12 @@ MIXBIT_OPS_API at::Tensor optimize_rounding(const at::Tensor& weight,     // [O,
                                             const at::Tensor& bit_width,  // [1] or [O], float32
                                             bool narrow_range = true, double damping = 0.01, int64_t sweeps = 20);
 
+// Codes of `bits` bits (1 ... 16) along the last dimension, little end first; rows start at a byte.
+MIXBIT_OPS_API at::Tensor pack_bits(const at::Tensor& codes,     // [..., n], any integer type; signed or unsigned
+                                    int64_t bits);               // returns uint8 [..., ceil(n bits / 8)]
+MIXBIT_OPS_API at::Tensor unpack_bits(const at::Tensor& packed,  // uint8 [..., ceil(n bits / 8)]
+                                      int64_t bits, int64_t n, bool is_signed);  // returns the smallest integer type
+
 // Hard-concrete gates in 0 ... 1, shape of noise; gradient to the logits.
 MIXBIT_OPS_API at::Tensor sample_gates(const at::Tensor& gate_logits,  // [K - 1], float32
                                        const at::Tensor& noise,        // [K - 1] or [K - 1, N], float32 in 0 ... 1
