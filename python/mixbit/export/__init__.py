@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from mixbit.export.imports import recipe_from_aimet, recipe_from_qonnx
 from mixbit.export.package import package
 from mixbit.export.program import DIALECTS, program, runner
 from mixbit.export.reference import IntegerReference
+from mixbit.export.report import AccumulatorReport, report
 from mixbit.export.simulation import IntegerSimulation
 from mixbit.export.to_onnx import DIALECTS as ONNX_DIALECTS
 from mixbit.export.to_onnx import OnnxReport, write_onnx
@@ -21,6 +23,7 @@ from mixbit.files import PathLike
 __all__ = [
     "DIALECTS",
     "ONNX_DIALECTS",
+    "AccumulatorReport",
     "Artifact",
     "IntegerReference",
     "IntegerSimulation",
@@ -29,7 +32,10 @@ __all__ = [
     "onnx",
     "package",
     "program",
+    "recipe_from_aimet",
+    "recipe_from_qonnx",
     "reference",
+    "report",
     "runner",
     "simulation",
     "verify",

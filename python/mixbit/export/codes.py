@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixbit.export.grid import Grid
 from mixbit.export.lowering import EXACT_FP32, IntegerNetwork
-from mixbit.network import LAYER_OPS, PASS_OPS, Node, run_pass
+from mixbit.network import LAYER_OPS, PASS_OPS, Node, run_lookup, run_pass
 
 
 class Constants(nn.Module):
@@ -64,9 +64,18 @@ class CodeNetwork(nn.Module):
                 # Where even the sum with the bias stays below 2^24, the engine adds the bias exactly.
                 bias = layer.bias.float() if layer.reach < EXACT_FP32 else layer.bias
                 self.layers.hold(node, {"weight": weight, "bias": bias, "multiplier": layer.multiplier})
-            elif node.op in ("input", "add"):
+                continue
+            grid = network.grids[node.name]
+            own: dict[str, Tensor] = {}
+            if node.op in ("input", "add", "softmax"):
                 # A tensor, not a number: devices divide by a number through its inverse, which rounds apart.
-                self.tensors.hold(node, {"scale": torch.tensor([network.grids[node.name].scale])})
+                own["scale"] = torch.tensor([grid.scale])
+            if node.op == "lookup":
+                own["table"] = lookup_table(node, network.grids[node.inputs[0]], grid)
+            elif node.op == "softmax":
+                own["table"] = exponentials(network.grids[node.inputs[0]])
+            if own:
+                self.tensors.hold(node, own)
         self.eval()
 
     def values(self, x: Tensor) -> Iterator[tuple[Node, Tensor]]:
@@ -120,11 +129,20 @@ class CodeNetwork(nn.Module):
         if node.op == "add":
             a, b = (self._reals(name, held[name]) for name in node.inputs)
             return _on_grid((a + b) / self.tensors.of(node, "scale"), grid)
+        if node.op == "mul":
+            return self._product(node, held, grid)
         if node.op == "cat":
             return torch.cat([self._read(name, held, grid) for name in node.inputs], 1)
         name = node.inputs[0]
         if node.op == "avg_pool2d":
             return self._average(node, held[name], self.network.grids[name], grid)
+        if node.op == "lookup":
+            return self.tensors.of(node, "table")[(held[name] - self.network.grids[name].low).long()]
+        if node.op == "softmax":
+            codes, dim = held[name], node.options["dim"]
+            powers = self.tensors.of(node, "table")[(codes.amax(dim, keepdim=True) - codes).long()]
+            shares = powers / powers.double().sum(dim, keepdim=True).float()
+            return _on_grid(shares / self.tensors.of(node, "scale"), grid)
         codes = self._read(name, held, grid)
         if node.op in PASS_OPS:
             return run_pass(node, codes, float(grid.zero_point))
@@ -151,6 +169,12 @@ class CodeNetwork(nn.Module):
             total = (total.double() + bias).float()
         return _on_grid(total * multiplier, grid)
 
+    def _product(self, node: Node, held: dict[str, Tensor], grid: Grid) -> Tensor:
+        (a, x), (b, y) = ((held[name], self.network.grids[name]) for name in node.inputs)
+        scale = torch.tensor(x.scale) * torch.tensor(y.scale)
+        product = _centered(a, x).double() * _centered(b, y).double()
+        return _on_grid(product.float() * float(scale / torch.tensor(grid.scale)), grid)
+
     @staticmethod
     def _average(node: Node, codes: Tensor, old: Grid, grid: Grid) -> Tensor:
         o = node.options
@@ -165,6 +189,25 @@ class CodeNetwork(nn.Module):
         multiplier = torch.full_like(count, old.scale) / (count * grid.scale)
         pooled = _on_grid(sums.float() * multiplier, grid)
         return pooled if o.get("keepdim", True) else pooled.flatten(1)
+
+
+def lookup_table(node: Node, old: Grid, grid: Grid) -> Tensor:
+    """Codes on `grid` of a function of every code of `old`, float32 [codes]; computed in double, rounded to fp32."""
+    reals = _reals_of(old).double()
+    results = run_lookup(node, reals).float()
+    return _on_grid(results / torch.tensor(grid.scale), grid)
+
+
+def exponentials(grid: Grid) -> Tensor:
+    """rne(2^16 exp(-d s)) for every distance d of two codes of a grid, float32 [codes]."""
+    distances = torch.arange(grid.high - grid.low + 1, dtype=torch.float64)
+    return torch.round(65536 * torch.exp(-distances * grid.scale)).float()
+
+
+def _reals_of(grid: Grid) -> Tensor:
+    """The values of a grid, from its lowest code to its highest."""
+    codes = torch.arange(grid.low, grid.high + 1, dtype=torch.float32)
+    return _centered(codes, grid) * torch.tensor(grid.scale)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

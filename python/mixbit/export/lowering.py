@@ -16,6 +16,8 @@ from mixbit.quantizers.tensors import grid_source
 #: fp32 represents every integer up to here: sums of products below it are exact in any order.
 EXACT_FP32 = 2**24
 INT32_MAX = 2**31 - 1
+#: Largest bias, in steps of the accumulator, that a channel keeps which is dead but for it.
+BIAS_MAX = 2**30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +33,8 @@ class IntegerLayer:
         product: Scale of the accumulator, fp32(s_x s_w), float32 [out].
         multiplier: fp32(product / s_y), float32 [out].
         products_reach: Largest possible sum of |q_w| max |q_x - z_x| over the outputs.
-        reach: The same with the bias: no partial sum of an accumulator exceeds it, in any order.
+        reach: The same with the bias: no partial sum of an accumulator exceeds it, in any order; a whole number, or
+            infinite where a bias cannot be held at all.
     """
 
     act: Grid
@@ -42,7 +45,7 @@ class IntegerLayer:
     product: Tensor
     multiplier: Tensor
     products_reach: int
-    reach: int
+    reach: float
 
     @property
     def engine(self) -> str:
@@ -101,18 +104,29 @@ def lower(model: nn.Module, example: Any, *, check_overflow: bool = True) -> Int
 @torch.no_grad()
 def _layer(node: Node, module: Any, grid: Grid, check_overflow: bool) -> IntegerLayer:
     act, quantizer = layer_grid(module.act_quantizer), module.weight_quantizer
-    weight, scale = module.weight.float().cpu(), quantizer.effective_scale().float().cpu()
-    ratio = weight / scale.reshape([-1] + [1] * (weight.dim() - 1))
+    weight = module.weight.float().cpu()
+    real_bias = torch.zeros(len(weight)) if module.bias is None else module.bias.float().cpu()
+    scale = quantizer.effective_scale().float().cpu().expand(len(weight)).clone()
     low, high = quantizer.quant_range()
-    codes = (torch.round(ratio) if quantizer.rounding == "half_even" else torch.floor(ratio + 0.5)).clamp(low, high)
-    scale = scale.expand(len(codes)).clone()
-    product = torch.tensor(act.scale) * scale
-    bias = torch.zeros(len(codes)) if module.bias is None else torch.round(module.bias.float().cpu() / product)
     largest = max(act.high - act.zero_point, act.zero_point - act.low)
-    products = codes.abs().double().flatten(1).sum(1) * largest
-    reach = int((products + bias.double().abs()).max())
+
+    def quantized() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Codes of weight and bias, the accumulator's scale, and the reach of the products."""
+        ratio = weight / scale.reshape([-1] + [1] * (weight.dim() - 1))
+        codes = (torch.round(ratio) if quantizer.rounding == "half_even" else torch.floor(ratio + 0.5)).clamp(low, high)
+        product = torch.tensor(act.scale) * scale
+        bias = torch.where(real_bias == 0, 0.0, torch.round(real_bias / product))
+        return codes, bias, product, codes.abs().double().flatten(1).sum(1) * largest
+
+    codes, bias, product, products = quantized()
+    # Channels that are dead but for their bias, which would not fit: coarser steps for weights that hardly matter.
+    dead = (bias.abs() > BIAS_MAX) & (256 * products < bias.abs().double())
+    while bool((over := dead & (bias.abs() > BIAS_MAX)).any()):
+        scale[over] *= 2
+        codes, bias, product, products = quantized()
+    reach = float((products + bias.double().abs()).max())
     if check_overflow and reach > INT32_MAX:
-        raise MixbitError(f"layer {node.module!r}: its accumulator or bias can exceed 32 bits (up to {reach})")
+        raise MixbitError(f"layer {node.module!r}: its accumulator or bias can exceed 32 bits (up to {reach:.0f})")
     return IntegerLayer(
         act,
         codes.to(torch.int8 if low >= -128 and high <= 127 else torch.int16),

@@ -153,11 +153,9 @@ class QDQ(Writer):
         key = (value.name, grid)
         if key not in self._moves:
             target = self._value(f"tensor {value.name!r}", f"{value.name}_m{len(self._moves)}", grid)
-            if self.exact:
-                ratio = float(np.float32(value.grid.scale) / np.float32(grid.scale))
-                self._quantize(self._dequantize(value, ratio), 1.0, target)
-            else:
-                self._quantize(self._dequantize(value), grid.scale, target)
+            # In the plain form too: a code of a layer's input that is off would be more at its output.
+            ratio = float(np.float32(value.grid.scale) / np.float32(grid.scale))
+            self._quantize(self._dequantize(value, ratio), 1.0, target)
             self._moves[key] = target
         return self._moves[key]
 

@@ -6,6 +6,7 @@ captured graph and the reading of scales: a slip in one place must show as a dif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,21 @@ def requantized(values: Codes, multiplier: Any, grid: Grid) -> Codes:
     """clamp(rne(fp32(values) * multiplier) + zero_point); fp32 arithmetic as ONNX Runtime has it."""
     scaled = np.rint(values.astype(np.float32) * np.asarray(multiplier, np.float32))
     return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
+
+
+#: Functions of one element, in float64.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+    "tanh": np.tanh,
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "gelu": lambda v: v * np.vectorize(math.erfc, [float])(-v / math.sqrt(2)) / 2,
+    "elu": lambda v, alpha: np.where(v > 0, v, alpha * np.expm1(v)),
+    "hardsigmoid": lambda v: np.clip(v + 3, 0, 6) / 6,
+    "hardswish": lambda v: v * np.clip(v + 3, 0, 6) / 6,
+    "leaky_relu": lambda v, negative_slope: np.where(v > 0, v, negative_slope * v),
+    "clamp": lambda v, min, max: np.clip(v, min, max),
+    "affine": lambda v, factor, offset: v * factor + offset,
+}
 
 
 class IntegerReference:
@@ -68,7 +84,7 @@ class IntegerReference:
             for reader in self._readers[node.name]:
                 if reader.op in LAYER_OPS:
                     asked.append(self._acts[reader.name])
-                elif reader.op in ("add", "cat", "avg_pool2d"):
+                elif reader.op in ("add", "mul", "cat", "avg_pool2d", "lookup", "softmax"):
                     asked.append(None)
                 else:
                     asked.append(wish[reader.name])
@@ -83,7 +99,7 @@ class IntegerReference:
         if node.name not in self.outputs and len(readers) == 1 and readers[0].op.startswith("relu"):
             # The activation is fused: what it makes decides.
             return self._grid(readers[0], wish, own)
-        if node.op in ("max_pool2d", "reshape", "slice", "pad", "repeat", "identity"):
+        if node.op in ("max_pool2d", "reshape", "permute", "pixel_unshuffle", "slice", "pad", "repeat", "identity"):
             return self.grids[node.inputs[0]]
         if node.name not in own:
             raise MixbitError(
@@ -98,20 +114,29 @@ class IntegerReference:
         with torch.no_grad():
             scale = quantizer.effective_scale().double().numpy().astype(np.float32)
             weight = module.weight.detach().float().numpy()
-        per_channel = scale.reshape(-1, *([1] * (weight.ndim - 1)))
-        ratio = weight / per_channel
-        rounded = np.rint(ratio) if quantizer.rounding == "half_even" else np.floor(ratio + np.float32(0.5))
-        codes = np.clip(rounded, low, high).astype(np.int64)
+        scale = np.broadcast_to(scale, (len(weight),)).copy()
         act = layer_grid(self._acts[node.name])
-        product = np.broadcast_to(np.float32(act.scale) * scale, (weight.shape[0],)).astype(np.float32)
-        bias = np.zeros(weight.shape[0], np.int64)
-        if module.bias is not None:
-            bias_codes = np.rint(module.bias.detach().float().numpy() / product)
-            if np.abs(bias_codes).max() > _INT32:
-                raise MixbitError(f"layer {node.module!r}: its bias does not fit 32 bits at the scales of the layer")
-            bias = bias_codes.astype(np.int64)
         largest = max(abs(act.low - act.zero_point), abs(act.high - act.zero_point))
-        reach = np.abs(codes).reshape(len(codes), -1).sum(1) * largest + np.abs(bias)
+        real_bias = np.zeros(len(weight), np.float32) if module.bias is None else module.bias.detach().float().numpy()
+        dead: npt.NDArray[np.bool_] | None = None
+        while True:
+            ratio = weight / scale.reshape(-1, *([1] * (weight.ndim - 1)))
+            rounded = np.rint(ratio) if quantizer.rounding == "half_even" else np.floor(ratio + np.float32(0.5))
+            codes = np.clip(rounded, low, high).astype(np.int64)
+            product = np.float32(act.scale) * scale
+            steps = np.rint(np.divide(real_bias, product, out=np.zeros_like(product), where=real_bias != 0))
+            products = np.abs(codes).reshape(len(codes), -1).sum(1) * largest
+            if dead is None:
+                # Dead but for a bias that would not fit: coarser steps for weights that hardly matter.
+                dead = (np.abs(steps) > 2**30) & (256.0 * products < np.abs(steps).astype(np.float64))
+            over = dead & (np.abs(steps) > 2**30)
+            if not over.any():
+                break
+            scale[over] *= 2
+        if np.abs(steps).max() > _INT32:
+            raise MixbitError(f"layer {node.module!r}: its bias does not fit 32 bits at the scales of the layer")
+        bias = steps.astype(np.int64)
+        reach = products + np.abs(bias)
         if reach.max() > _INT32:
             raise MixbitError(f"layer {node.module!r}: its accumulator can exceed 32 bits (up to {int(reach.max())})")
         self._weights[node.name] = codes
@@ -210,6 +235,30 @@ class IntegerReference:
         scaled = np.rint((reals[0] + reals[1]) / np.float32(grid.scale))
         return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
 
+    def _mul(self, node: Node, grid: Grid, a: tuple[Codes, Grid], b: tuple[Codes, Grid]) -> Codes:
+        product = (a[0] - a[1].zero_point) * (b[0] - b[1].zero_point)
+        scale = np.float32(a[1].scale) * np.float32(b[1].scale)
+        return requantized(product, scale / np.float32(grid.scale), grid)
+
+    def _lookup(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        codes, old = value
+        every = np.arange(old.low, old.high + 1) - old.zero_point
+        reals = (every.astype(np.float32) * np.float32(old.scale)).astype(np.float64)
+        options = dict(node.options)
+        results = FUNCTIONS[options.pop("function")](reals, **options).astype(np.float32)
+        table = np.rint(results / np.float32(grid.scale)).astype(np.int64) + grid.zero_point
+        return np.asarray(np.clip(table, grid.low, grid.high)[codes - old.low])
+
+    def _softmax(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        codes, old = value
+        dim = node.options["dim"]
+        distances = np.arange(old.high - old.low + 1)
+        table = np.rint(65536 * np.exp(-distances * float(old.scale))).astype(np.int64)
+        powers = table[codes.max(dim, keepdims=True) - codes]
+        shares = powers.astype(np.float32) / powers.sum(dim, keepdims=True).astype(np.float32)
+        scaled = np.rint(shares / np.float32(grid.scale))
+        return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
+
     def _cat(self, node: Node, grid: Grid, *values: tuple[Codes, Grid]) -> Codes:
         return np.concatenate([self._moved(value, grid) for value in values], axis=1)
 
@@ -252,6 +301,15 @@ class IntegerReference:
     def _reshape(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         x = self._moved(value, grid)
         return x.reshape(x.shape[0], *node.options["shape"])
+
+    def _permute(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        return self._moved(value, grid).transpose(node.options["dims"])
+
+    def _pixel_unshuffle(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        x, factor = self._moved(value, grid), node.options["factor"]
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // factor, factor, w // factor, factor).transpose(0, 1, 3, 5, 2, 4)
+        return x.reshape(n, c * factor**2, h // factor, w // factor)
 
     def _slice(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         o = node.options
