@@ -44,18 +44,19 @@ MIXBIT_HD float update_frequency(bool oscillates, float momentum, float frequenc
 template <SwitchScore kScore>
 MIXBIT_HD bool count_switch(int code, float momentum, SwitchState& state) {
   const int direction = switch_direction(state.code, code);
-  const bool adjacent = (code - state.code) * direction == 1;
-  const bool oscillates = direction * state.mark == -1;
-  if constexpr (kScore == SwitchScore::kAdjacent) {
-    state.count += adjacent && state.count < kMaxSwitchCount ? 1 : 0;
-  } else if constexpr (kScore == SwitchScore::kPair) {
-    if (adjacent) {
-      const int pair = code < state.code ? code : state.code;
-      state.run = pair != state.mark ? 1 : state.run < kMaxSwitchCount ? state.run + 1 : kMaxSwitchCount;
-      state.mark = pair;
-      state.count = state.run > state.count ? state.run : state.count;
+  if constexpr (kScore == SwitchScore::kAdjacent || kScore == SwitchScore::kPair) {
+    if ((code - state.code) * direction == 1) {
+      if constexpr (kScore == SwitchScore::kAdjacent) {
+        state.count += state.count < kMaxSwitchCount ? 1 : 0;
+      } else {
+        const int pair = code < state.code ? code : state.code;
+        state.run = pair != state.mark ? 1 : state.run < kMaxSwitchCount ? state.run + 1 : kMaxSwitchCount;
+        state.mark = pair;
+        state.count = state.run > state.count ? state.run : state.count;
+      }
     }
   } else {
+    const bool oscillates = direction * state.mark == -1;
     if constexpr (kScore == SwitchScore::kOscillation) {
       state.count += oscillates && state.count < kMaxSwitchCount ? 1 : 0;
     } else {
