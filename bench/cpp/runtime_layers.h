@@ -37,15 +37,14 @@ inline Convolution square_layer(int64_t size, int64_t inputs, int64_t outputs, i
   return c;
 }
 
-// Everything one call needs.
+// Everything one call needs; with several copies of the weights each call takes the next one.
 class LayerRun {
  public:
-  LayerRun(const Convolution& convolution, const KernelTable& table)
+  LayerRun(const Convolution& convolution, const KernelTable& table, int64_t copies = 1)
       : convolution_(convolution),
         table_(table),
         x_(allocate(convolution.batch * convolution.in_height * convolution.in_width * convolution.in_channels)),
         y_(allocate(convolution.positions() * convolution.out_channels)),
-        packed_(allocate(table.packed_bytes(convolution))),
         scratch_(allocate(table.scratch_bytes(convolution))) {
     std::mt19937 random(1);
     const auto draw = [&](int32_t low, int32_t high) {
@@ -60,11 +59,15 @@ class LayerRun {
     std::generate(codes.begin(), codes.end(), [&] { return draw(-half, half - 1); });
     const std::vector<float> multiplier(static_cast<size_t>(convolution.out_channels), 1e-3f);
     const std::vector<int32_t> bias(static_cast<size_t>(convolution.out_channels), 100);
-    table.pack(convolution, {codes.data(), 8, convolution.taps(), bias.data(), multiplier.data()}, packed_.get());
+    for (int64_t i = 0; i < copies; ++i) {
+      packed_.push_back(allocate(table.packed_bytes(convolution)));
+      table.pack(convolution, {codes.data(), 8, convolution.taps(), bias.data(), multiplier.data()},
+                 packed_.back().get());
+    }
   }
 
   void operator()() {
-    table_.convolve(convolution_, packed_.get(), x_.get(), y_.get(),
+    table_.convolve(convolution_, packed_[next_++ % packed_.size()].get(), x_.get(), y_.get(),
                     {0, convolution_.positions(), 0, convolution_.out_channels}, scratch_.get());
   }
 
@@ -81,7 +84,9 @@ class LayerRun {
 
   Convolution convolution_;
   const KernelTable& table_;
-  Bytes x_, y_, packed_, scratch_;
+  Bytes x_, y_, scratch_;
+  std::vector<Bytes> packed_;
+  size_t next_ = 0;
 };
 
 }  // namespace mixbit::bench

@@ -138,4 +138,63 @@ at::Tensor expected_cost(const at::Tensor& act_logits, const at::Tensor& weight_
   return ops::call_expected_cost(act_logits, weight_logits, values, form, temperature);
 }
 
+namespace {
+
+c10::List<bool> bools(const std::vector<bool>& values) {
+  c10::List<bool> list;
+  for (const bool value : values) {
+    list.push_back(value);
+  }
+  return list;
+}
+
+}  // namespace
+
+void threshold_aware_step_(at::TensorList weights, at::TensorList grads, at::TensorList momenta, const at::Tensor& lr,
+                           const ThresholdRule& rule, const SgdOptions& o) {
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         const at::Tensor&, c10::List<bool>, int64_t, double, double, bool, double, double, double,
+                         bool, bool, bool, const std::optional<at::Tensor>&, const std::optional<at::Tensor>&);
+  if (!weights.empty()) {
+    typed_op<Signature>("mixbit::threshold_aware_step_")
+        .call(weights, grads, momenta, rule.scales, rule.bit_widths, rule.extra_bits, lr, bools(rule.narrow_range),
+              rule.shape, rule.alpha, rule.rho, rule.on_grad, o.momentum, o.dampening, o.weight_decay, o.nesterov,
+              o.maximize, o.first_step, o.grad_scale, o.found_inf);
+  }
+}
+
+void threshold_aware_adam_step_(at::TensorList weights, at::TensorList grads, at::TensorList exp_avgs,
+                                at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList state_steps,
+                                const at::Tensor& lr, const ThresholdRule& rule, const AdamOptions& o) {
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         at::TensorList, at::TensorList, at::TensorList, const at::Tensor&, c10::List<bool>, int64_t,
+                         double, double, bool, double, double, double, double, bool, bool, bool,
+                         const std::optional<at::Tensor>&, const std::optional<at::Tensor>&);
+  if (!weights.empty()) {
+    typed_op<Signature>("mixbit::threshold_aware_adam_step_")
+        .call(weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, rule.scales, rule.bit_widths,
+              rule.extra_bits, lr, bools(rule.narrow_range), rule.shape, rule.alpha, rule.rho, rule.on_grad, o.beta1,
+              o.beta2, o.eps, o.weight_decay, o.decoupled, o.amsgrad, o.maximize, o.grad_scale, o.found_inf);
+  }
+}
+
+void scale_updates_(at::TensorList weights, at::TensorList before, const ThresholdRule& rule) {
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         c10::List<bool>, int64_t, double, double);
+  if (!weights.empty()) {
+    typed_op<Signature>("mixbit::scale_updates_")
+        .call(weights, before, rule.scales, rule.bit_widths, rule.extra_bits, bools(rule.narrow_range), rule.shape,
+              rule.alpha, rule.rho);
+  }
+}
+
+std::vector<at::Tensor> threshold_multipliers(at::TensorList weights, const ThresholdRule& rule) {
+  using Signature = std::vector<at::Tensor>(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                                            c10::List<bool>, int64_t, double, double);
+  return weights.empty() ? std::vector<at::Tensor>()
+                         : typed_op<Signature>("mixbit::threshold_multipliers")
+                               .call(weights, rule.scales, rule.bit_widths, rule.extra_bits, bools(rule.narrow_range),
+                                     rule.shape, rule.alpha, rule.rho);
+}
+
 }  // namespace mixbit

@@ -152,4 +152,35 @@ TORCH_LIBRARY(mixbit, m) {
       "_expected_cost_backward(Tensor grad, Tensor act_logits, Tensor weight_logits, Tensor values, int form, "
       "float temperature) -> (Tensor, Tensor)",
       tags);
+
+  // A step of SGD on all weights of a model, smaller near the decision thresholds of their grids. One parallel region
+  // or one launch a dtype; each weight is read and written once. weights, grads, momenta: lists of one length, each
+  // tensor of one float dtype and shape (momenta: empty without momentum); scales, bit_widths: float32 [1] or [size of
+  // axis 0]; extra_bits: uint8 like the weight, or [0]; lr, grad_scale, found_inf: one number each. shape: 0 off,
+  // 1 step, 2 linear, 3 gauss. grads are written to where grad_scale divides them.
+  m.def(
+      "threshold_aware_step_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] momenta, Tensor[] scales, "
+      "Tensor[] bit_widths, Tensor[] extra_bits, Tensor lr, *, bool[] narrow_range, int shape, float alpha, float rho, "
+      "bool on_grad, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
+      "bool first_step, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()",
+      tags);
+  // The same for Adam and AdamW (decoupled). state_steps: one number each, this step included. max_exp_avg_sqs: empty
+  // without amsgrad.
+  m.def(
+      "threshold_aware_adam_step_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
+      "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, Tensor[] scales, "
+      "Tensor[] bit_widths, Tensor[] extra_bits, Tensor lr, *, bool[] narrow_range, int shape, float alpha, float rho, "
+      "bool on_grad, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool amsgrad, "
+      "bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()",
+      tags);
+  // After a step of any optimizer: weight = before + g(before) (weight - before).
+  m.def(
+      "scale_updates_(Tensor(a!)[] weights, Tensor[] before, Tensor[] scales, Tensor[] bit_widths, "
+      "Tensor[] extra_bits, *, bool[] narrow_range, int shape, float alpha, float rho) -> ()",
+      tags);
+  // g of every weight, like the weights.
+  m.def(
+      "threshold_multipliers(Tensor[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, *, "
+      "bool[] narrow_range, int shape, float alpha, float rho) -> Tensor[]",
+      tags);
 }

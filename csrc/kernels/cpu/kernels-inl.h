@@ -11,8 +11,12 @@
 
 namespace {
 
+using mixbit::AdamRule;
 using mixbit::MixtureForm;
 using mixbit::Rounding;
+using mixbit::SgdRule;
+using mixbit::StepMultiplier;
+using mixbit::StepShape;
 using mixbit::kernels::cpu::Isa;
 using mixbit::kernels::cpu::KernelTable;
 using mixbit::kernels::cpu::kLanes;
@@ -20,6 +24,7 @@ using mixbit::kernels::cpu::kMaxGrids;
 using mixbit::kernels::cpu::Mixture;
 using mixbit::kernels::cpu::Moments;
 using mixbit::kernels::cpu::Quantizer;
+using mixbit::kernels::cpu::StepRun;
 using mixbit::kernels::cpu::StorageType;
 
 // Storage types: how sixteen elements are read and written.
@@ -100,6 +105,31 @@ struct VecGrid {
 // last one times a power of two.
 enum class Quotient { kDivide, kMultiply, kShift };
 
+// The grid of a weight and how steps shrink near its thresholds; low and high: the outermost thresholds in steps.
+struct VecMultiplier {
+  Quantizer quantizer;
+  StepMultiplier multiplier;
+  Vec scale, half, left_out, low, high, alpha, alpha_left, rho;
+};
+inline VecMultiplier widen(const Quantizer& q, const StepMultiplier& m) {
+  const float half = q.range.quant_max + 1.0f;
+  return {q,
+          m,
+          broadcast(q.scale),
+          broadcast(half),
+          broadcast(q.range.quant_min + half),
+          broadcast(q.range.quant_min + 0.5f),
+          broadcast(q.range.quant_max - 0.5f),
+          broadcast(m.alpha),
+          broadcast(1.0f - m.alpha),
+          broadcast(m.rho)};
+}
+
+// What an optimizer's step leaves.
+struct VecState {
+  Vec weight, momentum, moment2, largest_moment2;
+};
+
 #if defined(MIXBIT_SIMD_SCALAR)
 
 // The oracle: each lane calls the formula of common/numerics.h.
@@ -165,6 +195,42 @@ inline Vec step_gradient(const Vec& x, const Vec&, const Vec& code, Mask, const 
 }
 inline Vec clamp_lanes(const Vec& x, const Vec&) { return x; }
 constexpr bool kMayMultiply = false;
+
+inline Vec divide(const Vec& a, const Vec& b) {
+  return map([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+// extra_bits: of sixteen weights, or null.
+inline Vec step_multiplier(const Vec& w, const uint8_t* extra_bits, const VecMultiplier& m) {
+  return map([&](int i) {
+    return mixbit::step_multiplier(w.lane[i], m.quantizer.scale, m.quantizer.range,
+                                   extra_bits == nullptr ? 0 : extra_bits[i], m.multiplier);
+  });
+}
+inline Vec scaled_update(const Vec& before, const Vec& after, const Vec& g) {
+  return map([&](int i) { return mixbit::scaled_update(before.lane[i], after.lane[i], g.lane[i]); });
+}
+inline VecState sgd_step(const Vec& w, const Vec& grad, const Vec& momentum, const Vec& g, const SgdRule& rule) {
+  VecState state{};
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::SgdState s = mixbit::sgd_step(w.lane[i], grad.lane[i], momentum.lane[i], g.lane[i], rule);
+    state.weight.lane[i] = s.weight;
+    state.momentum.lane[i] = s.momentum;
+  }
+  return state;
+}
+inline VecState adam_step(const Vec& w, const Vec& grad, const Vec& moment1, const Vec& moment2,
+                          const Vec& largest_moment2, bool amsgrad, const Vec& g, const AdamRule& rule) {
+  VecState state{};
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::AdamState s = mixbit::adam_step(w.lane[i], grad.lane[i], moment1.lane[i], moment2.lane[i],
+                                                  largest_moment2.lane[i], amsgrad, g.lane[i], rule);
+    state.weight.lane[i] = s.weight;
+    state.momentum.lane[i] = s.moment1;
+    state.moment2.lane[i] = s.moment2;
+    state.largest_moment2.lane[i] = s.largest_moment2;
+  }
+  return state;
+}
 
 #else
 
@@ -249,6 +315,93 @@ inline Vec step_gradient(const Vec&, const Vec& v, const Vec& code, Mask inside,
 // NaN comes through.
 inline Vec clamp_lanes(const Vec& x, const Vec& bound) { return min(bound, max(negate(bound), x)); }
 constexpr bool kMayMultiply = true;
+
+inline Vec divide(const Vec& a, const Vec& b) { return div(a, b); }
+
+// exp_negative of common/steps.h.
+inline Vec exp_negative(const Vec& given) {
+  const Vec y = max(broadcast(-87.0f), given);
+  const Vec shifted = fma(y, broadcast(0x1.715476p+0f), broadcast(0x1.8p+23f));
+  const Vec k = sub(shifted, broadcast(0x1.8p+23f));
+  const Vec r = fnma(k, broadcast(-0x1.05c61p-29f), fnma(k, broadcast(0x1.62e43p-1f), y));
+  Vec p = broadcast(0x1.6c16c2p-10f);
+  p = fma(p, r, broadcast(0x1.111112p-7f));
+  p = fma(p, r, broadcast(0x1.555556p-5f));
+  p = fma(p, r, broadcast(0x1.555556p-3f));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  return mul(p, exp2_of_low_bits(shifted));
+}
+
+// extra_bits: of sixteen weights, or null.
+inline Vec step_multiplier(const Vec& w, const uint8_t* extra_bits, const VecMultiplier& m) {
+  const Vec one = broadcast(1.0f);
+  if (m.multiplier.shape == StepShape::kOff) return one;
+  Vec step = m.scale;
+  Vec low = m.low;
+  Vec high = m.high;
+  if (extra_bits != nullptr) {
+    const Vec levels = powers_of_two(extra_bits);
+    const Vec half = mul(m.half, levels);
+    step = div(step, levels);  // exact, as is the multiplication by the inverse
+    low = add(sub(m.left_out, half), broadcast(0.5f));
+    high = sub(sub(half, one), broadcast(0.5f));
+  }
+  const Vec v = div(w, step);
+  const Vec offset = sub(v, min(high, max(low, add(floor(v), broadcast(0.5f)))));
+  // NaN counts as far: min returns its second operand.
+  const Vec farthest = broadcast(mixbit::kFarthest);
+  const Vec d = min(max(negate(offset), offset), farthest);
+  switch (m.multiplier.shape) {
+    case StepShape::kStep:
+      return select(in_range(d, m.rho, farthest), one, m.alpha);
+    case StepShape::kLinear:
+      return select(in_range(d, m.rho, farthest), one, fma(m.alpha_left, div(d, m.rho), m.alpha));
+    default: {
+      const Vec x = div(d, m.rho);
+      return fnma(m.alpha_left, exp_negative(negate(mul(x, x))), one);
+    }
+  }
+}
+
+inline Vec scaled_update(const Vec& before, const Vec& after, const Vec& g) {
+  return select(equal(g, broadcast(1.0f)), after, fma(g, sub(after, before), before));
+}
+
+inline Vec decayed_gradient(const Vec& given, const Vec& w, const Vec* g, float weight_decay, bool maximize) {
+  Vec grad = maximize ? negate(given) : given;
+  if (g != nullptr) grad = mul(grad, *g);
+  return weight_decay != 0.0f ? fma(broadcast(weight_decay), w, grad) : grad;
+}
+
+inline VecState sgd_step(const Vec& w, const Vec& grad, const Vec& given, const Vec& g, const SgdRule& rule) {
+  const Vec gradient = decayed_gradient(grad, w, rule.on_grad ? &g : nullptr, rule.weight_decay, rule.maximize);
+  const Vec lr = broadcast(rule.lr);
+  Vec momentum = given;
+  Vec update = gradient;
+  if (rule.momentum != 0.0f) {
+    const Vec factor = broadcast(rule.momentum);
+    momentum = rule.first ? gradient : fma(broadcast(rule.undampened), gradient, mul(factor, momentum));
+    update = rule.nesterov ? fma(factor, momentum, gradient) : momentum;
+  }
+  return {fnma(rule.on_grad ? lr : mul(lr, g), update, w), momentum, momentum, momentum};
+}
+
+inline VecState adam_step(const Vec& w, const Vec& grad, const Vec& given1, const Vec& given2,
+                          const Vec& given_largest2, bool amsgrad, const Vec& g, const AdamRule& rule) {
+  const Vec gradient = decayed_gradient(grad, w, rule.on_grad ? &g : nullptr, rule.weight_decay, rule.maximize);
+  const Vec change = sub(gradient, given1);
+  const Vec moment1 = rule.beta1_left < 0.5f ? fma(broadcast(rule.beta1_left), change, given1)
+                                             : fma(broadcast(rule.beta1_left - 1.0f), change, gradient);
+  const Vec moment2 = fma(mul(broadcast(rule.beta2_left), gradient), gradient, mul(broadcast(rule.beta2), given2));
+  const Vec largest2 = max(given_largest2, moment2);
+  const Vec root = square_root(amsgrad ? largest2 : moment2);
+  const Vec denominator = add(div(root, broadcast(rule.correction2_sqrt)), broadcast(rule.epsilon));
+  const Vec after =
+      add(mul(w, broadcast(rule.weight_kept)), div(mul(broadcast(-rule.step_size), moment1), denominator));
+  return {rule.on_grad ? after : scaled_update(w, after, g), moment1, moment2, largest2};
+}
 
 #endif
 
@@ -747,6 +900,109 @@ void mixture_backward_body(const void* grad, const void* x, void* dx, int64_t n,
   });
 }
 
+// Calls f(i, n) for the packs of a run: n = 16 elements from i on, less in the last one.
+template <typename F>
+MIXBIT_INLINE inline void for_each_pack(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) f(i, kLanes);
+  if (i < n) f(i, n - i);
+}
+template <typename S>
+MIXBIT_INLINE inline Vec read_pack(const typename S::Element* p, int64_t n) {
+  return n == kLanes ? S::read(p) : read_partial<S>(p, n);
+}
+template <typename S>
+MIXBIT_INLINE inline void write_pack(typename S::Element* p, const Vec& v, int64_t n) {
+  n == kLanes ? S::write(p, v) : write_partial<S>(p, v, n);
+}
+
+// g of the n weights from i on.
+MIXBIT_INLINE inline Vec multiplier_of(const Vec& w, const uint8_t* extra_bits, int64_t i, int64_t n,
+                                       const VecMultiplier& m) {
+  if (extra_bits == nullptr || n == kLanes) {
+    return step_multiplier(w, extra_bits == nullptr ? nullptr : extra_bits + i, m);
+  }
+  uint8_t last[kLanes] = {};
+  std::memcpy(last, extra_bits + i, static_cast<size_t>(n));
+  return step_multiplier(w, last, m);
+}
+
+// Gradients, divided by the scale that they were multiplied with.
+template <typename S>
+MIXBIT_INLINE inline Vec unscaled(typename S::Element* grad, int64_t n, float grad_scale) {
+  Vec g = read_pack<S>(grad, n);
+  if (grad_scale != 1.0f) {
+    g = divide(g, broadcast(grad_scale));
+    write_pack<S>(grad, g, n);
+  }
+  return g;
+}
+
+template <typename S>
+void sgd_step_body(const StepRun& run, const Quantizer& quantizer, const StepMultiplier& multiplier,
+                   const SgdRule& rule, float grad_scale) {
+  auto* weight = static_cast<typename S::Element*>(run.weight);
+  auto* grad = static_cast<typename S::Element*>(run.grad);
+  auto* momentum = static_cast<typename S::Element*>(run.momentum);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  const bool keeps = rule.momentum != 0.0f;
+  for_each_pack(run.n, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    const Vec w = read_pack<S>(weight + i, n);
+    const Vec g = unscaled<S>(grad + i, n, grad_scale);
+    const Vec before = keeps && !rule.first ? read_pack<S>(momentum + i, n) : g;
+    const VecState state = sgd_step(w, g, before, multiplier_of(w, run.extra_bits, i, n, m), rule);
+    write_pack<S>(weight + i, state.weight, n);
+    if (keeps) write_pack<S>(momentum + i, state.momentum, n);
+  });
+}
+
+template <typename S>
+void adam_step_body(const StepRun& run, const Quantizer& quantizer, const StepMultiplier& multiplier,
+                    const AdamRule& rule, float grad_scale) {
+  auto* weight = static_cast<typename S::Element*>(run.weight);
+  auto* grad = static_cast<typename S::Element*>(run.grad);
+  auto* moment1 = static_cast<typename S::Element*>(run.momentum);
+  auto* moment2 = static_cast<typename S::Element*>(run.moment2);
+  auto* largest2 = static_cast<typename S::Element*>(run.largest_moment2);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  const bool amsgrad = largest2 != nullptr;
+  for_each_pack(run.n, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    const Vec w = read_pack<S>(weight + i, n);
+    const Vec g = unscaled<S>(grad + i, n, grad_scale);
+    const Vec second = read_pack<S>(moment2 + i, n);
+    const VecState state =
+        adam_step(w, g, read_pack<S>(moment1 + i, n), second, amsgrad ? read_pack<S>(largest2 + i, n) : second, amsgrad,
+                  multiplier_of(w, run.extra_bits, i, n, m), rule);
+    write_pack<S>(weight + i, state.weight, n);
+    write_pack<S>(moment1 + i, state.momentum, n);
+    write_pack<S>(moment2 + i, state.moment2, n);
+    if (amsgrad) write_pack<S>(largest2 + i, state.largest_moment2, n);
+  });
+}
+
+template <typename S>
+void scale_updates_body(const void* before_data, void* weight_data, const uint8_t* extra_bits, int64_t count,
+                        const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  const auto* before = static_cast<const typename S::Element*>(before_data);
+  auto* weight = static_cast<typename S::Element*>(weight_data);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  for_each_pack(count, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    const Vec w = read_pack<S>(before + i, n);
+    write_pack<S>(weight + i, scaled_update(w, read_pack<S>(weight + i, n), multiplier_of(w, extra_bits, i, n, m)), n);
+  });
+}
+
+template <typename S>
+void step_multipliers_body(const void* weight_data, void* out_data, const uint8_t* extra_bits, int64_t count,
+                           const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  const auto* weight = static_cast<const typename S::Element*>(weight_data);
+  auto* out = static_cast<typename S::Element*>(out_data);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  for_each_pack(count, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    write_pack<S>(out + i, multiplier_of(read_pack<S>(weight + i, n), extra_bits, i, n, m), n);
+  });
+}
+
 #undef MIXBIT_INLINE
 
 // Runtime storage type and rounding to template arguments.
@@ -845,6 +1101,23 @@ void mixture_backward_entry(StorageType storage, const void* grad, const void* x
   }
 }
 
+void sgd_step_entry(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                    const StepMultiplier& multiplier, const SgdRule& rule, float grad_scale) {
+  MIXBIT_DISPATCH_STORAGE(storage, (sgd_step_body<S>(run, quantizer, multiplier, rule, grad_scale)));
+}
+void adam_step_entry(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                     const StepMultiplier& multiplier, const AdamRule& rule, float grad_scale) {
+  MIXBIT_DISPATCH_STORAGE(storage, (adam_step_body<S>(run, quantizer, multiplier, rule, grad_scale)));
+}
+void scale_updates_entry(StorageType storage, const void* before, void* weight, const uint8_t* extra_bits, int64_t n,
+                         const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  MIXBIT_DISPATCH_STORAGE(storage, (scale_updates_body<S>(before, weight, extra_bits, n, quantizer, multiplier)));
+}
+void step_multipliers_entry(StorageType storage, const void* weight, void* out, const uint8_t* extra_bits, int64_t n,
+                            const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  MIXBIT_DISPATCH_STORAGE(storage, (step_multipliers_body<S>(weight, out, extra_bits, n, quantizer, multiplier)));
+}
+
 #undef MIXBIT_DISPATCH_STORAGE
 #undef MIXBIT_DISPATCH_ROUNDING
 
@@ -858,7 +1131,11 @@ constexpr KernelTable table_of(Isa isa) {
           noise_power_entry,
           observe_entry,
           mixture_entry,
-          mixture_backward_entry};
+          mixture_backward_entry,
+          sgd_step_entry,
+          adam_step_entry,
+          scale_updates_entry,
+          step_multipliers_entry};
 }
 
 }  // namespace

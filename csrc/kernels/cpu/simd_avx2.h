@@ -39,6 +39,20 @@ inline Vec negate(Vec a) {
   const __m256 sign = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN));
   return {_mm256_xor_ps(a.low, sign), _mm256_xor_ps(a.high, sign)};
 }
+inline Vec square_root(Vec a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+inline __m256 exp2_of_integers(__m256i k) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+}
+// 2^k for the exponents of sixteen bytes.
+inline Vec powers_of_two(const uint8_t* k) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(k));
+  return {exp2_of_integers(_mm256_cvtepu8_epi32(bytes)),
+          exp2_of_integers(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+// 2^k where the low bits of the lanes are those of the integer k.
+inline Vec exp2_of_low_bits(Vec a) {
+  return {exp2_of_integers(_mm256_castps_si256(a.low)), exp2_of_integers(_mm256_castps_si256(a.high))};
+}
 // Between -limit and limit.
 inline Vec clamp_magnitude(Vec a, Vec limit) { return min(limit, max(negate(limit), a)); }
 inline Mask in_range(Vec v, Vec low, Vec high) {

@@ -352,10 +352,11 @@ TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
   m.impl("fake_quantize_foreach", fake_quantize_foreach_autograd);
   m.impl("quantized_conv2d", quantized_conv2d_autograd);
   m.impl("quantized_linear", quantized_linear_autograd);
-  // Statistics and codes carry no gradient.
+  // Statistics, codes and optimizer steps carry no gradient.
   for (const char* name : {"quantization_noise", "quantization_noise_foreach", "noise_power", "observe", "mse_scales",
                            "mse_scales_from_histogram", "quantization_noise_from_histogram", "optimize_rounding",
-                           "pack_bits", "unpack_bits"}) {
+                           "pack_bits", "unpack_bits", "threshold_aware_step_", "threshold_aware_adam_step_",
+                           "scale_updates_", "threshold_multipliers"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
   // No double backward: asking for one raises instead of giving zeros.

@@ -45,6 +45,20 @@ struct PanelFinish {
     store(y0, _mm512_castsi512_si256(rows));
     store(y1, _mm512_extracti64x4_epi64(rows, 1));
   }
+  // Four rows of the first 16 channels.
+  __m512i four_halves(const __m512i rows[4]) const {
+    const __m512i mixed = finish.bytes(finish.rounded(rows[0], multiplier[0]), finish.rounded(rows[1], multiplier[0]),
+                                       finish.rounded(rows[2], multiplier[0]), finish.rounded(rows[3], multiplier[0]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, mixed);
+  }
+  void store_half(uint8_t* y, __m128i bytes) const {
+    if (channels == 0xffff) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
+    } else {
+      _mm_mask_storeu_epi8(y, static_cast<__mmask16>(channels), bytes);
+    }
+  }
   void single(const __m512i row[2], uint8_t* y) const { store(y, _mm512_castsi512_si256(two_rows(row, row))); }
 };
 
@@ -98,6 +112,18 @@ inline int32_t lower_sum(const uint8_t* p, int64_t n, bool flips) {
     sum = _mm512_dpbusd_epi32(sum, _mm512_maskz_mov_epi8(bytes, flipped), ones);
   }
   return _mm512_reduce_add_epi32(sum);
+}
+
+// int8 codes of a panel [k / 4][channel][k % 4]: those of k from `depth` on become 0, up to `end`.
+inline void clear_beyond(int64_t depth, int64_t end, uint8_t* codes) {
+  for (int64_t k = depth > 0 ? depth / 4 * 4 : 0; k < end; k += 4) {
+    const int64_t valid = depth > k ? depth - k : 0;
+    const __m512i keep = _mm512_set1_epi32(valid >= 4 ? -1 : static_cast<int32_t>((uint32_t{1} << (8 * valid)) - 1));
+    for (int half = 0; half < 2; ++half) {
+      uint8_t* at = codes + k * kPanel + half * 64;
+      _mm512_storeu_si512(at, _mm512_and_si512(_mm512_loadu_si512(at), keep));
+    }
+  }
 }
 
 // kRows rows times a panel by dot products. Rows are unsigned bytes, or with kFlip signed ones that become unsigned by

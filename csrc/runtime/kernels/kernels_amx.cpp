@@ -83,14 +83,7 @@ inline void expand_step(const uint8_t* codes, int64_t k, int64_t depth, uint8_t*
       }
     }
   }
-  for (int64_t i = depth > k ? (depth - k) / 4 * 4 : 0; i < kDepthStep; i += 4) {
-    const int64_t valid = depth > k + i ? depth - k - i : 0;
-    const __m512i keep = _mm512_set1_epi32(valid >= 4 ? -1 : static_cast<int32_t>((uint32_t{1} << (8 * valid)) - 1));
-    for (int half = 0; half < 2; ++half) {
-      uint8_t* at = to + i * kPanel + half * 64;
-      _mm512_storeu_si512(at, _mm512_and_si512(_mm512_loadu_si512(at), keep));
-    }
-  }
+  clear_beyond(depth - k, kDepthStep, to);
 }
 
 // A panel as tiles read it: int8 codes, or fields that are expanded on the way, kAhead steps before the tiles: the
@@ -102,8 +95,9 @@ struct TilePanel {
   int64_t padded_depth;  // in steps of 64
 };
 
-// Totals of 16 or 32 rows (kTiles) and a panel: tiles 0 ... 3 are the sums, 4 and 5 rows, 6 and 7 weights.
-template <bool kSigned, int kTiles, int kWidth>
+// Totals of 16 or 32 rows (kTiles) and half a panel or all of it (kHalves): tiles 0 ... 3 are the sums, 4 and 5 rows, 6
+// and 7 weights.
+template <bool kSigned, int kTiles, int kHalves, int kWidth>
 inline void multiply_tiles(const uint8_t* a, int64_t stride, const TilePanel& panel, const int32_t* offsets,
                            int32_t* totals) {
   if constexpr (kWidth < 8) {
@@ -114,11 +108,9 @@ inline void multiply_tiles(const uint8_t* a, int64_t stride, const TilePanel& pa
   // The compiler does not know that tile loads read memory.
   asm volatile("" ::: "memory");
   _tile_loadd(0, offsets, 0);  // every row the same
-  _tile_loadd(1, offsets + 16, 0);
-  if constexpr (kTiles == 2) {
-    _tile_loadd(2, offsets, 0);
-    _tile_loadd(3, offsets + 16, 0);
-  }
+  if constexpr (kHalves == 2) _tile_loadd(1, offsets + 16, 0);
+  if constexpr (kTiles == 2) _tile_loadd(2, offsets, 0);
+  if constexpr (kTiles == 2 && kHalves == 2) _tile_loadd(3, offsets + 16, 0);
   const uint8_t* codes = panel.codes;
   const int64_t steps = ring_steps(panel.padded_depth);
   int64_t slot = 0, next_slot = kAhead % steps;
@@ -134,35 +126,42 @@ inline void multiply_tiles(const uint8_t* a, int64_t stride, const TilePanel& pa
       asm volatile("" ::: "memory");
     }
     _tile_loadd(6, codes, 128);
-    _tile_loadd(7, codes + 64, 128);
+    if constexpr (kHalves == 2) _tile_loadd(7, codes + 64, 128);
     _tile_loadd(4, a + k, stride);
+    if constexpr (kTiles == 2) _tile_loadd(5, a + 16 * stride + k, stride);
     if constexpr (kSigned) {
       _tile_dpbssd(0, 4, 6);
-      _tile_dpbssd(1, 4, 7);
+      if constexpr (kHalves == 2) _tile_dpbssd(1, 4, 7);
+      if constexpr (kTiles == 2) _tile_dpbssd(2, 5, 6);
+      if constexpr (kTiles == 2 && kHalves == 2) _tile_dpbssd(3, 5, 7);
     } else {
       _tile_dpbusd(0, 4, 6);
-      _tile_dpbusd(1, 4, 7);
-    }
-    if constexpr (kTiles == 2) {
-      _tile_loadd(5, a + 16 * stride + k, stride);
-      if constexpr (kSigned) {
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
-      } else {
-        _tile_dpbusd(2, 5, 6);
-        _tile_dpbusd(3, 5, 7);
-      }
+      if constexpr (kHalves == 2) _tile_dpbusd(1, 4, 7);
+      if constexpr (kTiles == 2) _tile_dpbusd(2, 5, 6);
+      if constexpr (kTiles == 2 && kHalves == 2) _tile_dpbusd(3, 5, 7);
     }
   }
   _tile_stored(0, totals, 128);
-  _tile_stored(1, totals + 16, 128);
-  if constexpr (kTiles == 2) {
-    _tile_stored(2, totals + 16 * 32, 128);
-    _tile_stored(3, totals + 16 * 32 + 16, 128);
-  }
+  if constexpr (kHalves == 2) _tile_stored(1, totals + 16, 128);
+  if constexpr (kTiles == 2) _tile_stored(2, totals + 16 * 32, 128);
+  if constexpr (kTiles == 2 && kHalves == 2) _tile_stored(3, totals + 16 * 32 + 16, 128);
 }
 
+// kHalves of a panel: two rows of 32 channels at a time, or four of 16.
+template <int kHalves>
 inline void finish_rows(const int32_t* totals, int64_t rows, const PanelFinish& finish, uint8_t* y, int64_t y_stride) {
+  if constexpr (kHalves == 1) {
+    for (int64_t r = 0; r < rows; r += 4, totals += 128, y += 4 * y_stride) {
+      const __m512i four[4] = {_mm512_load_si512(totals), _mm512_load_si512(totals + 32),
+                               _mm512_load_si512(totals + 64), _mm512_load_si512(totals + 96)};
+      const __m512i bytes = finish.four_halves(four);
+      finish.store_half(y, _mm512_castsi512_si128(bytes));
+      if (r + 1 < rows) finish.store_half(y + y_stride, _mm512_extracti32x4_epi32(bytes, 1));
+      if (r + 2 < rows) finish.store_half(y + 2 * y_stride, _mm512_extracti32x4_epi32(bytes, 2));
+      if (r + 3 < rows) finish.store_half(y + 3 * y_stride, _mm512_extracti32x4_epi32(bytes, 3));
+    }
+    return;
+  }
   for (int64_t r = 0; r < rows; r += 2, totals += 64, y += 2 * y_stride) {
     const __m512i row0[2] = {_mm512_load_si512(totals), _mm512_load_si512(totals + 16)};
     const __m512i row1[2] = {_mm512_load_si512(totals + 32), _mm512_load_si512(totals + 48)};
@@ -175,7 +174,7 @@ inline void finish_rows(const int32_t* totals, int64_t rows, const PanelFinish& 
 }
 
 // Rows of A times a panel. `readable`: rows of A that may be read; more than `rows` where they are windows in scratch.
-template <bool kSigned, int kWidth>
+template <bool kSigned, int kHalves, int kWidth>
 void multiply_panel(PanelProduct product, const TilePanel& panel, int64_t rows, int64_t readable,
                     const Scratch& scratch, const PanelFinish& finish) {
   const bool keeps = kWidth < 8 && panel.padded_depth <= kKeptDepth;
@@ -189,20 +188,20 @@ void multiply_panel(PanelProduct product, const TilePanel& panel, int64_t rows, 
     // The last rows: again some of those before where no others can be read.
     const int64_t start = r + height <= readable ? r : tiled - height;
     const uint8_t* a = product.a + start * product.stride;
-    if (keeps && r > 0) {
-      if (two) {
-        multiply_tiles<kSigned, 2, 8>(a, product.stride, kept, scratch.offsets, scratch.totals);
-      } else {
-        multiply_tiles<kSigned, 1, 8>(a, product.stride, kept, scratch.offsets, scratch.totals);
-      }
+    const bool is_kept = keeps && r > 0;
+    if (two && is_kept) {
+      multiply_tiles<kSigned, 2, kHalves, 8>(a, product.stride, kept, scratch.offsets, scratch.totals);
     } else if (two) {
-      multiply_tiles<kSigned, 2, kWidth>(a, product.stride, panel, scratch.offsets, scratch.totals);
+      multiply_tiles<kSigned, 2, kHalves, kWidth>(a, product.stride, panel, scratch.offsets, scratch.totals);
+    } else if (is_kept) {
+      multiply_tiles<kSigned, 1, kHalves, 8>(a, product.stride, kept, scratch.offsets, scratch.totals);
     } else {
-      multiply_tiles<kSigned, 1, kWidth>(a, product.stride, panel, scratch.offsets, scratch.totals);
+      multiply_tiles<kSigned, 1, kHalves, kWidth>(a, product.stride, panel, scratch.offsets, scratch.totals);
     }
     const int64_t skipped = r - start;
     const int64_t valid = tiled - r < height - skipped ? tiled - r : height - skipped;
-    finish_rows(scratch.totals + skipped * 32, valid, finish, product.y + r * product.y_stride, product.y_stride);
+    finish_rows<kHalves>(scratch.totals + skipped * 32, valid, finish, product.y + r * product.y_stride,
+                         product.y_stride);
     r += valid;
   }
   product.zero += kSigned ? 128 : 0;
@@ -213,15 +212,15 @@ void multiply_panel(PanelProduct product, const TilePanel& panel, int64_t rows, 
   }
 }
 
-template <bool kSigned>
+template <bool kSigned, int kHalves>
 void multiply_width(int32_t width, const PanelProduct& product, const TilePanel& panel, int64_t rows, int64_t readable,
                     const Scratch& scratch, const PanelFinish& finish) {
   if (width == 8) {
-    multiply_panel<kSigned, 8>(product, panel, rows, readable, scratch, finish);
+    multiply_panel<kSigned, kHalves, 8>(product, panel, rows, readable, scratch, finish);
   } else if (width == 4) {
-    multiply_panel<kSigned, 4>(product, panel, rows, readable, scratch, finish);
+    multiply_panel<kSigned, kHalves, 4>(product, panel, rows, readable, scratch, finish);
   } else {
-    multiply_panel<kSigned, 2>(product, panel, rows, readable, scratch, finish);
+    multiply_panel<kSigned, kHalves, 2>(product, panel, rows, readable, scratch, finish);
   }
 }
 
@@ -271,11 +270,10 @@ void convolve_tiles(const Convolution& c, const void* packed, const uint8_t* x, 
         _mm512_store_si512(scratch.offsets, offset_of(product.data, 0, product.zero));
         _mm512_store_si512(scratch.offsets + 16, offset_of(product.data, 16, product.zero));
         const PanelFinish panel_finish(finish, product.data, to - channel);
-        if (c.x.is_signed) {
-          multiply_width<true>(layout.width, product, tile_panel, rows, readable, scratch, panel_finish);
-        } else {
-          multiply_width<false>(layout.width, product, tile_panel, rows, readable, scratch, panel_finish);
-        }
+        const bool half = to - channel <= kPanel / 2;
+        const auto multiply = c.x.is_signed ? (half ? multiply_width<true, 1> : multiply_width<true, 2>)
+                                            : (half ? multiply_width<false, 1> : multiply_width<false, 2>);
+        multiply(layout.width, product, tile_panel, rows, readable, scratch, panel_finish);
       }
     }
   }

@@ -28,14 +28,37 @@ void multiply_width(const PanelProduct& product, int64_t rows, const PanelFinish
   if (r < rows) multiply_rows<kWidth, 1, false>(product, r, finish);
 }
 
-void multiply_vnni(int32_t width, const PanelProduct& product, int64_t rows, const PanelFinish& finish) {
-  if (width == 8) {
-    multiply_width<8>(product, rows, finish);
-  } else if (width == 4) {
-    multiply_width<4>(product, rows, finish);
-  } else {
-    multiply_width<2>(product, rows, finish);
+// From this many rows on a panel of fields is expanded before it is multiplied.
+constexpr int64_t kManyRows = 24;
+
+template <int kWidth>
+void expand_panel(const uint8_t* codes, int64_t depth, int64_t padded_depth, uint8_t* to) {
+  const __m512i offset = _mm512_set1_epi8(1 << (kWidth - 1));
+  constexpr int kFields = 8 / kWidth, kStepBytes = 128 * kWidth / 2;
+  uint8_t* out = to;
+  for (int64_t k = 0; k < padded_depth; k += 16, codes += kStepBytes) {
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g, out += 128) {
+      for (int half = 0; half < 2; ++half) {
+        const __m512i stored = weights_of<kWidth>(codes + 64 * half, g);
+        _mm512_storeu_si512(out + 64 * half, g % kFields < kFields - 1 ? _mm512_sub_epi8(stored, offset) : stored);
+      }
+    }
   }
+  clear_beyond(depth, padded_depth, to);
+}
+
+// `expanded`: room for a panel of int8 codes.
+template <int kWidth>
+void multiply_fields(PanelProduct product, int64_t padded_depth, int64_t rows, const PanelFinish& finish,
+                     uint8_t* expanded) {
+  if (rows < kManyRows) {
+    multiply_width<kWidth>(product, rows, finish);
+    return;
+  }
+  expand_panel<kWidth>(product.codes, product.depth, padded_depth, expanded);
+  product.codes = expanded;
+  multiply_width<8>(product, rows, finish);
 }
 
 // ---------------------------------------------------------------------------------------------------------- depthwise
@@ -66,9 +89,18 @@ void convolve_depthwise(const Convolution& c, const void* packed, const uint8_t*
 void convolve_panels(const Convolution& c, const void* packed, const uint8_t* x, uint8_t* y, const Part& part,
                      void* scratch) {
   const Finish<Vector512> finish(c.y);
+  const int64_t padded_depth = panel_layout(c).depth;
+  uint8_t* expanded = static_cast<uint8_t*>(scratch) + round_up(windows_bytes(c), kAlignment);
   walk_panels<Vector512>(c, packed, x, y, part, scratch,
                          [&](int32_t width, const PanelProduct& product, int64_t rows, int64_t valid) {
-                           multiply_vnni(width, product, rows, PanelFinish(finish, product.data, valid));
+                           const PanelFinish panel_finish(finish, product.data, valid);
+                           if (width == 8) {
+                             multiply_width<8>(product, rows, panel_finish);
+                           } else if (width == 4) {
+                             multiply_fields<4>(product, padded_depth, rows, panel_finish, expanded);
+                           } else {
+                             multiply_fields<2>(product, padded_depth, rows, panel_finish, expanded);
+                           }
                          });
 }
 
@@ -100,7 +132,8 @@ int64_t scratch_bytes(const Convolution& c) {
   if (c.depthwise()) {
     return DepthwiseScratch(depthwise_layout(c, 64), nullptr).bytes;
   }
-  return windows_bytes(c);
+  const PanelLayout layout = panel_layout(c);
+  return round_up(windows_bytes(c), kAlignment) + (layout.width == 8 ? 0 : layout.depth * kPanel);
 }
 
 void convolve(const Convolution& c, const void* packed, const uint8_t* x, uint8_t* y, const Part& part, void* scratch) {

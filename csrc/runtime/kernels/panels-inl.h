@@ -34,62 +34,85 @@ inline void fill_bytes(uint8_t* to, int64_t n, typename V::Int value) {
   }
 }
 
-// Rows of A for positions first ... first + rows - 1 of one group, `stride` bytes apart, each byte changed by `flip`;
-// writes up to 64 bytes behind the last row.
+// A piece of the windows of neighbouring positions of one output row: `pixels` neighbouring pixels of an input line.
+struct WindowPiece {
+  const uint8_t* line;  // its first pixel; null: outside the image
+  int64_t line_pixels;
+  int64_t pixel;       // bytes
+  int64_t left, step;  // the first pixel that the first position reads, and how far the next position's is
+  int64_t pixels;
+  int64_t inputs;  // bytes taken of a pixel; of several pixels at once only all of them
+};
+
+// The piece for `count` positions, `stride` bytes apart; up to 63 bytes too many are written behind each.
+template <typename V>
+void fill_piece(const WindowPiece& piece, int64_t count, typename V::Int flip, typename V::Int pad, uint8_t* to,
+                int64_t stride) {
+  const int64_t bytes = piece.pixels * piece.inputs;
+  int64_t p = 0, left = piece.left;
+  const auto edge = [&] {
+    const int64_t before = left < 0 ? (-left < piece.pixels ? -left : piece.pixels) : 0;
+    const int64_t beyond = left + piece.pixels - piece.line_pixels;
+    const int64_t after = beyond > 0 ? (beyond < piece.pixels ? beyond : piece.pixels) : 0;
+    const int64_t inside = piece.pixels - before - after;
+    fill_bytes<V>(to, before * piece.inputs, pad);
+    if (inside > 0) {
+      copy_bytes<V>(to + before * piece.inputs, piece.line + (left + before) * piece.pixel, inside * piece.inputs,
+                    flip);
+    }
+    fill_bytes<V>(to + (piece.pixels - after) * piece.inputs, after * piece.inputs, pad);
+  };
+  if (piece.line == nullptr) {
+    for (; p < count; ++p, to += stride) fill_bytes<V>(to, bytes, pad);
+    return;
+  }
+  for (; p < count && left < 0; ++p, left += piece.step, to += stride) edge();
+  const int64_t room = piece.line_pixels - piece.pixels - left;
+  const int64_t inside = room < 0 ? 0 : room / piece.step + 1;
+  const int64_t last = p + inside < count ? p + inside : count;
+  const uint8_t* from = piece.line + left * piece.pixel;
+  const int64_t advance = piece.step * piece.pixel;
+  left += (last - p) * piece.step;
+  if (bytes <= 16) {
+    for (; p < last; ++p, to += stride, from += advance) copy_bytes<V>(to, from, 16, flip);
+  } else if (bytes <= V::kBytes) {
+    for (; p < last; ++p, to += stride, from += advance) copy_bytes<V>(to, from, V::kBytes, flip);
+  } else {
+    for (; p < last; ++p, to += stride, from += advance) copy_bytes<V>(to, from, bytes, flip);
+  }
+  for (; p < count; ++p, left += piece.step, to += stride) edge();
+}
+
+// Rows of A for positions first ... first + rows - 1 of one group, `stride` bytes apart (at least 64 more than the k),
+// each byte changed by `flip_byte`.
 template <typename V>
 void fill_windows(const Convolution& c, const uint8_t* x, int64_t group, int64_t first, int64_t rows, uint8_t flip_byte,
-                  uint8_t* panel, int64_t stride) {
+                  uint8_t* to, int64_t stride) {
   const typename V::Int flip = V::all8(flip_byte), pad = V::all8(byte_of(c.x.zero_point) ^ flip_byte);
-  const int64_t inputs = c.group_inputs(), pixel = c.in_channels, line = c.in_width * pixel;
-  int64_t column = first % c.out_width, row = first / c.out_width % c.out_height;
-  const uint8_t* image = x + first / (c.out_width * c.out_height) * c.in_height * line + group * inputs;
-  // A kernel row is one run of bytes where its pixels are neighbours.
-  const bool runs = c.dilation_width == 1 && c.groups == 1;
-  for (int64_t p = 0; p < rows; ++p) {
-    uint8_t* to = panel + p * stride;
-    const int64_t left = column * c.stride_width - c.pad_left;
-    const int64_t top = row * c.stride_height - c.pad_top;
+  const int64_t inputs = c.group_inputs(), line = c.in_width * c.in_channels;
+  // A kernel row is one piece where its pixels are neighbours.
+  const int64_t pixels = c.dilation_width == 1 && c.groups == 1 ? c.kernel_width : 1;
+  const int64_t last = first + rows;
+  for (int64_t p = first; p < last;) {
+    const int64_t column = p % c.out_width, row = p / c.out_width % c.out_height;
+    const int64_t count = c.out_width - column < last - p ? c.out_width - column : last - p;
+    const uint8_t* image = x + p / (c.out_width * c.out_height) * c.in_height * line + group * inputs;
+    uint8_t* at = to + (p - first) * stride;
     for (int64_t kh = 0; kh < c.kernel_height; ++kh) {
-      const int64_t h = top + kh * c.dilation_height;
-      if (h < 0 || h >= c.in_height) {
-        fill_bytes<V>(to, c.kernel_width * inputs, pad);
-        to += c.kernel_width * inputs;
-        continue;
-      }
-      const uint8_t* from = image + h * line;
-      if (runs) {
-        const int64_t before = left < 0 ? (-left < c.kernel_width ? -left : c.kernel_width) : 0;
-        const int64_t beyond = left + c.kernel_width - c.in_width;
-        const int64_t after = beyond > 0 ? (beyond < c.kernel_width ? beyond : c.kernel_width) : 0;
-        const int64_t inside = c.kernel_width - before - after;
-        if (before > 0) {
-          fill_bytes<V>(to, before * inputs, pad);
-        }
-        if (inside > 0) {
-          copy_bytes<V>(to + before * inputs, from + (left + before) * pixel, inside * inputs, flip);
-        }
-        if (after > 0) {
-          fill_bytes<V>(to + (c.kernel_width - after) * inputs, after * inputs, pad);
-        }
-        to += c.kernel_width * inputs;
-        continue;
-      }
-      for (int64_t kw = 0; kw < c.kernel_width; ++kw, to += inputs) {
-        const int64_t w = left + kw * c.dilation_width;
-        if (w < 0 || w >= c.in_width) {
-          fill_bytes<V>(to, inputs, pad);
-        } else {
-          copy_bytes<V>(to, from + w * pixel, inputs, flip);
-        }
+      const int64_t h = row * c.stride_height - c.pad_top + kh * c.dilation_height;
+      for (int64_t kw = 0; kw < c.kernel_width; kw += pixels, at += pixels * inputs) {
+        const int64_t left = column * c.stride_width - c.pad_left + kw * c.dilation_width;
+        const WindowPiece piece = {h >= 0 && h < c.in_height ? image + h * line : nullptr,
+                                   c.in_width,
+                                   c.in_channels,
+                                   left,
+                                   c.stride_width,
+                                   pixels,
+                                   inputs};
+        fill_piece<V>(piece, count, flip, pad, at, stride);
       }
     }
-    if (++column == c.out_width) {
-      column = 0;
-      if (++row == c.out_height) {
-        row = 0;
-        image += c.in_height * line;
-      }
-    }
+    p += count;
   }
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from mixbit.errors import check_choice
+from mixbit.export.imports import recipe_from_aimet, recipe_from_qonnx
 from mixbit.export.package import package
 from mixbit.export.program import DIALECTS, Runner, program, runner
 from mixbit.export.reference import FixedPointReference, IntegerReference
@@ -16,6 +18,7 @@ from mixbit.export.report import AccumulatorReport, report
 from mixbit.export.simulation import IntegerSimulation
 from mixbit.export.to_onnx import DIALECTS as ONNX_DIALECTS
 from mixbit.export.to_onnx import OnnxReport, write_onnx
+from mixbit.export.to_package import write_package
 from mixbit.export.verification import Artifact, VerifyReport
 from mixbit.export.verification import verify as _verify
 from mixbit.files import PathLike
@@ -32,9 +35,12 @@ __all__ = [
     "OnnxReport",
     "Runner",
     "VerifyReport",
+    "integer",
     "onnx",
     "package",
     "program",
+    "recipe_from_aimet",
+    "recipe_from_qonnx",
     "reference",
     "report",
     "runner",
@@ -123,6 +129,28 @@ def onnx(
         force=force,
         say=say,
     )
+
+
+def integer(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
+    """Writes the integer network as a package that `mixbit.runtime.Network` and `mixbit-run` execute without torch.
+
+    Weights are packed at their own widths (1 to 8 bits); outputs equal those of `reference` bit for bit. The format is
+    described in docs/package_format.md.
+
+    Args:
+        model: Batch normalization folded, prepared and calibrated with `example=`.
+        example: An item of `batches`; all sizes but the batch are fixed to it.
+        path: A file that ends in ".mixbit".
+        force: Replaces a file that exists.
+
+    Returns:
+        The path.
+
+    Raises:
+        MixbitError: As `reference`; a grid or weight of more than 8 bits, or a zero point outside its codes, by name;
+            the file exists or has another ending. Nothing is written then.
+    """
+    return write_package(model, example, path, force=force)
 
 
 def verify(

@@ -69,11 +69,16 @@ class GraphBuilder:
         self.initializers: dict[str, Any] = {}
         self.sizes = {"weights": 0, "scales": 0, "biases": 0}
         self._shared: dict[tuple[Any, ...], str] = {}
+        self._names: set[str] = set()
 
     def node(
         self, op: str, inputs: list[str], output: str, *, domain: str = "", name: str = "", **attributes: Any
     ) -> str:
-        """Adds a node with one output, and returns the output's name."""
+        """Adds a node with one output, and returns the output's name; a node's name that is taken gets the output's."""
+        if name in self._names:
+            name = f"{name}.{output}"
+        if name:
+            self._names.add(name)
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], name=name, domain=domain, **attributes))
         return output
 

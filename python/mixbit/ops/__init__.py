@@ -24,6 +24,7 @@ __all__ = [
     "COST_FORMS",
     "GATE_FORMS",
     "ROUNDINGS",
+    "STEP_SHAPES",
     "expected_cost",
     "fake_quantize",
     "fake_quantize_foreach",
@@ -41,6 +42,10 @@ __all__ = [
     "quantized_conv2d",
     "quantized_linear",
     "sample_gates",
+    "scale_updates_",
+    "threshold_aware_adam_step_",
+    "threshold_aware_step_",
+    "threshold_multipliers",
     "unpack_bits",
 ]
 
@@ -53,6 +58,8 @@ ROUNDINGS = {"half_even": 0, "half_up": 1}
 GATE_FORMS = {"difference": 0, "residual": 1}
 #: What `expected_cost` adds up, and the numbers in the op schema.
 COST_FORMS = {"expected": 0, "separate": 1, "joint": 2}
+#: How steps shrink towards a decision threshold, and the numbers in the op schemas.
+STEP_SHAPES = {"off": 0, "step": 1, "linear": 2, "gauss": 3}
 
 
 def _rounding(name: str) -> int:
@@ -673,3 +680,282 @@ def expected_cost(
     """
     number = COST_FORMS[check_choice("form", form, COST_FORMS)]
     return _ops.expected_cost.default(act_logits, weight_logits, values, number, temperature)
+
+
+def threshold_aware_step_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    lr: Tensor | float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first_step: bool = False,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    on_grad: bool = False,
+    narrow_range: bool | Sequence[bool] = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """A step of SGD that is smaller near decision thresholds, on all weights of a model in one call, in place.
+
+    `w -= lr g(d(w)) update`, the update being that of `torch.optim.SGD` (momentum and weight decay included), so that
+    momentum does not carry a weight across a threshold (the idea: Kim et al., IEEE TNNLS 32(7), 2021; the formulas are
+    ours). d is the distance of w from the nearest threshold between two levels of its own grid, in units of the grid's
+    step scale / 2^extra_bits, 0 to 1/2; beyond the outermost thresholds that from the outermost one. With r = d / rho:
+
+    - "step": alpha if r < 1, else 1
+    - "linear": alpha + (1 - alpha) min(1, r)
+    - "gauss": 1 - (1 - alpha) exp(-r^2)
+    - "off": 1, which gives the bits of torch's SGD in float32 on the CPU
+
+    Each weight is read and written once, in one parallel region or one launch a dtype; computed in float32. On CUDA
+    nothing synchronizes. Shards of DTensors: pass `to_local()` of everything that is sharded.
+
+    Args:
+        weights: Tensors of any shapes and layouts; float32, float16 or bfloat16.
+        grads: One for each weight, of its shape and dtype.
+        momenta: Momentum of each weight, of its shape and dtype; [] where `momentum` is 0.
+        scales: Step of each weight's base grid: float32 [1], or [size of dimension 0].
+        bit_widths: Of each signed base grid: number, or float32 [1] or [size of dimension 0].
+        extra_bits: Extra bits of each weight, uint8 of its shape with values 0 ... 2 (which are not checked here), or
+            None; None for no extra bits at all.
+        lr: Number, or a tensor of one element (on the CPU or the weights' device), which may change without a
+            recompile.
+        momentum: As in `torch.optim.SGD`.
+        dampening: As in `torch.optim.SGD`.
+        weight_decay: As in `torch.optim.SGD`.
+        nesterov: As in `torch.optim.SGD`.
+        maximize: As in `torch.optim.SGD`.
+        first_step: The momenta hold nothing yet and become the gradients, undampened.
+        shape: "step", "linear", "gauss" or "off".
+        alpha: Multiplier at a threshold, 0 ... 1.
+        rho: Reach of a threshold in steps of the grid, above 0, up to 1/2.
+        on_grad: g multiplies the gradient, before decay and momentum, instead of the update.
+        narrow_range: Whether the grids leave out their lowest code: for all, or one for each.
+        grad_scale: One number that gradients were multiplied with; they are divided by it, in place.
+        found_inf: One number; the step is left out unless it is 0.
+
+    Raises:
+        ValueError: Lists of different lengths; a shape, dtype or value that does not fit.
+    """
+    if not weights:
+        return
+    _ops.threshold_aware_step_.default(
+        list(weights),
+        list(grads),
+        list(momenta),
+        *_step_grids(weights, scales, bit_widths, extra_bits),
+        _number(lr),
+        **_step_options(weights, narrow_range, shape, alpha, rho),
+        on_grad=on_grad,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+        first_step=first_step,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )
+
+
+def threshold_aware_adam_step_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    lr: Tensor | float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = True,
+    amsgrad: bool = False,
+    maximize: bool = False,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    on_grad: bool = False,
+    narrow_range: bool | Sequence[bool] = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """A step of Adam or AdamW that is smaller near decision thresholds: `threshold_aware_step_` with their update.
+
+    `w += g(d(w)) (w_adam - w)`, w_adam being the result of `torch.optim.AdamW` (decoupled) or `torch.optim.Adam`: a
+    decoupled decay is part of the scaled update.
+
+    Args:
+        weights: As in `threshold_aware_step_`.
+        grads: One for each weight, of its shape and dtype.
+        exp_avgs: First moments, as `grads`.
+        exp_avg_sqs: Second moments, as `grads`.
+        max_exp_avg_sqs: Their largest values, as `grads`; [] without `amsgrad`.
+        state_steps: Steps of each weight, this one included: a tensor of one element each.
+        scales: As in `threshold_aware_step_`.
+        bit_widths: As in `threshold_aware_step_`.
+        extra_bits: As in `threshold_aware_step_`.
+        lr: As in `threshold_aware_step_`.
+        betas: As in `torch.optim.Adam`.
+        eps: As in `torch.optim.Adam`.
+        weight_decay: As in `torch.optim.Adam`.
+        decoupled: Whether the decay is AdamW's.
+        amsgrad: As in `torch.optim.Adam`.
+        maximize: As in `torch.optim.Adam`.
+        shape: As in `threshold_aware_step_`.
+        alpha: As in `threshold_aware_step_`.
+        rho: As in `threshold_aware_step_`.
+        on_grad: As in `threshold_aware_step_`.
+        narrow_range: As in `threshold_aware_step_`.
+        grad_scale: As in `threshold_aware_step_`.
+        found_inf: As in `threshold_aware_step_`.
+
+    Raises:
+        ValueError: As `threshold_aware_step_`.
+    """
+    if not weights:
+        return
+    _ops.threshold_aware_adam_step_.default(
+        list(weights),
+        list(grads),
+        list(exp_avgs),
+        list(exp_avg_sqs),
+        list(max_exp_avg_sqs),
+        list(state_steps),
+        *_step_grids(weights, scales, bit_widths, extra_bits),
+        _number(lr),
+        **_step_options(weights, narrow_range, shape, alpha, rho),
+        on_grad=on_grad,
+        beta1=betas[0],
+        beta2=betas[1],
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled=decoupled,
+        amsgrad=amsgrad,
+        maximize=maximize,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )
+
+
+def scale_updates_(
+    weights: Sequence[Tensor],
+    before: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    narrow_range: bool | Sequence[bool] = False,
+) -> None:
+    """Shrinks the step that any optimizer has taken: `weight = before + g(d(before)) (weight - before)`, in place.
+
+    All weights of a model in one call; g as in `threshold_aware_step_`.
+
+    Args:
+        weights: After the step.
+        before: Copies of the weights before the step.
+        scales: As in `threshold_aware_step_`.
+        bit_widths: As in `threshold_aware_step_`.
+        extra_bits: As in `threshold_aware_step_`.
+        shape: As in `threshold_aware_step_`.
+        alpha: As in `threshold_aware_step_`.
+        rho: As in `threshold_aware_step_`.
+        narrow_range: As in `threshold_aware_step_`.
+
+    Raises:
+        ValueError: As `threshold_aware_step_`.
+    """
+    if weights:
+        _ops.scale_updates_.default(
+            list(weights),
+            list(before),
+            *_step_grids(weights, scales, bit_widths, extra_bits),
+            **_step_options(weights, narrow_range, shape, alpha, rho),
+        )
+
+
+def threshold_multipliers(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    narrow_range: bool | Sequence[bool] = False,
+) -> list[Tensor]:
+    """The multiplier g(d(w)) of every weight's step; see `threshold_aware_step_`.
+
+    With shape "linear", alpha 0 and rho 1/2 this is 2 d: twice the distance from the nearest threshold.
+
+    Args:
+        weights: As in `threshold_aware_step_`.
+        scales: As in `threshold_aware_step_`.
+        bit_widths: As in `threshold_aware_step_`.
+        extra_bits: As in `threshold_aware_step_`.
+        shape: As in `threshold_aware_step_`.
+        alpha: As in `threshold_aware_step_`.
+        rho: As in `threshold_aware_step_`.
+        narrow_range: As in `threshold_aware_step_`.
+
+    Returns:
+        One tensor like each weight.
+
+    Raises:
+        ValueError: As `threshold_aware_step_`.
+
+    Example:
+        >>> threshold_multipliers([torch.tensor([0.25, 0.3, 0.5])], [torch.tensor([0.5])], [4])
+        [tensor([0.1000, 0.1000, 1.0000])]
+    """
+    if not weights:
+        return []
+    return _ops.threshold_multipliers.default(
+        list(weights),
+        *_step_grids(weights, scales, bit_widths, extra_bits),
+        **_step_options(weights, narrow_range, shape, alpha, rho),
+    )
+
+
+def _number(value: Tensor | float) -> Tensor:
+    """One number as a tensor; float64, since optimizers compute with Python's numbers."""
+    return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+
+
+def _step_grids(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The lists of grids as the schemas have them: an empty tensor where there are no extra bits."""
+    none = torch.empty(0, dtype=torch.uint8, device=weights[0].device)
+    extra = [none] * len(weights) if extra_bits is None else [none if e is None else e for e in extra_bits]
+    bits = [b if isinstance(b, Tensor) else _parameter(b, weights[0]) for b in bit_widths]
+    return list(scales), bits, extra
+
+
+def _step_options(
+    weights: Sequence[Tensor], narrow_range: bool | Sequence[bool], shape: str, alpha: float, rho: float
+) -> dict[str, Any]:
+    narrow = [narrow_range] * len(weights) if isinstance(narrow_range, bool) else list(narrow_range)
+    number = STEP_SHAPES[check_choice("shape", shape, STEP_SHAPES)]
+    return {"narrow_range": narrow, "shape": number, "alpha": alpha, "rho": rho}

@@ -453,3 +453,64 @@ def _(
     grad: Tensor, act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     return act_logits.new_empty(act_logits.shape), weight_logits.new_empty(weight_logits.shape)
+
+
+def _check_step_lists(weights: Sequence[Tensor], **lists: Sequence[Any]) -> None:
+    for name, entries in lists.items():
+        message = f"{name} has {len(entries)} entries and weights {len(weights)}: expected one for each"
+        torch._check_value(len(entries) == len(weights), message.__str__)
+
+
+@_register("mixbit::threshold_aware_step_")
+def _(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    lr: Tensor,
+    **options: Any,
+) -> None:
+    _check_step_lists(weights, grads=grads, scales=scales, bit_widths=bit_widths, extra_bits=extra_bits)
+
+
+@_register("mixbit::threshold_aware_adam_step_")
+def _(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    lr: Tensor,
+    **options: Any,
+) -> None:
+    _check_step_lists(weights, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, scales=scales)
+
+
+@_register("mixbit::scale_updates_")
+def _(
+    weights: Sequence[Tensor],
+    before: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    **options: Any,
+) -> None:
+    _check_step_lists(weights, before=before, scales=scales, bit_widths=bit_widths, extra_bits=extra_bits)
+
+
+@_register("mixbit::threshold_multipliers")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    **options: Any,
+) -> list[Tensor]:
+    _check_step_lists(weights, scales=scales, bit_widths=bit_widths, extra_bits=extra_bits)
+    return [torch.empty_like(w) for w in weights]

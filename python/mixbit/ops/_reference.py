@@ -300,6 +300,100 @@ def expected_cost(
     return total.to(act_logits.dtype)
 
 
+def threshold_distance(
+    weight: Tensor, scale: Tensor, bit_width: Tensor, extra_bits: Tensor | None, narrow_range: bool
+) -> Tensor:
+    """Distance of each weight from the nearest threshold (k + 1/2) step of its own grid, in steps, at most 1/2."""
+    extra = torch.zeros_like(weight) if extra_bits is None else extra_bits.float()
+    v = weight.float() / (along(scale, weight, 0) / 2.0**extra)
+    low, high = quant_range(along(bit_width, weight, 0) + extra, True, narrow_range)
+    nearest = torch.minimum(torch.maximum(v.floor() + 0.5, low + 0.5), high - 0.5)
+    return (v - nearest).abs().nan_to_num(nan=0.5).clamp(max=0.5)
+
+
+def step_multiplier(distance: Tensor, shape: str, alpha: float, rho: float) -> Tensor:
+    """The multiplier of a step at a distance from a threshold; float32."""
+    a, r = (torch.tensor(v, dtype=torch.float32) for v in (alpha, rho))
+    if shape == "step":
+        return torch.where(distance < r, a, torch.ones(()))
+    if shape == "linear":
+        return torch.where(distance < r, torch.addcmul(a, 1 - a, distance / r), torch.ones(()))
+    if shape == "gauss":
+        return 1 - (1 - a) * torch.exp(-((distance / r) ** 2))
+    return torch.ones_like(distance)
+
+
+def sgd_step(
+    weight: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    multiplier: Tensor,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first_step: bool = False,
+    on_grad: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Twin of `mixbit.ops.threshold_aware_step_` for one weight: new weight and momentum, operations of torch's SGD."""
+    w, g = weight.float(), grad.float()
+    buffer = None if momentum_buffer is None else momentum_buffer.float()
+    g = -g if maximize else g
+    g = g * multiplier if on_grad else g
+    g = g.add(w, alpha=weight_decay) if weight_decay else g
+    update = g
+    if momentum:
+        assert buffer is not None
+        buffer = g.clone() if first_step else (buffer * momentum).add(g, alpha=1 - dampening)
+        update = g.add(buffer, alpha=momentum) if nesterov else buffer
+    rate = torch.tensor(lr, dtype=torch.float32) * (torch.ones(()) if on_grad else multiplier)
+    new = torch.addcmul(w, -rate.expand_as(w), update)
+    return new.to(weight.dtype), None if buffer is None else buffer.to(weight.dtype)
+
+
+def scaled_update(before: Tensor, after: Tensor, multiplier: Tensor) -> Tensor:
+    """Twin of `mixbit.ops.scale_updates_` for one weight."""
+    old, new = before.float(), after.float()
+    return torch.where(multiplier == 1, new, torch.addcmul(old, multiplier, new - old)).to(before.dtype)
+
+
+def adam_step(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    multiplier: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = True,
+    maximize: bool = False,
+    on_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Twin of `mixbit.ops.threshold_aware_adam_step_` for one weight: new weight and moments, operations of torch's."""
+    w, g, m, v = (t.float().clone() for t in (weight, grad, exp_avg, exp_avg_sq))
+    g = -g if maximize else g
+    g = g * multiplier if on_grad else g
+    g = g.add(w, alpha=weight_decay) if weight_decay and not decoupled else g
+    new = w * (1 - lr * weight_decay) if decoupled else w.clone()
+    m.lerp_(g, 1 - betas[0])
+    v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+    largest = None if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.float(), v)
+    # torch's own square root in float32 is not always the nearest number; through double it is.
+    root = (v if largest is None else largest).double().sqrt().float() / math.sqrt(1 - betas[1] ** step)
+    new.addcdiv_(m, root + eps, value=-lr / (1 - betas[0] ** step))
+    new = new if on_grad else scaled_update(w, new, multiplier)
+    dtype = weight.dtype
+    return new.to(dtype), m.to(dtype), v.to(dtype), None if largest is None else largest.to(dtype)
+
+
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Twin of `mixbit.ops.pack_bits`, bit by bit."""
     n = codes.shape[-1]

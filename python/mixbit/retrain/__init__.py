@@ -7,5 +7,6 @@ history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_mo
 
 from mixbit.retrain import storage
 from mixbit.retrain.fit import MakeOptimizer, fit
+from mixbit.retrain.thresholds import ThresholdAware
 
-__all__ = ["MakeOptimizer", "fit", "storage"]
+__all__ = ["MakeOptimizer", "ThresholdAware", "fit", "storage"]

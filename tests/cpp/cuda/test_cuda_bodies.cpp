@@ -6,6 +6,7 @@
 #include <cuda/noise.cuh>
 #include <cuda/packing.cuh>
 #include <cuda/statistics.cuh>
+#include <cuda/steps.cuh>
 
 #include <gtest/gtest.h>
 
@@ -610,6 +611,148 @@ TYPED_TEST(CudaBodies, Lists) {
                   cuda::sum_of_blocks(noise_partials.data(), c, item.blocks, k + 1, 1 + j));
       }
     }
+  }
+}
+
+// Weights of several shapes in one launch, with and without extra bits and grids of their rows, against the CPU.
+TYPED_TEST(CudaBodies, Steps) {
+  using T = TypeParam;
+  struct Weight {
+    int64_t channels, inner;
+    std::vector<float> scale, bit_width;
+    std::vector<uint8_t> extra_bits;
+    bool narrow_range;
+    std::vector<T> weight, grad, momentum, moment2, largest_moment2;
+
+    std::vector<std::vector<T>> all() const { return {weight, grad, momentum, moment2, largest_moment2}; }
+  };
+  std::vector<Weight> made;
+  for (const auto& [channels, inner, per_channel] :
+       {std::tuple{1, 37, false}, std::tuple{7, 33, true}, std::tuple{2, 16384, true}, std::tuple{1, 40000, false}}) {
+    Weight w{channels, inner, {}, {}, {}, made.size() % 2 == 0, {}, {}, {}, {}, {}};
+    for (int c = 0; c < (per_channel ? channels : 1); ++c) {
+      w.scale.push_back(0.21f + 0.03f * static_cast<float>(c));
+      w.bit_width.push_back(static_cast<float>(2 + c % 4));
+    }
+    const int64_t n = w.channels * w.inner;
+    if (made.size() != 1) {
+      for (int64_t i = 0; i < n; ++i) w.extra_bits.push_back(static_cast<uint8_t>(i % 3));
+    }
+    w.weight = values<T>(n, 31, false);
+    w.grad = values<T>(n, 32, true);
+    w.momentum = values<T>(n, 33, true);
+    w.moment2 = values<T>(n, 34, true);
+    for (T& v : w.moment2) v = static_cast<T>(std::abs(static_cast<float>(v)));
+    w.largest_moment2 = w.moment2;
+    made.push_back(w);
+  }
+  const auto entries_of = [](std::vector<Weight>& weights, int64_t* blocks) {
+    std::vector<cuda::StepEntry> entries;
+    *blocks = 0;
+    for (Weight& w : weights) {
+      cuda::StepEntry e{};
+      e.weight = w.weight.data();
+      e.grad = w.grad.data();
+      e.momentum = w.momentum.data();
+      e.moment2 = w.moment2.data();
+      e.largest_moment2 = w.largest_moment2.data();
+      e.extra_bits = w.extra_bits.empty() ? nullptr : w.extra_bits.data();
+      e.scale = w.scale.data();
+      e.scale_count = static_cast<int64_t>(w.scale.size());
+      e.bit_width = w.bit_width.data();
+      e.bit_width_count = static_cast<int64_t>(w.bit_width.size());
+      e.narrow_range = w.narrow_range;
+      e.numel = w.channels * w.inner;
+      e.inner = w.inner;
+      e.first_block = *blocks;
+      e.host_steps = 3.0;
+      *blocks += (e.numel + cuda::kReduceBlock - 1) / cuda::kReduceBlock;
+      entries.push_back(e);
+    }
+    return entries;
+  };
+  // f(run, quantizer) for the rows of every weight.
+  const auto on_cpu = [](std::vector<Weight>& weights, const auto& f) {
+    for (Weight& w : weights) {
+      for (int64_t c = 0; c < w.channels; ++c) {
+        const auto at = static_cast<size_t>(w.scale.size() == 1 ? 0 : c);
+        const int64_t i = c * w.inner;
+        f(cpu::StepRun{w.weight.data() + i, w.grad.data() + i, w.momentum.data() + i, w.moment2.data() + i,
+                       w.largest_moment2.data() + i, w.extra_bits.empty() ? nullptr : w.extra_bits.data() + i, w.inner},
+          cpu::Quantizer{w.scale[at], 0.0f,
+                         mixbit::quant_range(static_cast<int>(w.bit_width[at]), true, w.narrow_range),
+                         Rounding::kHalfEven});
+      }
+    }
+  };
+  const auto check = [&](const auto& launch, const auto& step) {
+    std::vector<Weight> device = made, host = made;
+    int64_t blocks;
+    const auto entries = entries_of(device, &blocks);
+    launch(entries.data(), static_cast<int64_t>(entries.size()), static_cast<unsigned>(blocks));
+    on_cpu(host, step);
+    for (size_t i = 0; i < made.size(); ++i) {
+      const auto got = device[i].all(), expected = host[i].all();
+      for (size_t j = 0; j < got.size(); ++j) ASSERT_TRUE(same_bytes(expected[j], got[j])) << i << " " << j;
+    }
+  };
+  const double rate = 0.05, scale = 8.0, fine = 0.0, not_finite = 1.0;
+  for (const auto shape :
+       {mixbit::StepShape::kOff, mixbit::StepShape::kStep, mixbit::StepShape::kLinear, mixbit::StepShape::kGauss}) {
+    const mixbit::StepMultiplier multiplier = {shape, 0.1f, 0.125f};
+    const cuda::StepArguments arguments = {multiplier, {nullptr, rate}, {&scale, 0.0}, {&fine, 1.0}};
+    mixbit::SgdRule sgd = {0.0f, 0.9f, 1.0f, 1e-2f, false, false, false, false};
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::sgd_step_list_kernel<T>, entries, count, arguments, sgd);
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          mixbit::SgdRule rule = sgd;
+          rule.lr = static_cast<float>(rate);
+          oracle().sgd_step(kStorage<T>, run, q, multiplier, rule, 8.0f);
+        });
+    mixbit::AdamRule adam{};
+    adam.epsilon = 1e-8f;
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::adam_step_list_kernel<T>, entries, count, arguments, adam,
+                       cuda::AdamArguments{0.9, 0.999, 0.1, true});
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          mixbit::AdamRule rule = adam;
+          mixbit::set_adam_step(&rule, rate, 0.9, 0.999, 0.1, 3.0, true);
+          oracle().adam_step(kStorage<T>, run, q, multiplier, rule, 8.0f);
+        });
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::scale_updates_list_kernel<T>, entries, count, multiplier);
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          oracle().scale_updates(kStorage<T>, run.grad, run.weight, run.extra_bits, run.n, q, multiplier);
+        });
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::step_multipliers_list_kernel<T>, entries, count, multiplier);
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          oracle().step_multipliers(kStorage<T>, run.weight, run.grad, run.extra_bits, run.n, q, multiplier);
+        });
+    // A step that is left out, and a width that no grid has.
+    std::vector<Weight> device = made;
+    int64_t blocks;
+    auto entries = entries_of(device, &blocks);
+    cuda::StepArguments left_out = arguments;
+    left_out.found_inf = {&not_finite, 0.0};
+    simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::sgd_step_list_kernel<T>,
+                 static_cast<const cuda::StepEntry*>(entries.data()), static_cast<int64_t>(entries.size()), left_out,
+                 sgd);
+    ASSERT_TRUE(same_bytes(made[0].weight, device[0].weight));
+    device[0].bit_width = {2.5f};
+    entries = entries_of(device, &blocks);
+    simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::sgd_step_list_kernel<T>,
+                 static_cast<const cuda::StepEntry*>(entries.data()), static_cast<int64_t>(entries.size()), arguments,
+                 sgd);
+    ASSERT_TRUE(std::isnan(static_cast<float>(device[0].weight[0])));
   }
 }
 

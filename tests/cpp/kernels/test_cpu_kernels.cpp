@@ -303,6 +303,95 @@ TEST_P(CpuKernels, MixturesEqualScalarBitByBit) {
   }
 }
 
+// Weights, gradients and states of threshold-aware steps, and what a step makes of them.
+struct StepData {
+  std::vector<std::byte> weight, grad, momentum, moment2, largest_moment2;
+  bool operator==(const StepData&) const = default;
+  StepRun run(const uint8_t* extra_bits, int64_t n) {
+    return {weight.data(), grad.data(), momentum.data(), moment2.data(), largest_moment2.data(), extra_bits, n};
+  }
+};
+
+StepData step_data(int64_t n, StorageType storage) {
+  const auto magnitudes = [n](float scale, unsigned seed) {
+    std::vector<float> values = samples(n, scale, seed);
+    // Second moments; NaN and infinity of one gradient would meet those of another there.
+    for (float& v : values) v = std::isfinite(v) && std::abs(v) < 1e10f ? v * v : 0.25f;
+    return values;
+  };
+  std::vector<float> grad = samples(n, 0.05f, 21), momentum = samples(n, 0.05f, 22);
+  for (float& v : grad) v = std::isnan(v) ? 0.125f : v;
+  for (float& v : momentum) v = std::isfinite(v) ? v : -0.5f;
+  return {stored(samples(n, 0.37f, 20), storage), stored(grad, storage), stored(momentum, storage),
+          stored(magnitudes(0.1f, 23), storage), stored(magnitudes(0.1f, 24), storage)};
+}
+
+// f(quantizer, multiplier, extra bits or null).
+template <typename F>
+void for_each_step_setting(int64_t n, const F& f) {
+  std::vector<uint8_t> extra(static_cast<size_t>(n));
+  for (size_t i = 0; i < extra.size(); ++i) extra[i] = static_cast<uint8_t>(i % 5 % 3);
+  for (const auto& [bits, narrow] : {std::pair{2, false}, std::pair{3, true}, std::pair{8, true}}) {
+    const Quantizer q{0.37f, 0.0f, mixbit::quant_range(bits, true, narrow), Rounding::kHalfEven};
+    for (const auto shape :
+         {mixbit::StepShape::kOff, mixbit::StepShape::kStep, mixbit::StepShape::kLinear, mixbit::StepShape::kGauss}) {
+      for (const bool with_extra : {false, true}) {
+        f(q, mixbit::StepMultiplier{shape, 0.1f, 0.125f}, with_extra ? extra.data() : nullptr);
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, SgdStepsEqualScalarBitByBit) {
+  for_each_step_setting(n(), [&](const Quantizer& q, const mixbit::StepMultiplier& m, const uint8_t* extra) {
+    for (int option = 0; option < 6; ++option) {
+      const mixbit::SgdRule rule = {0.05f,       option == 1 ? 0.0f : 0.9f,
+                                    0.75f,       option == 2 ? 0.0f : 1e-2f,
+                                    option == 3, option == 4,
+                                    option == 5, option == 4};
+      const float grad_scale = option == 0 ? 1.0f : 8.0f;
+      StepData expected = step_data(n(), storage()), got = expected;
+      scalar().sgd_step(storage(), expected.run(extra, n()), q, m, rule, grad_scale);
+      tested().sgd_step(storage(), got.run(extra, n()), q, m, rule, grad_scale);
+      ASSERT_EQ(expected, got) << option;
+    }
+  });
+}
+
+TEST_P(CpuKernels, AdamStepsEqualScalarBitByBit) {
+  for_each_step_setting(n(), [&](const Quantizer& q, const mixbit::StepMultiplier& m, const uint8_t* extra) {
+    for (int option = 0; option < 4; ++option) {
+      mixbit::AdamRule rule{};
+      mixbit::set_adam_step(&rule, 0.01, option == 1 ? 0.3 : 0.9, 0.999, 0.1, 3.0, option != 2);
+      rule.epsilon = 1e-8f;
+      rule.maximize = option == 3;
+      rule.on_grad = option == 3;
+      StepData expected = step_data(n(), storage()), got = expected;
+      StepRun expected_run = expected.run(extra, n()), run = got.run(extra, n());
+      if (option == 2) expected_run.largest_moment2 = run.largest_moment2 = nullptr;
+      scalar().adam_step(storage(), expected_run, q, m, rule, option == 0 ? 1.0f : 8.0f);
+      tested().adam_step(storage(), run, q, m, rule, option == 0 ? 1.0f : 8.0f);
+      ASSERT_EQ(expected, got) << option;
+    }
+  });
+}
+
+TEST_P(CpuKernels, ScaledUpdatesAndMultipliersEqualScalarBitByBit) {
+  const auto before = stored(samples(n(), 0.37f, 25), storage());
+  std::vector<float> moved = samples(n(), 0.37f, 26);
+  for (float& v : moved) v = std::isfinite(v) ? v : 1.0f;
+  const auto after = stored(moved, storage());
+  for_each_step_setting(n(), [&](const Quantizer& q, const mixbit::StepMultiplier& m, const uint8_t* extra) {
+    auto expected = after, got = after;
+    scalar().scale_updates(storage(), before.data(), expected.data(), extra, n(), q, m);
+    tested().scale_updates(storage(), before.data(), got.data(), extra, n(), q, m);
+    ASSERT_EQ(expected, got);
+    scalar().step_multipliers(storage(), before.data(), expected.data(), extra, n(), q, m);
+    tested().step_multipliers(storage(), before.data(), got.data(), extra, n(), q, m);
+    ASSERT_EQ(expected, got);
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All, CpuKernels,
     testing::Combine(testing::Values(StorageType::kFloat32, StorageType::kFloat16, StorageType::kBFloat16),

@@ -319,3 +319,18 @@ def test_gates_and_costs_equal_the_cpu() -> None:
         found.append((total.detach().cpu(), leaf.grad.cpu()))
     for cpu, cuda in zip(*found, strict=True):
         torch.testing.assert_close(cpu, cuda, rtol=1e-5, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("bits", [1, 3, 4, 8, 11, 16])
+@pytest.mark.parametrize("signed", [True, False])
+def test_packed_codes_are_those_of_the_cpu(bits: int, signed: bool) -> None:
+    low = -(2 ** (bits - 1)) if signed else 0
+    for shape in ((37,), (5, 1000), (0, 3), (3, 0)):
+        codes = torch.randint(low, low + 2**bits, shape, generator=torch.Generator().manual_seed(bits))
+        packed = ops.pack_bits(codes.cuda(), bits)
+        assert torch.equal(packed.cpu(), ops.pack_bits(codes, bits))
+        back = ops.unpack_bits(packed, bits, shape[-1], signed)
+        assert torch.equal(back.cpu(), ops.unpack_bits(packed.cpu(), bits, shape[-1], signed))
+        assert torch.equal(back.cpu().long(), codes)
+    opcheck(torch.ops.mixbit.pack_bits.default, (codes.cuda(), bits))

@@ -7,6 +7,7 @@
 
 #include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
+#include <mixbit/common/steps.h>
 #include <mixbit/kernels/storage.h>
 
 namespace mixbit::kernels::cpu {
@@ -48,6 +49,17 @@ struct Mixture {
   MixtureForm form;
 };
 
+// A run of one weight in an optimizer's step; what is absent is null. All of one storage type.
+struct StepRun {
+  void* weight;
+  void* grad;
+  void* momentum;  // the first moment for Adam
+  void* moment2;
+  void* largest_moment2;
+  const uint8_t* extra_bits;
+  int64_t n;
+};
+
 struct KernelTable {
   Isa isa;
   // y[i] = fake_quantize(x[i]); x == y is allowed. `stream` asks for stores that bypass the cache, for outputs that do
@@ -83,6 +95,18 @@ struct KernelTable {
   //     steps[0] = sum grad step_gradient of the last grid.
   void (*mixture_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                            const Mixture& mixture, double* levels, double* steps, bool stream);
+  // sgd_step and adam_step of common/steps.h, everything read and written once. A grad_scale other than 1 divides the
+  // gradients, which are stored so.
+  void (*sgd_step)(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                   const StepMultiplier& multiplier, const SgdRule& rule, float grad_scale);
+  void (*adam_step)(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                    const StepMultiplier& multiplier, const AdamRule& rule, float grad_scale);
+  // weight[i] = scaled_update(before[i], weight[i], g(before[i])).
+  void (*scale_updates)(StorageType storage, const void* before, void* weight, const uint8_t* extra_bits, int64_t n,
+                        const Quantizer& quantizer, const StepMultiplier& multiplier);
+  // out[i] = g(weight[i]).
+  void (*step_multipliers)(StorageType storage, const void* weight, void* out, const uint8_t* extra_bits, int64_t n,
+                           const Quantizer& quantizer, const StepMultiplier& multiplier);
 };
 
 // The widest instruction set of this processor, not beyond the cap in MIXBIT_CPU_ISA.

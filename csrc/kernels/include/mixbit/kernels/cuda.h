@@ -8,6 +8,7 @@
 #include <mixbit/common/gates.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/scale_search.h>
+#include <mixbit/common/steps.h>
 #include <mixbit/kernels/storage.h>
 
 struct CUstream_st;
@@ -200,6 +201,61 @@ void launch_scale_search(const SearchArguments& arguments, const HistogramRow& r
 // noise: [count] float64 of given scales [count].
 void launch_histogram_noise(const SearchArguments& arguments, const HistogramRow& row, const float* scales,
                             double* noise, CUstream_st* stream);
+
+// A number that the host knows, or that lies on the device.
+struct StepNumber {
+  const double* device;  // null: host
+  double host;
+};
+
+// One weight of a threshold-aware step, in device memory; what is absent is null. Rows of `inner` elements have a grid
+// each where a parameter has more than one element.
+struct StepEntry {
+  void* weight;
+  void* grad;
+  void* momentum;  // the first moment for Adam
+  void* moment2;
+  void* largest_moment2;
+  const uint8_t* extra_bits;
+  const float* scale;
+  int64_t scale_count;
+  const float* bit_width;
+  int64_t bit_width_count;
+  bool narrow_range;
+  int64_t numel;
+  int64_t inner;
+  int64_t first_block;
+  const float* steps;  // Adam: null where host_steps holds
+  double host_steps;
+};
+
+// What all weights of a step share. A found_inf other than 0 leaves everything as it is; a grad_scale other than 1
+// divides the gradients, which are stored so.
+struct StepArguments {
+  StepMultiplier multiplier;
+  StepNumber lr;
+  StepNumber grad_scale;
+  StepNumber found_inf;
+};
+struct AdamArguments {
+  double beta1;
+  double beta2;
+  double weight_decay;
+  bool decoupled;
+};
+
+// Steps of common/steps.h on many weights of one storage type; blocks: of all of them.
+void launch_sgd_step_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                          const StepArguments& arguments, const SgdRule& rule, CUstream_st* stream);
+void launch_adam_step_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                           const StepArguments& arguments, const AdamRule& rule, const AdamArguments& adam,
+                           CUstream_st* stream);
+// weight = scaled_update(grad, weight, g(grad)): `grad` holds the weights of before.
+void launch_scale_updates_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                               const StepMultiplier& multiplier, CUstream_st* stream);
+// grad = g(weight).
+void launch_step_multipliers_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                                  const StepMultiplier& multiplier, CUstream_st* stream);
 
 // codes: [rows, n] of which the low bits count; packed: [rows, packed_bytes(n, bits)] (common/packing.h).
 void launch_pack_bits(const int32_t* codes, int64_t rows, int64_t n, int bits, uint8_t* packed, CUstream_st* stream);

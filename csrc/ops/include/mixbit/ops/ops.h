@@ -139,4 +139,60 @@ MIXBIT_OPS_API at::Tensor expected_cost(const at::Tensor& act_logits,     // [L,
                                         int64_t form,                     // 0 expected, 1 separate, 2 joint
                                         double temperature = 0.5);
 
+// How steps shrink near decision thresholds (python/mixbit/ops has the formulas), and the signed grids of the weights:
+// one entry for each weight.
+struct ThresholdRule {
+  std::vector<at::Tensor> scales;      // [1] or [weight.size(0)], float32
+  std::vector<at::Tensor> bit_widths;  // [1] or [weight.size(0)], float32
+  std::vector<at::Tensor> extra_bits;  // uint8 like the weight, or [0]
+  std::vector<bool> narrow_range;
+  int64_t shape = 1;     // 0 off, 1 step, 2 linear, 3 gauss
+  double alpha = 0.1;    // multiplier at a threshold
+  double rho = 0.125;    // reach of a threshold in steps of the grid
+  bool on_grad = false;  // multiplies gradients instead of updates; for the two steps
+};
+
+// As in torch.optim.SGD. first_step: momenta hold nothing yet.
+struct SgdOptions {
+  double momentum = 0.0;
+  double dampening = 0.0;
+  double weight_decay = 0.0;
+  bool nesterov = false;
+  bool maximize = false;
+  bool first_step = false;
+  std::optional<at::Tensor> grad_scale = std::nullopt;  // divides the gradients, in place
+  std::optional<at::Tensor> found_inf = std::nullopt;   // the step is left out unless 0
+};
+
+// As in torch.optim.Adam, or AdamW where decoupled.
+struct AdamOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.0;
+  bool decoupled = true;
+  bool amsgrad = false;
+  bool maximize = false;
+  std::optional<at::Tensor> grad_scale = std::nullopt;
+  std::optional<at::Tensor> found_inf = std::nullopt;
+};
+
+// A step of SGD on all weights of a model, in place and under no_grad; lists of one length, shapes and dtypes of a
+// weight's own. momenta: empty without momentum. lr: one number.
+MIXBIT_OPS_API void threshold_aware_step_(at::TensorList weights, at::TensorList grads, at::TensorList momenta,
+                                          const at::Tensor& lr, const ThresholdRule& rule,
+                                          const SgdOptions& options = {});
+
+// The same for Adam; state_steps: one number each, this step included; max_exp_avg_sqs: empty without amsgrad.
+MIXBIT_OPS_API void threshold_aware_adam_step_(at::TensorList weights, at::TensorList grads, at::TensorList exp_avgs,
+                                               at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs,
+                                               at::TensorList state_steps, const at::Tensor& lr,
+                                               const ThresholdRule& rule, const AdamOptions& options = {});
+
+// After a step of any optimizer: weight = before + g(before) (weight - before).
+MIXBIT_OPS_API void scale_updates_(at::TensorList weights, at::TensorList before, const ThresholdRule& rule);
+
+// g of every weight.
+MIXBIT_OPS_API std::vector<at::Tensor> threshold_multipliers(at::TensorList weights, const ThresholdRule& rule);
+
 }  // namespace mixbit
