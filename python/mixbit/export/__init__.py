@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from mixbit.export.report import AccumulatorReport, report
 from mixbit.export.simulation import IntegerSimulation
 from mixbit.export.to_onnx import DIALECTS as ONNX_DIALECTS
 from mixbit.export.to_onnx import OnnxReport, write_onnx
+from mixbit.export.to_package import write_package
 from mixbit.export.verification import Artifact, VerifyReport
 from mixbit.export.verification import verify as _verify
 from mixbit.files import PathLike
@@ -29,6 +31,7 @@ __all__ = [
     "IntegerSimulation",
     "OnnxReport",
     "VerifyReport",
+    "integer",
     "onnx",
     "package",
     "program",
@@ -116,6 +119,28 @@ def onnx(
         force=force,
         say=say,
     )
+
+
+def integer(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
+    """Writes the integer network as a package that `mixbit.runtime.Network` and `mixbit-run` execute without torch.
+
+    Weights are packed at their own widths (1 to 8 bits); outputs equal those of `reference` bit for bit. The format is
+    described in docs/package_format.md.
+
+    Args:
+        model: Batch normalization folded, prepared and calibrated with `example=`.
+        example: An item of `batches`; all sizes but the batch are fixed to it.
+        path: A file that ends in ".mixbit".
+        force: Replaces a file that exists.
+
+    Returns:
+        The path.
+
+    Raises:
+        MixbitError: As `reference`; a grid or weight of more than 8 bits, or a zero point outside its codes, by name;
+            the file exists or has another ending. Nothing is written then.
+    """
+    return write_package(model, example, path, force=force)
 
 
 def verify(

@@ -60,20 +60,34 @@ class GraphBuilder:
 
     Args:
         opset: Of the default domain.
+
+    Raises:
+        MixbitError: onnx is missing, or older than the opset.
     """
 
     def __init__(self, opset: int) -> None:
         self.onnx = packages("onnx")
+        newest = self.onnx.defs.onnx_opset_version()
+        if opset > newest:
+            raise MixbitError(
+                f"opset {opset} is newer than onnx {self.onnx.__version__} has ({newest}); upgrade onnx, or pass an "
+                "older opset, which stores narrow weights wider"
+            )
         self.opset = opset
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self.sizes = {"weights": 0, "scales": 0, "biases": 0}
         self._shared: dict[tuple[Any, ...], str] = {}
+        self._names: set[str] = set()
 
     def node(
         self, op: str, inputs: list[str], output: str, *, domain: str = "", name: str = "", **attributes: Any
     ) -> str:
-        """Adds a node with one output, and returns the output's name."""
+        """Adds a node with one output, and returns the output's name; a node's name that is taken gets the output's."""
+        if name in self._names:
+            name = f"{name}.{output}"
+        if name:
+            self._names.add(name)
         self.nodes.append(self.onnx.helper.make_node(op, inputs, [output], name=name, domain=domain, **attributes))
         return output
 

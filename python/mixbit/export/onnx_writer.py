@@ -142,6 +142,25 @@ class Writer(ABC):
         ends = [o["start"], o["end"], o["dim"], o["step"]]
         return self._around(node, grid, "Slice", [self.build.shared([end], np.int64) for end in ends])
 
+    def _permute(self, node: Node, grid: Grid) -> Value:
+        return self._around(node, grid, "Transpose", [], perm=list(node.options["dims"]))
+
+    def _pixel_unshuffle(self, node: Node, grid: Grid) -> Value:
+        # Not SpaceToDepth, which orders channels otherwise. The codes of any form pass through these three.
+        value, made, f = self._moved(self.values[node.inputs[0]], grid), self._made(node, grid), node.options["factor"]
+        _, c, h, w = self.shapes[node.inputs[0]]
+        split, joined = [0, c, h // f, f, w // f, f], [0, c * f * f, h // f, w // f]
+        self.build.node("Reshape", [value.name, self.build.shared(split, np.int64)], f"{node.name}_split")
+        self.build.node("Transpose", [f"{node.name}_split"], f"{node.name}_turned", perm=[0, 1, 3, 5, 2, 4])
+        self.build.node("Reshape", [f"{node.name}_turned", self.build.shared(joined, np.int64)], made.name)
+        return made
+
+    def _reduced(self, op: str, x: str, axes: list[int], output: str, keep: int = 1) -> str:
+        """A reduction; its axes became an input with opset 13 (ReduceSum) or 18."""
+        if op == "ReduceSum" or self.build.opset >= 18:
+            return self.build.node(op, [x, self.build.shared(axes, np.int64)], output, keepdims=keep)
+        return self.build.node(op, [x], output, axes=axes, keepdims=keep)
+
     def _pads(self, node: Node) -> str:
         """Amounts of a padding as ONNX wants them: before each dimension, then behind each."""
         amounts = node.options["amounts"]  # pairs from the last dimension backwards

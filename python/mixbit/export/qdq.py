@@ -12,6 +12,8 @@ fuses them or not:
 * An add is a Sum of dequantized operands: QLinearAdd, which an Add would become, rounds apart.
 * Moving codes from scale s to s' dequantizes with fp32(s / s') and quantizes with 1: one product and one rounding.
 * An average pool sums dequantized-by-1 codes, multiplies by fp32(s / (n s')) and quantizes with 1.
+* A product multiplies dequantized-by-1 codes, then fp32(s_a s_b / s'); functions are looked up; softmax is made of sums
+  of looked-up integers and two divisions.
 * Everything that only moves codes (max pool, concatenation, reshape, ...) works on the codes.
 """
 
@@ -26,6 +28,7 @@ import torch
 from torch import nn
 
 from mixbit.errors import MixbitError
+from mixbit.export.codes import exponentials, lookup_table
 from mixbit.export.grid import Grid
 from mixbit.export.lowering import IntegerNetwork
 from mixbit.export.onnx_graph import GraphBuilder
@@ -250,13 +253,13 @@ class QDQ(Writer):
         if not self.exact:
             x = self._dequantize(value)
             if whole:
-                self._reduced("ReduceMean", x, real, keep)
+                self._reduced("ReduceMean", x, [2, 3], real, keep)
             else:
                 self.build.node("AveragePool", [x], real, count_include_pad=int(include), **window)
             return self._quantize(real, grid.scale, self._made(node, grid))
         x = self._dequantize(value, 1.0)
         if whole:
-            self._reduced("ReduceSum", x, f"{node.name}_sum", keep)
+            self._reduced("ReduceSum", x, [2, 3], f"{node.name}_sum", keep)
         else:
             # A window of ones, made when the file is loaded.
             ones = self.build.shared([shape[1], 1, *kernel], np.int64)
@@ -271,12 +274,45 @@ class QDQ(Writer):
         self.build.node("Mul", [f"{node.name}_sum", self.build.shared(multiplier, np.float32)], real)
         return self._quantize(real, 1.0, self._made(node, grid))
 
-    def _reduced(self, op: str, x: str, output: str, keep: int) -> None:
-        """A reduction over height and width; its axes became an input with opset 13 or 18."""
-        if op == "ReduceSum" or self.build.opset >= 18:
-            self.build.node(op, [x, self.build.shared([2, 3], np.int64)], output, keepdims=keep)
-        else:
-            self.build.node(op, [x], output, axes=[2, 3], keepdims=keep)
+    def _mul(self, node: Node, grid: Grid) -> Value:
+        values, real = [self.values[name] for name in node.inputs], f"{node.name}_r"
+        if not self.exact:
+            self.build.node("Mul", [self._dequantize(v) for v in values], real)
+            return self._quantize(real, grid.scale, self._made(node, grid))
+        self.build.node("Mul", [self._dequantize(v, 1.0) for v in values], f"{node.name}_product")
+        scale = np.float32(values[0].grid.scale) * np.float32(values[1].grid.scale) / np.float32(grid.scale)
+        self.build.node("Mul", [f"{node.name}_product", self.build.shared(scale, np.float32)], real)
+        return self._quantize(real, 1.0, self._made(node, grid))
+
+    def _index(self, codes: str, name: str) -> str:
+        return self.build.node("Cast", [codes], name, to=self.build.onnx.TensorProto.INT32)
+
+    def _lookup(self, node: Node, grid: Grid) -> Value:
+        """A function of one element: a table of codes, by the codes of the input as they are stored."""
+        value, made = self.values[node.inputs[0]], self._made(node, grid)
+        table = np.zeros(256, np.uint8)
+        first = value.grid.low + value.offset
+        codes = lookup_table(node, value.grid, grid).numpy().astype(np.int64) + made.offset
+        table[first : first + len(codes)] = codes
+        index = self._index(value.name, f"{node.name}_i")
+        self.build.node("Gather", [self.build.shared(table, np.uint8), index], made.name)
+        return made
+
+    def _softmax(self, node: Node, grid: Grid) -> Value:
+        value, made, real, name = self.values[node.inputs[0]], self._made(node, grid), f"{node.name}_r", node.name
+        axis, build, kinds = node.options["dim"], self.build, self.build.onnx.TensorProto
+        if not self.exact:
+            build.node("Softmax", [self._dequantize(value)], real, axis=axis)
+            return self._quantize(real, grid.scale, made)
+        index = self._index(value.name, f"{name}_i")
+        largest = self._reduced("ReduceMax", index, [axis], f"{name}_max")
+        distance = build.node("Sub", [largest, index], f"{name}_distance")
+        table = build.shared(exponentials(value.grid).numpy().astype(np.int64), np.int64)
+        powers = build.node("Gather", [table, distance], f"{name}_powers")
+        total = self._reduced("ReduceSum", powers, [axis], f"{name}_total")
+        shares = [build.node("Cast", [x], f"{x}_f", to=kinds.FLOAT) for x in (powers, total)]
+        build.node("Div", shares, real)
+        return self._quantize(real, grid.scale, made)
 
     def _pad(self, node: Node, grid: Grid) -> Value:
         zero = [self._zero(self._made(node, grid))] if self.exact else []

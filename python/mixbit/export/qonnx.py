@@ -17,7 +17,7 @@ from mixbit.export.grid import Grid
 from mixbit.export.lowering import IntegerNetwork
 from mixbit.export.onnx_graph import GraphBuilder
 from mixbit.export.onnx_writer import Value, Writer
-from mixbit.network import Node
+from mixbit.network import Node, UnsupportedOperation
 
 DOMAIN = "qonnx.custom_op.general"
 
@@ -134,10 +134,7 @@ class QONNX(Writer):
         x, padding = self.values[node.inputs[0]].name, list(o.get("padding", (0, 0)))
         if o["kernel"] is None:
             keep = int(o.get("keepdim", True))
-            if self.build.opset >= 18:
-                self.build.node("ReduceMean", [x, self.build.shared([2, 3], np.int64)], real, keepdims=keep)
-            else:
-                self.build.node("ReduceMean", [x], real, axes=[2, 3], keepdims=keep)
+            self._reduced("ReduceMean", x, [2, 3], real, keep)
         else:
             self.build.node(
                 "AveragePool",
@@ -148,6 +145,47 @@ class QONNX(Writer):
                 pads=padding * 2,
                 count_include_pad=int(o.get("count_include_pad", True)),
             )
+        return self._requantized(real, self._made(node, grid))
+
+    def _mul(self, node: Node, grid: Grid) -> Value:
+        real = self.build.node("Mul", [self.values[name].name for name in node.inputs], f"{node.name}_r")
+        return self._requantized(real, self._made(node, grid))
+
+    def _softmax(self, node: Node, grid: Grid) -> Value:
+        x = self.values[node.inputs[0]].name
+        real = self.build.node("Softmax", [x], f"{node.name}_r", axis=node.options["dim"])
+        return self._requantized(real, self._made(node, grid))
+
+    def _lookup(self, node: Node, grid: Grid) -> Value:
+        """A function of one element, in float."""
+        options = dict(node.options)
+        function, x, name = options.pop("function"), self.values[node.inputs[0]].name, node.name
+
+        def make(op: str, *inputs: Any, part: str = "r", **attributes: Any) -> str:
+            names = [i if isinstance(i, str) else self.build.shared(i, np.float32) for i in inputs]
+            return self.build.node(op, names, f"{name}_{part}", **attributes)
+
+        if function in ("sigmoid", "tanh"):
+            real = make(function.capitalize(), x)
+        elif function == "silu":
+            real = make("Mul", x, make("Sigmoid", x, part="sigmoid"))
+        elif function == "gelu":
+            error = make("Erf", make("Div", x, 2.0**0.5, part="scaled"), part="erf")
+            real = make("Mul", make("Mul", x, 0.5, part="half"), make("Add", error, 1.0, part="gate"))
+        elif function in ("hardsigmoid", "hardswish"):
+            gate = make("HardSigmoid", x, alpha=1 / 6, beta=0.5, part="gate" if function == "hardswish" else "r")
+            real = make("Mul", x, gate) if function == "hardswish" else gate
+        elif function == "elu":
+            real = make("Elu", x, alpha=float(options["alpha"]))
+        elif function == "leaky_relu":
+            real = make("LeakyRelu", x, alpha=float(options["negative_slope"]))
+        elif function == "clamp":
+            limits = ["" if options[key] is None else options[key] for key in ("min", "max")]
+            real = make("Clip", x, *limits)
+        elif function == "affine":
+            real = make("Add", make("Mul", x, options["factor"], part="scaled"), options["offset"])
+        else:
+            raise UnsupportedOperation(f"QONNX export has no {function} (node {name!r})")
         return self._requantized(real, self._made(node, grid))
 
     def _pad(self, node: Node, grid: Grid) -> Value:

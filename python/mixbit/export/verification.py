@@ -18,6 +18,7 @@ from mixbit.errors import MixbitError, check_choice
 from mixbit.export.program import runner
 from mixbit.export.reference import Codes, IntegerReference, Reals
 from mixbit.network import LAYER_OPS, check_batches, check_labels, input_of
+from mixbit.runtime import Network
 
 #: What an artifact promises: codes equal to the reference's, or each layer within one code of what the reference makes
 #: of the same inputs (floating point between codes; a tie rounds the other way now and then).
@@ -260,6 +261,24 @@ def open_program(artifact: Any, reference: IntegerReference) -> Artifact:
     return Artifact(kind, "exact", lambda x: [value.numpy() for value in run(x)])
 
 
+@opener(".mixbit")
+def open_integer(path: Any, reference: IntegerReference) -> Artifact:
+    """An integer package in the C++ runtime, which shows the codes of every value."""
+    network = Network(path)
+
+    @functools.cache
+    def keeping() -> Network:
+        return Network(path, keep_values=True)
+
+    def array(x: Tensor) -> Reals:
+        return x.detach().float().cpu().numpy()
+
+    def codes(x: Tensor) -> dict[str, Codes]:
+        return {name: value.astype(np.int64) for name, value in keeping().values(array(x)).items()}
+
+    return Artifact(f"integer package, {network.isa} kernels", "exact", lambda x: network(array(x)), codes)
+
+
 @opener(".onnx")
 def open_onnx(path: Any, reference: IntegerReference) -> Artifact:
     """An ONNX file in ONNX Runtime on the CPU; a twin with the codes as outputs shows what lies between.
@@ -295,6 +314,7 @@ def open_onnx(path: Any, reference: IntegerReference) -> Artifact:
                     twin.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}_q", kind, None))
         options = runtime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
         # On x86 without VNNI the kernels for uint8 x int8 saturate sums of two products; this keeps them exact.
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:

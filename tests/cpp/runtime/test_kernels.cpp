@@ -1,4 +1,5 @@
 // Scalar kernels against the formulas written out, and every instruction set against scalar, byte by byte.
+#include <mixbit/common/packing.h>
 #include <mixbit/runtime/kernels.h>
 
 #include <gtest/gtest.h>
@@ -119,7 +120,7 @@ struct Layer {
   Buffer x;
 
   Weights weights() const {
-    return {rows.data(), row_bits, mixbit::packed_row_bytes(shape.taps(), row_bits), bias.data(), multiplier.data()};
+    return {rows.data(), row_bits, mixbit::packed_bytes(shape.taps(), row_bits), bias.data(), multiplier.data()};
   }
 };
 
@@ -131,7 +132,7 @@ Layer make_layer(const Convolution& c, int32_t row_bits, bool extreme, unsigned 
     return extreme ? (random() % 2 != 0 ? from : to) : draw(random, from, to);
   };
   Layer layer = {c, {}, {}, row_bits, {}, {}, Buffer(c.batch * c.in_height * c.in_width * c.in_channels)};
-  const int64_t row_bytes = mixbit::packed_row_bytes(c.taps(), row_bits);
+  const int64_t row_bytes = mixbit::packed_bytes(c.taps(), row_bits);
   layer.rows.assign(static_cast<size_t>(c.out_channels * row_bytes), 0);
   for (int64_t o = 0; o < c.out_channels; ++o) {
     for (int64_t k = 0; k < c.taps(); ++k) {
@@ -591,17 +592,6 @@ TEST_P(Kernels, PoolsFollowTheFormula) {
 
 INSTANTIATE_TEST_SUITE_P(AllIsas, Kernels, testing::Values(Isa::kScalar, Isa::kAvx2, Isa::kVnni, Isa::kAmx),
                          [](const auto& chosen) { return mixbit::isa_name(chosen.param); });
-
-TEST(PackedCodes, FieldsAcrossBytes) {
-  const uint8_t row[3] = {0b11'010'001, 0b1'000'111'0, 0b00000011};  // three bits each, first code lowest
-  const int32_t expected[6] = {1, 2, 3, -1, 0, -1};
-  for (int64_t i = 0; i < 6; ++i) {
-    EXPECT_EQ(mixbit::packed_code(row, i, 3), expected[i]) << i;
-  }
-  const uint8_t eight = 0x80;
-  EXPECT_EQ(mixbit::packed_code(&eight, 0, 8), -128);
-  EXPECT_EQ(mixbit::packed_row_bytes(9, 3), 4);
-}
 
 TEST(Isas, NamesAreThoseOfTheVariable) {
   Isa isa;

@@ -69,3 +69,25 @@ class Everything(nn.Module):
         wide = torch.cat([up, z], 1)[:, 4:12] + F.relu6(w)
         flat = self.rows(wide[:, :, :5, :5].reshape(x.shape[0], 40, 5)).flatten(1)
         return self.linear(wide.mean((2, 3)) + side.mean((2, 3))), flat
+
+
+class Functions(nn.Module):
+    """Every function that is looked up, products, softmax, and what moves values about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.functions = nn.ModuleList(
+            [nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(), nn.ELU(0.5), nn.Hardsigmoid(), nn.Hardswish(),
+             nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 1.5)]
+        )  # fmt: skip
+        self.head = nn.Conv2d(32, 6, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        outputs = [function(x) for function in self.functions]
+        y = F.hardswish(self.inner(outputs[2])) * F.hardsigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        z = self.head(F.pixel_unshuffle((y - 0.25) / 3, 2))
+        boxes = z.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 3)
+        return [*outputs, z.softmax(1), boxes.softmax(-1), boxes.transpose(1, 2)]

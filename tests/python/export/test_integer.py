@@ -23,7 +23,9 @@ from mixbit.network import LAYER_OPS, capture
 from mixbit.quantizers import bypass, record_tensors_
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from nets import Residual, seeded
+from networks import Functions
 
 
 def ready(model: nn.Module, batches: list[torch.Tensor], recipe: Recipe | None = None) -> nn.Module:
@@ -305,28 +307,6 @@ def test_accumulators_are_bounded_for_every_input() -> None:
     assert 2 ** (first.bits - 2) <= first.reach < 2 ** (first.bits - 1)
     assert second.products == np.abs(reference._weights["linear_1"]).sum() * 1023 == second.reach
     assert (second.fits_int32, second.exact_fp32) == (True, False)
-
-
-class Functions(nn.Module):
-    """Every function that is looked up, products, softmax, and what moves values about."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.inner = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
-        self.gate = nn.Conv2d(8, 8, 1)
-        self.functions = nn.ModuleList(
-            [nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(), nn.ELU(0.5), nn.Hardsigmoid(), nn.Hardswish(),
-             nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 1.5)]
-        )  # fmt: skip
-        self.head = nn.Conv2d(32, 6, 1)
-
-    def forward(self, x):
-        x = self.stem(x)
-        outputs = [function(x) for function in self.functions]
-        y = F.hardswish(self.inner(outputs[2])) * F.hardsigmoid(self.gate(x.mean((2, 3), keepdim=True)))
-        z = self.head(F.pixel_unshuffle((y - 0.25) / 3, 2))
-        boxes = z.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 3)
-        return [*outputs, z.softmax(1), boxes.softmax(-1), boxes.transpose(1, 2)]
 
 
 @pytest.mark.parametrize("bits", [8, 3])

@@ -17,7 +17,7 @@ from mixbit.errors import MixbitError
 from mixbit.export.lowering import lower
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from networks import Everything, ready, recipe_of, resnet8
+from networks import Everything, Functions, ready, recipe_of, resnet8
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -62,6 +62,45 @@ def test_every_operation_is_equal(bits: int, act: dict, tmp_path: Path) -> None:
     plain = mixbit.export.verify(tmp_path / "p.onnx", prepared, [batches[1]])
     assert plain.promise == "one_code"
     assert plain.in_class, plain
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_functions_products_and_softmax_are_equal(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 6, 6)
+    recipe = recipe_of(Functions().eval(), x, "8/8")
+    recipe.tensors["default"] = {"act": bits}
+    prepared = ready(Functions().eval(), [x], recipe, "maxabs")
+    mixbit.export.onnx(prepared, x, tmp_path / "m.onnx")
+    assert len(assert_equal(tmp_path / "m.onnx", prepared, x).outputs) == 12
+    if bits == 4:  # an opset whose reductions take their axes otherwise
+        mixbit.export.onnx(prepared, x, tmp_path / "m.onnx", opset=21, force=True)
+        assert_equal(tmp_path / "m.onnx", prepared, x)
+        return
+    mixbit.export.onnx(prepared, x, tmp_path / "p.onnx", exact=False)
+    plain = mixbit.export.verify(tmp_path / "p.onnx", prepared, [x])
+    assert plain.in_class, plain
+
+
+class Twice(nn.Module):
+    """One layer on two tensors of different grids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.shared(torch.relu(self.stem(x)))
+        return self.shared(torch.relu(y)), y
+
+
+def test_a_layer_that_is_called_twice_is_stored_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6)
+    prepared = ready(Twice().eval(), [x], Recipe.uniform(["stem", "shared"], weight=4), "maxabs")
+    report = mixbit.export.onnx(prepared, x, tmp_path / "m.onnx", say=lambda text: None)
+    assert report.bytes.weights == (3 * 4 * 9 + 4 * 4 * 9) // 2
+    assert_equal(tmp_path / "m.onnx", prepared, x)
 
 
 def test_kernels_are_integer_and_weights_packed(tmp_path: Path) -> None:
@@ -136,6 +175,16 @@ def test_limits_are_said_before_writing(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="2-bit weights are stored in 8 bits, the nearest width .* that opset 13 has"):
         mixbit.export.onnx(model, batches[0], path, opset=13, force=True)
     assert_equal(path, model, images[:2])
+
+
+def test_an_older_onnx_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = calibrated(width=2)
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 22)
+    with pytest.raises(MixbitError, match=r"opset 25 is newer than onnx .* has \(22\); upgrade onnx"):
+        mixbit.export.onnx(model, x, tmp_path / "m.onnx", say=lambda text: None)
+    assert not list(tmp_path.iterdir())
+    mixbit.export.onnx(model, x, tmp_path / "m.onnx", opset=21, say=lambda text: None)
+    assert_equal(tmp_path / "m.onnx", model, x)
 
 
 def calibrated(width: int = 8, act: int = 8) -> tuple[nn.Module, torch.Tensor]:

@@ -16,7 +16,7 @@ from mixbit.errors import MixbitError
 from mixbit.export.lowering import lower
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from networks import Everything, ready, recipe_of, resnet8
+from networks import Everything, Functions, ready, recipe_of, resnet8
 
 onnx = pytest.importorskip("onnx")
 
@@ -108,6 +108,11 @@ def test_every_operation_in_qonnx(tmp_path: Path) -> None:
     prepared = ready(Everything(), batches, recipe_of(Everything(), batches[0], "5/6"), "maxabs")
     mixbit.export.onnx(prepared, batches[0], tmp_path / "m.onnx", dialect="qonnx", say=lambda text: None)
     report = mixbit.export.verify(tmp_path / "m.onnx", prepared, [batches[1]])
+    assert report.in_class, report
+    x = torch.randn(3, 3, 6, 6)
+    prepared = ready(Functions().eval(), [x], None, "maxabs")
+    mixbit.export.onnx(prepared, x, tmp_path / "f.onnx", dialect="qonnx", say=lambda text: None)
+    report = mixbit.export.verify(tmp_path / "f.onnx", prepared, [x])
     assert report.in_class, report
 
 
