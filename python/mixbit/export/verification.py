@@ -314,6 +314,7 @@ def open_onnx(path: Any, reference: IntegerReference) -> Artifact:
                     twin.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}_q", kind, None))
         options = runtime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
         # On x86 without VNNI the kernels for uint8 x int8 saturate sums of two products; this keeps them exact.
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
