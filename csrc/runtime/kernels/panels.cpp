@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include <mixbit/common/packing.h>
+
 namespace mixbit::runtime {
 
 namespace {
@@ -13,10 +15,31 @@ void place_channel_data(PanelLayout* layout) {
   layout->bytes = layout->multiplier_at + layout->channels * 4;
 }
 
-// Codes of one output channel in the order [kernel row, kernel column, group input].
-int32_t code_in_order(const Convolution& c, const Weights& weights, int64_t channel, int64_t k) {
+// Code `index` of a row; the widths that packages have most without a loop.
+inline int32_t code_of_row(const uint8_t* row, int32_t bits, int64_t index) {
+  switch (bits) {
+    case 8:
+      return static_cast<int8_t>(row[index]);
+    case 4:
+      return static_cast<int8_t>(index % 2 == 0 ? row[index / 2] << 4 : row[index / 2] & 0xf0) >> 4;
+    case 2:
+      return static_cast<int8_t>(row[index / 4] << (6 - index % 4 * 2)) >> 6;
+    default:
+      return unpacked_code(row, bits, index, true);
+  }
+}
+
+// Calls f(k, code) for the codes of one output channel in the order [kernel row, kernel column, group input].
+template <typename F>
+void for_codes(const Convolution& c, const Weights& weights, int64_t channel, const F& f) {
   const int64_t kernel = c.kernel_height * c.kernel_width, inputs = c.group_inputs();
-  return packed_code(weights.codes + channel * weights.row_bytes, k % inputs * kernel + k / inputs, weights.bits);
+  const uint8_t* row = weights.codes + channel * weights.row_bytes;
+  int64_t k = 0;
+  for (int64_t place = 0; place < kernel; ++place) {
+    for (int64_t i = 0; i < inputs; ++i, ++k) {
+      f(k, code_of_row(row, weights.bits, i * kernel + place));
+    }
+  }
 }
 
 struct ChannelArrays {
@@ -55,7 +78,7 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
   std::memset(packed, 0, static_cast<size_t>(layout.bytes));
   const ChannelArrays arrays(layout, packed);
   const int64_t outputs = c.group_outputs();
-  const int32_t fields = 8 / layout.width;  // of one byte
+  const int32_t fields = 8 / layout.width, shift = fields / 2;  // of one byte: 1, 2, 4 are shifts by 0, 1, 2
   const int32_t offset = layout.width == 8 ? 0 : 1 << (layout.width - 1);
   const uint32_t mask = (1u << layout.width) - 1;
   for (int64_t channel = 0; channel < c.out_channels; ++channel) {
@@ -63,15 +86,27 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
     const int64_t n = channel % outputs % kPanel;
     uint8_t* codes = static_cast<uint8_t*>(packed) + panel * layout.panel_bytes;
     int32_t sum = 0;
-    for (int64_t k = 0; k < c.taps(); ++k) {
-      const int32_t code = code_in_order(c, weights, channel, k);
-      sum += code;
-      const int64_t group = k / 4;
-      const int64_t place = group % fields;
-      const int32_t stored = place == fields - 1 ? code : code + offset;
-      const auto field = (static_cast<uint32_t>(stored) & mask) << (place * layout.width);
-      uint8_t& byte = codes[(group / fields * kPanel + n) * 4 + k % 4];
-      byte = static_cast<uint8_t>(byte | field);
+    if (weights.bits == 8 && layout.width == 8 && c.kernel_height * c.kernel_width == 1) {
+      // Four k at a time: most weights of a network.
+      const uint8_t* row = weights.codes + channel * weights.row_bytes;
+      for (int64_t k = 0; k < c.taps(); k += 4) {
+        std::memcpy(codes + (k / 4 * kPanel + n) * 4, row + k,
+                    static_cast<size_t>(c.taps() - k < 4 ? c.taps() - k : 4));
+      }
+      for (int64_t k = 0; k < c.taps(); ++k) {
+        sum += static_cast<int8_t>(row[k]);
+      }
+    } else {
+      for_codes(c, weights, channel, [&](int64_t k, int32_t code) {
+        sum += code;
+        const auto group = static_cast<uint64_t>(k) / 4;
+        const uint64_t place = group & static_cast<uint64_t>(fields - 1);
+        const int32_t stored = place == static_cast<uint64_t>(fields - 1) ? code : code + offset;
+        const auto field = (static_cast<uint32_t>(stored) & mask) << (static_cast<int32_t>(place) * layout.width);
+        uint8_t& byte =
+            codes[((group >> shift) * kPanel + static_cast<uint64_t>(n)) * 4 + static_cast<uint64_t>(k) % 4];
+        byte = static_cast<uint8_t>(byte | field);
+      });
     }
     arrays.set(panel * kPanel + n, weights, channel, sum);
   }
@@ -102,12 +137,11 @@ void pack_depthwise(const Convolution& c, const Weights& weights, void* packed, 
     const int64_t within = (quarter * (size / 16) + lane) * 4 + channel % 4;
     uint8_t* codes = static_cast<uint8_t*>(packed) + first * layout.depth;
     int32_t sum = 0;
-    for (int64_t k = 0; k < c.taps(); ++k) {
-      const int32_t code = code_in_order(c, weights, channel, k);
+    for_codes(c, weights, channel, [&](int64_t k, int32_t code) {
       const int64_t place = depthwise_place(c, k / c.kernel_width, k % c.kernel_width);
       sum += code;
       codes[(place / 4 * size + within) * 4 + place % 4] = static_cast<uint8_t>(code);
-    }
+    });
     arrays.set(first + within, weights, channel, sum);
   }
 }
