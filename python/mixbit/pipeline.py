@@ -135,6 +135,7 @@ EXPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx": ("network.onnx", ONNX_DIALECTS),
     "program": ("network.program.pt2", PROGRAM_DIALECTS),
     "package": ("network.package.pt2", PROGRAM_DIALECTS),
+    "integer": ("network.mixbit", ("packed",)),
 }
 
 #: What may be done to a network without training, in this order: "equalize" before it is analyzed, the others after it
@@ -908,7 +909,7 @@ class Pipeline:
         return self._quantized(recipe, method, True) if trained is None else trained
 
     def export(self, options: dict[str, Any]) -> list[str]:
-        """network.onnx, network.program.pt2 or network.package.pt2, and export.json: what is in them."""
+        """The files of the formats (see EXPORTS), and export.json: what is in them."""
         model = self._integer_model("export", options["method"])
         document: dict[str, Any] = {}
         made = []
@@ -933,6 +934,9 @@ class Pipeline:
             elif name == "program":
                 program = mixbit.export.program(model, self.example, dialect, bool(options["any_batch"]))
                 write_atomic(path, lambda file, program=program: torch.export.save(program, file))  # type: ignore[misc]
+            elif name == "integer":
+                mixbit.export.integer(model, self.example, path, force=True)
+                entry["bytes"] = path.stat().st_size
             else:
                 mixbit.export.package(model, self.example, path, dialect, bool(options["any_batch"]), force=True)
             document[file] = entry

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include <mixbit/common/packing.h>
+
 #include "tables.h"
 
 namespace mixbit::runtime {
@@ -48,7 +50,7 @@ void pack(const Convolution& c, const Weights& weights, void* packed) {
     for (int64_t i = 0; i < inputs; ++i) {
       for (int64_t k = 0; k < kernel; ++k) {
         parts.codes[(o * kernel + k) * inputs + i] =
-            static_cast<int8_t>(packed_code(row, i * kernel + k, weights.bits));
+            static_cast<int8_t>(unpacked_code(row, weights.bits, i * kernel + k, true));
       }
     }
     parts.multiplier[o] = weights.multiplier[o];

@@ -186,8 +186,10 @@ def _parser() -> _Parser:
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
     sub.add_argument("--no-integer", action="store_true", help="leave out the integer simulation")
 
-    sub = verb("export", "the integer network at the recipe in the output folder as ONNX, a program or a package")
-    sub.add_argument("--formats", type=_names, metavar="NAME,NAME,...", help="onnx (default), program, package")
+    sub = verb("export", "the integer network at the recipe in the output folder as ONNX, a program or packages")
+    sub.add_argument(
+        "--formats", type=_names, metavar="NAME,NAME,...", help="onnx (default), program, package, integer"
+    )
     sub.add_argument("--dialect", help="of onnx: qdq (default) or qonnx; of the others: mixbit (default) or pt2e")
     sub.add_argument("--plain", dest="exact", action="store_false", help="onnx: patterns that more compilers fuse")
     sub.add_argument("--opset", type=int, help="onnx: an older one than the weights want stores them wider")

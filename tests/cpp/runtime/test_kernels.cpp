@@ -1,4 +1,5 @@
 // Scalar kernels against the formulas written out, and every instruction set against scalar, byte by byte.
+#include <mixbit/common/packing.h>
 #include <mixbit/runtime/kernels.h>
 
 #include <gtest/gtest.h>
@@ -10,6 +11,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -119,7 +121,7 @@ struct Layer {
   Buffer x;
 
   Weights weights() const {
-    return {rows.data(), row_bits, mixbit::packed_row_bytes(shape.taps(), row_bits), bias.data(), multiplier.data()};
+    return {rows.data(), row_bits, mixbit::packed_bytes(shape.taps(), row_bits), bias.data(), multiplier.data()};
   }
 };
 
@@ -131,7 +133,7 @@ Layer make_layer(const Convolution& c, int32_t row_bits, bool extreme, unsigned 
     return extreme ? (random() % 2 != 0 ? from : to) : draw(random, from, to);
   };
   Layer layer = {c, {}, {}, row_bits, {}, {}, Buffer(c.batch * c.in_height * c.in_width * c.in_channels)};
-  const int64_t row_bytes = mixbit::packed_row_bytes(c.taps(), row_bits);
+  const int64_t row_bytes = mixbit::packed_bytes(c.taps(), row_bits);
   layer.rows.assign(static_cast<size_t>(c.out_channels * row_bytes), 0);
   for (int64_t o = 0; o < c.out_channels; ++o) {
     for (int64_t k = 0; k < c.taps(); ++k) {
@@ -397,6 +399,30 @@ TEST_P(Kernels, ZeroPointsOutsideTheBytes) {
   }
 }
 
+// Threads compute parts at the same time, each with scratch memory of its own.
+TEST_P(Kernels, PartsInThreads) {
+  for (const int32_t weight_bits : {2, 8}) {
+    for (Convolution c : {convolution(1, 20, 72, 130, 3, 1, 1), convolution(2, 20, 130, 130, 3, 1, 1, 130)}) {
+      c.weight_bits = weight_bits;
+      const Layer layer = make_layer(c, 8, false, 55);
+      const Buffer expected = run(tested(), layer, false);
+      Buffer packed(tested().packed_bytes(c)), y(expected.size());
+      tested().pack(c, layer.weights(), packed.data());
+      std::vector<std::thread> threads;
+      for (int64_t t = 0; t < 4; ++t) {
+        threads.emplace_back([&, t] {
+          Buffer scratch(tested().scratch_bytes(c));
+          const Part part = {c.positions() * (t / 2) / 2, c.positions() * (t / 2 + 1) / 2, t % 2 * 64,
+                             t % 2 == 0 ? 64 : c.out_channels};
+          tested().convolve(c, packed.data(), layer.x.data(), y.data(), part, scratch.data());
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+      expect_same(expected, y, describe(c));
+    }
+  }
+}
+
 TEST_P(Kernels, NothingToDo) {
   Convolution c = convolution(0, 4, 8, 8, 3, 1, 1);
   const Layer layer = make_layer(c, 8, false, 50);
@@ -591,17 +617,6 @@ TEST_P(Kernels, PoolsFollowTheFormula) {
 
 INSTANTIATE_TEST_SUITE_P(AllIsas, Kernels, testing::Values(Isa::kScalar, Isa::kAvx2, Isa::kVnni, Isa::kAmx),
                          [](const auto& chosen) { return mixbit::isa_name(chosen.param); });
-
-TEST(PackedCodes, FieldsAcrossBytes) {
-  const uint8_t row[3] = {0b11'010'001, 0b1'000'111'0, 0b00000011};  // three bits each, first code lowest
-  const int32_t expected[6] = {1, 2, 3, -1, 0, -1};
-  for (int64_t i = 0; i < 6; ++i) {
-    EXPECT_EQ(mixbit::packed_code(row, i, 3), expected[i]) << i;
-  }
-  const uint8_t eight = 0x80;
-  EXPECT_EQ(mixbit::packed_code(&eight, 0, 8), -128);
-  EXPECT_EQ(mixbit::packed_row_bytes(9, 3), 4);
-}
 
 TEST(Isas, NamesAreThoseOfTheVariable) {
   Isa isa;

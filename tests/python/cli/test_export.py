@@ -33,12 +33,13 @@ def recipe(path: Path, weight: int = 4) -> Path:
 def test_export_and_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, folder = recipe(tmp_path / "given.json"), tmp_path / "out"
     output = ["--output", str(folder)]
-    assert main(["export", MODEL, *DATA, *output, "--recipe", str(given), "--formats", "onnx,program"]) == 0
+    assert main(["export", MODEL, *DATA, *output, "--recipe", str(given), "--formats", "onnx,program,integer"]) == 0
     shown = capsys.readouterr().out
     assert "int4 weights need opset 21" in shown
     assert str(folder / "network.onnx") in shown
     document = json.loads((folder / "export.json").read_text())
-    assert set(document) == {"network.onnx", "network.program.pt2"}
+    assert set(document) == {"network.onnx", "network.program.pt2", "network.mixbit"}
+    assert document["network.mixbit"]["bytes"] == (folder / "network.mixbit").stat().st_size
     assert document["network.onnx"]["dialect"] == "qdq"
     assert sum(document["network.onnx"]["bytes"].values()) == (folder / "network.onnx").stat().st_size
     assert set(document["network.onnx"]["stored_bits"].values()) == {4}

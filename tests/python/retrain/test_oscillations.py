@@ -151,7 +151,7 @@ def test_dampening_is_its_formula_and_gradient(precision: dict[str, Any], aggreg
     dampening = Dampening(model, 0.7, aggregation=aggregation)
     found = dampening()
     found.backward()
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for layer, (w, _) in zip((model.a, model.b), losses, strict=True):
         assert torch.allclose(layer.weight.grad, w.grad, rtol=1e-4, atol=1e-6)
         assert layer.weight_quantizer.scale.grad is None

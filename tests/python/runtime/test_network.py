@@ -45,18 +45,7 @@ def ready(model: nn.Module, batches: list[torch.Tensor], kind: str = "8/8", meth
         weight, act = (int(part) for part in kind.split("/"))
         recipe = Recipe.uniform(mixbit.layers(model, batches[0]).names, weight=weight, act=act)
     mixbit.prepare_(model, recipe, batches[0])
-    mixbit.calibrate_(model, batches, method, example=batches[0])
-    return hold_biases_(model)
-
-
-@torch.no_grad()
-def hold_biases_(model: nn.Module) -> nn.Module:
-    """Scales of channels that training left without weights (1e-30 in VWW) are raised so that biases fit 32 bits."""
-    for layer in mixbit.quantizers.quantized_layers(model).values():
-        if layer.bias is not None:
-            least = layer.bias.abs() / (layer.act_quantizer.scale * 2**24)
-            layer.weight_quantizer.scale.copy_(torch.maximum(layer.weight_quantizer.scale, least))
-    return model
+    return mixbit.calibrate_(model, batches, method, example=batches[0])
 
 
 def check(model: nn.Module, x: torch.Tensor, path: Path, **options) -> Network:

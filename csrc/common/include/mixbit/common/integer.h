@@ -60,19 +60,4 @@ MIXBIT_HD float average_multiplier(float x_scale, float y_scale, int32_t n) {
   return x_scale / (static_cast<float>(n) * y_scale);
 }
 
-// Bytes of a row of n codes, and code i of it: fields of `bits` bits (1 ... 8) in two's complement, one after the
-// other, little end first.
-MIXBIT_HD int64_t packed_row_bytes(int64_t n, int32_t bits) { return (n * bits + 7) / 8; }
-MIXBIT_HD int32_t packed_code(const uint8_t* row, int64_t i, int32_t bits) {
-  const int64_t bit = i * bits;
-  const int32_t shift = static_cast<int32_t>(bit % 8);
-  uint32_t field = static_cast<uint32_t>(row[bit / 8]) >> shift;
-  if (shift + bits > 8) {
-    field |= static_cast<uint32_t>(row[bit / 8 + 1]) << (8 - shift);
-  }
-  const uint32_t sign = 1u << (bits - 1);
-  field &= (sign << 1) - 1;
-  return static_cast<int32_t>(field ^ sign) - static_cast<int32_t>(sign);
-}
-
 }  // namespace mixbit

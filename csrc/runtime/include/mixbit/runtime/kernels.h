@@ -42,7 +42,8 @@ struct Convolution {
 };
 
 // Weights as a package holds them. Row o of `codes` has the taps() codes of output channel o in the order [group
-// input, kernel row, kernel column], `bits` bits each (8: plain int8), see packed_code; rows lie `row_bytes` apart.
+// input, kernel row, kernel column], `bits` bits each (8: plain int8), see mixbit/common/packing.h; rows lie
+// `row_bytes` apart.
 struct Weights {
   const uint8_t* codes;
   int32_t bits;
