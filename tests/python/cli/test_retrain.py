@@ -412,7 +412,7 @@ def test_every_mechanism_in_a_run_killed_and_resumed(tmp_path: Path) -> None:
 def test_the_verb_has_the_mechanisms(tmp_path: Path) -> None:
     layers = ["stem", "a", "b", "side", "head"]
     mixbit.Recipe.uniform(layers, weight=2, act=4).save(tmp_path / "mine.json")
-    train = ["retrain", MODEL, *DATA, "--output", str(tmp_path), "--training", f"{JOURNEY}:test", "--epochs", "2"]
+    train = ["retrain", MODEL, *DATA, "--output", str(tmp_path), "--training", f"{JOURNEY}:test", "--lr", "0.1"]
     options = ["--training-batch", "8", "--recipe", str(tmp_path / "mine.json"), "--threshold-aware", "step"]
     assert main([*train, *options, "--assign-at", "0.5", "--fraction", "0.2", "--freeze", "0.2,0.1"]) == 0
     history = json.loads((tmp_path / "history.json").read_text())
