@@ -15,13 +15,15 @@ double entropy(double f) {
 }
 
 void check(int base_bits, double fraction, int64_t group_size, int extra) {
-  const auto fail = [](const char* what, double value, const char* expected) {
-    throw std::invalid_argument(std::string(what) + "=" + std::to_string(value) + ": expected " + expected);
+  const auto fail = [](const char* what, const std::string& value, const char* expected) {
+    throw std::invalid_argument(std::string(what) + "=" + value + ": expected " + expected);
   };
-  if (base_bits < 1 || base_bits > kMaxBaseBits) fail("base_bits", base_bits, "a whole number from 1 to 8");
-  if (!(fraction >= 0.0 && fraction <= 1.0)) fail("fraction", fraction, "a share from 0 to 1");
-  if (group_size < 1) fail("group_size", static_cast<double>(group_size), "a whole number from 1");
-  if (extra < 1 || extra > kMaxExtraBits) fail("extra", extra, "1 or 2");
+  if (base_bits < 1 || base_bits > kMaxBaseBits) {
+    fail("base_bits", std::to_string(base_bits), "a whole number from 1 to 8");
+  }
+  if (!(fraction >= 0.0 && fraction <= 1.0)) fail("fraction", std::to_string(fraction), "a share from 0 to 1");
+  if (group_size < 1) fail("group_size", std::to_string(group_size), "a whole number from 1");
+  if (extra < 1 || extra > kMaxExtraBits) fail("extra", std::to_string(extra), "1 or 2");
 }
 
 }  // namespace

@@ -60,10 +60,19 @@ class GraphBuilder:
 
     Args:
         opset: Of the default domain.
+
+    Raises:
+        MixbitError: onnx is missing, or older than the opset.
     """
 
     def __init__(self, opset: int) -> None:
         self.onnx = packages("onnx")
+        newest = self.onnx.defs.onnx_opset_version()
+        if opset > newest:
+            raise MixbitError(
+                f"opset {opset} is newer than onnx {self.onnx.__version__} has ({newest}); upgrade onnx, or pass an "
+                "older opset, which stores narrow weights wider"
+            )
         self.opset = opset
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from mixbit.errors import MixbitError, check_choice
 from mixbit.export.lowering import lower
 from mixbit.export.onnx_graph import IR_VERSIONS, Bytes, write_model
 from mixbit.export.package import check_output
-from mixbit.export.qdq import QDQ
+from mixbit.export.qdq import OPSETS, QDQ
 from mixbit.export.qonnx import DOMAIN, QONNX
 from mixbit.files import PathLike
 
@@ -103,8 +103,9 @@ def _limits(writer: QDQ) -> list[str]:
             f"{bits}-bit weights are stored in {stored} bits, the nearest width that can be expressed{missing} "
             f"({len(paths)} layer(s), the first is {paths[0]!r})"
         )
-    for bits, opset, runtime in ((2, 25, "1.24"), (4, 21, "1.18")):
+    for bits in (2, 4):
         if bits in writer.containers.stored.values():
-            limits.append(f"int{bits} weights need opset {opset}; ONNX Runtime has it from {runtime}")
+            opset = OPSETS[bits]
+            limits.append(f"int{bits} weights need opset {opset} (IR version {IR_VERSIONS[opset]}) at the consumer")
             break
     return limits

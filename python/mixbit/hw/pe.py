@@ -99,11 +99,14 @@ class ProcessingElement:
             >>> ProcessingElement("slices").throughput(2, 4)
             2.0
         """
-        return float(_call(_C.pe.throughput, self.kind, weight_bits, act_bits))
+        widths = (whole("weight_bits", weight_bits, 1, 16), whole("act_bits", act_bits, 1, 16))
+        return float(_call(_C.pe.throughput, self.kind, *widths))
 
     def product(self, weight: int, act: int, weight_bits: int, act_bits: int) -> int:
         """weight * act as the passes of the hardware make it; weight signed, act unsigned."""
-        return int(_call(_C.pe.product, self.kind, weight, weight_bits, act, act_bits)[0])
+        widths = (whole("weight_bits", weight_bits, 1, 16), whole("act_bits", act_bits, 1, 16))
+        operands = (whole("weight", weight, -(1 << 15), 1 << 15), whole("act", act, 0, 1 << 16))
+        return int(_call(_C.pe.product, self.kind, operands[0], widths[0], operands[1], widths[1])[0])
 
     def dot(self, codes: Any, extra_bits: Any, acts: Any, base_bits: int, act_bits: int) -> int:
         """A dot product of weights with 0 to 2 extra bits, in units of the finest step among them.
@@ -115,8 +118,17 @@ class ProcessingElement:
             base_bits: Of a weight without extra bits.
             act_bits: Of an activation.
         """
-        arrays = (np.ascontiguousarray(codes, np.int64), np.ascontiguousarray(extra_bits, np.uint8))
-        return int(_call(_C.pe.dot, self.kind, *arrays, np.ascontiguousarray(acts, np.int64), base_bits, act_bits))
+        given = {"codes": codes, "extra_bits": extra_bits, "acts": acts}
+        arrays = []
+        for name, values in given.items():
+            array = np.asarray(values)
+            if array.ndim != 1 or (array.size and array.dtype.kind not in "iub"):
+                raise MixbitError(f"{name} is {array.dtype} {list(array.shape)}; expected integers [n]")
+            if name == "extra_bits" and array.size and not 0 <= array.min() <= array.max() <= 2:
+                raise MixbitError(f"extra_bits holds {array.min()} to {array.max()}; expected 0 to 2")
+            arrays.append(np.ascontiguousarray(array, np.uint8 if name == "extra_bits" else np.int64))
+        widths = (whole("base_bits", base_bits, 1, 16), whole("act_bits", act_bits, 1, 16))
+        return int(_call(_C.pe.dot, self.kind, *arrays, *widths))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -255,6 +255,11 @@ def expected_bits(
         2.922
     """
     check_choice("index", index, INDEX_MODES)
+    _whole("base_bits", base_bits, 1, 8)
+    _whole("group_size", group_size, 1)
+    _whole("extra", extra, 1, MAX_EXTRA_BITS)
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
+        raise MixbitError(f"fraction={fraction!r}: expected a share from 0 to 1")
     return float(_call(_C.storage.expected_bits, base_bits, fraction, index, group_size, extra))
 
 
@@ -280,7 +285,11 @@ def flagged_fraction(
         0.19926
     """
     check_choice("index", index, INDEX_MODES)
-    if not (math.isfinite(ratio) and ratio > 0):
+    _whole("base_bits", base_bits, 1, 8)
+    _whole("group_size", group_size, 1)
+    _whole("extra", extra, 1, MAX_EXTRA_BITS)
+    _whole("uniform_bits", uniform_bits, 1, 32)
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not (math.isfinite(ratio) and ratio > 0):
         raise MixbitError(f"ratio={ratio!r}: expected a positive number")
     return float(_call(_C.storage.fraction_at, uniform_bits / ratio, base_bits, index, group_size, extra))
 

@@ -177,6 +177,16 @@ def test_limits_are_said_before_writing(tmp_path: Path) -> None:
     assert_equal(path, model, images[:2])
 
 
+def test_an_older_onnx_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = calibrated(width=2)
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 22)
+    with pytest.raises(MixbitError, match=r"opset 25 is newer than onnx .* has \(22\); upgrade onnx"):
+        mixbit.export.onnx(model, x, tmp_path / "m.onnx", say=lambda text: None)
+    assert not list(tmp_path.iterdir())
+    mixbit.export.onnx(model, x, tmp_path / "m.onnx", opset=21, say=lambda text: None)
+    assert_equal(tmp_path / "m.onnx", model, x)
+
+
 def calibrated(width: int = 8, act: int = 8) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 6, 6)

@@ -136,7 +136,11 @@ def test_bad_input_is_named() -> None:
         (lambda: pe_energy(NET, bits, index_bits={"x": 1}), "index_bits: the network has no layer 'x'"),
         (lambda: pe_energy(NET, {"act": 4, "weight": 16}, extra=0.1), "layer 'conv': weight bits: 17, expected"),
         (lambda: ProcessingElement().product(2, 0, 2, 4), "weight 2 does not fit 2 bits"),
-        (lambda: ProcessingElement().throughput(0, 4), "weight bits: 0, expected"),
+        (lambda: ProcessingElement().throughput(0, 4), "weight_bits is 0; expected a whole number"),
+        (lambda: ProcessingElement().product(0.5, 0, 2, 4), "weight is 0.5; expected a whole number"),  # type: ignore[arg-type]
+        (lambda: ProcessingElement().dot([1], [3], [1], 2, 4), "extra_bits holds 3 to 3; expected 0 to 2"),
+        (lambda: ProcessingElement().dot([1.5], [0], [1], 2, 4), r"codes is float64 \[1\]; expected integers"),
+        (lambda: ProcessingElement().dot([1, 1], [0], [1], 2, 4), "codes, extra_bits and acts: expected one length"),
     ]
     for call, message in cases:
         with pytest.raises(mixbit.MixbitError, match=message):

@@ -82,6 +82,11 @@ def test_tensors_and_arrays_give_the_same_bytes() -> None:
     plain = np.clip(codes, -2, 1)
     assert storage.decode(storage.encode(plain, None, 2))[1].sum() == 0
     assert storage.bits_per_weight(plain, None, 2, "none") == 2.0
+    scalar, empty = np.array(-3), np.zeros((3, 0), np.int8)
+    back, flags = storage.decode(storage.encode(scalar, np.array(1), 2))
+    assert (back.shape, int(back), int(flags)) == ((), -3, 1)
+    for index in storage.INDEX_MODES:
+        assert storage.decode(storage.encode(empty, None, 2, index), empty.astype(np.uint8))[0].shape == (3, 0)
 
 
 def test_the_plane_of_base_codes_is_the_network_without_extra_levels() -> None:
@@ -200,6 +205,9 @@ def test_bad_input_is_named() -> None:
         (lambda: storage.encode(codes, extra, 2, "group", group_axis=2), "group_axis=2: expected a dimension"),
         (lambda: storage.encode(codes * 0, extra, 2, "oddlevel"), "expects flagged weights on odd levels"),
         (lambda: storage.expected_bits(2, 1.5), "fraction=1.5.*: expected a share from 0 to 1"),
+        (lambda: storage.expected_bits(9, 0.5), "base_bits=9: expected a whole number from 1 to 8"),
+        (lambda: storage.expected_bits(2, 0.5, extra=3), "extra=3: expected a whole number from 1 to 2"),
+        (lambda: storage.flagged_fraction("1.37"), "ratio='1.37': expected a positive number"),  # type: ignore[arg-type]
         (lambda: storage.report({}), "layers is empty"),
         (lambda: storage.report(torch.nn.Linear(2, 2)), "model has no quantized weights"),
         (lambda: storage.report({"a": storage.LayerCodes(codes * 9, extra, 2)}), "layer 'a': code of weight"),
