@@ -147,6 +147,12 @@ void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish
   }
   const uint8_t* codes = product.codes;
   for (int64_t k = 0; k < product.depth; k += 16, codes += kStepBytes) {
+    if constexpr (kFew) {
+      // Few rows wait for their weights, which lie one after the other, those of the next panel too.
+      for (int line = 0; line < kStepBytes; line += 64) {
+        _mm_prefetch(reinterpret_cast<const char*>(codes + 4096 + line), _MM_HINT_T0);
+      }
+    }
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       const __m512i w0 = kFew ? weights_in_place<kWidth>(codes, g) : weights_of<kWidth>(codes, g);

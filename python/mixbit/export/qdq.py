@@ -115,12 +115,9 @@ class QDQ(Writer):
     def _scale(self, scale: float) -> str:
         return self.build.shared(scale, np.float32)
 
-    def _quantize(
-        self, real: str, scale: float, value: Value, low: int | None = None, high: int | None = None
-    ) -> Value:
-        """Quantizes a float value and clips the codes to the grid, or to narrower bounds."""
-        bounds = [value.grid.low if low is None else low, value.grid.high if high is None else high]
-        first, last = (bound + value.offset for bound in bounds)
+    def _quantize(self, real: str, scale: float, value: Value) -> Value:
+        """Quantizes a float value and clips the codes to the grid."""
+        first, last = value.grid.low + value.offset, value.grid.high + value.offset
         whole = (first, last) == (0, 255)
         target = value.name if whole else f"{value.name}8"
         self.build.node("QuantizeLinear", [real, self._scale(scale), self._zero(value)], target)

@@ -114,15 +114,21 @@ class IntegerReference:
         with torch.no_grad():
             scale = quantizer.effective_scale().double().numpy().astype(np.float32)
             weight = module.weight.detach().float().numpy()
-        scale = np.broadcast_to(scale, (len(weight),)).copy()
+        # A weight with e extra bits has the step scale / 2^e; all codes count the finest step of the layer.
+        extra = np.zeros((1,), np.uint8) if quantizer.extra_bits is None else quantizer.extra_bits.numpy()
+        parts = np.int64(1) << extra.astype(np.int64)
+        lowest = (low - int(quantizer.narrow_range)) * parts + int(quantizer.narrow_range)
+        highest = (high + 1) * parts - 1
+        coarser = parts.max() // parts
+        scale = np.broadcast_to(scale, (len(weight),)) / np.float32(parts.max())
         act = layer_grid(self._acts[node.name])
         largest = max(abs(act.low - act.zero_point), abs(act.high - act.zero_point))
         real_bias = np.zeros(len(weight), np.float32) if module.bias is None else module.bias.detach().float().numpy()
         dead: npt.NDArray[np.bool_] | None = None
         while True:
-            ratio = weight / scale.reshape(-1, *([1] * (weight.ndim - 1)))
+            ratio = weight / (scale.reshape(-1, *([1] * (weight.ndim - 1))) * coarser.astype(np.float32))
             rounded = np.rint(ratio) if quantizer.rounding == "half_even" else np.floor(ratio + np.float32(0.5))
-            codes = np.clip(rounded, low, high).astype(np.int64)
+            codes = np.clip(rounded, lowest, highest).astype(np.int64) * coarser
             product = np.float32(act.scale) * scale
             steps = np.rint(np.divide(real_bias, product, out=np.zeros_like(product), where=real_bias != 0))
             products = np.abs(codes).reshape(len(codes), -1).sum(1) * largest

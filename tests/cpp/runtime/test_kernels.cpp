@@ -11,6 +11,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -394,6 +395,30 @@ TEST_P(Kernels, ZeroPointsOutsideTheBytes) {
         compare(c, false, seed++);
         if (HasFailure()) return;
       }
+    }
+  }
+}
+
+// Threads compute parts at the same time, each with scratch memory of its own.
+TEST_P(Kernels, PartsInThreads) {
+  for (const int32_t weight_bits : {2, 8}) {
+    for (Convolution c : {convolution(1, 20, 72, 130, 3, 1, 1), convolution(2, 20, 130, 130, 3, 1, 1, 130)}) {
+      c.weight_bits = weight_bits;
+      const Layer layer = make_layer(c, 8, false, 55);
+      const Buffer expected = run(tested(), layer, false);
+      Buffer packed(tested().packed_bytes(c)), y(expected.size());
+      tested().pack(c, layer.weights(), packed.data());
+      std::vector<std::thread> threads;
+      for (int64_t t = 0; t < 4; ++t) {
+        threads.emplace_back([&, t] {
+          Buffer scratch(tested().scratch_bytes(c));
+          const Part part = {c.positions() * (t / 2) / 2, c.positions() * (t / 2 + 1) / 2, t % 2 * 64,
+                             t % 2 == 0 ? 64 : c.out_channels};
+          tested().convolve(c, packed.data(), layer.x.data(), y.data(), part, scratch.data());
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+      expect_same(expected, y, describe(c));
     }
   }
 }

@@ -111,6 +111,27 @@ def test_artifacts_of_other_kinds() -> None:
     assert not report.in_class
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_outputs_are_what_the_last_codes_mean(exact: bool, tmp_path: Path) -> None:
+    model, x = small()
+    mixbit.export.onnx(model, x, tmp_path / "m.onnx", exact=exact)
+    assert mixbit.export.verify(tmp_path / "m.onnx", model, [x]).in_class
+    proto = onnx.load(tmp_path / "m.onnx")
+    last = next(node for node in proto.graph.node if node.output[0] == proto.graph.output[0].name)
+    assert last.op_type == "DequantizeLinear"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1.5), "wrong"))
+    last.input[1] = "wrong"
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = mixbit.export.verify(tmp_path / "m.onnx", model, [x])
+    assert report.first_layer == "linear (output)"
+    assert not report.in_class
+    # A file of another tool shows no layers, whatever its tensors are called.
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "m.onnx")
+    report = mixbit.export.verify(tmp_path / "m.onnx", model, [x])
+    assert (report.promise, report.layers, report.in_class) == ("one_code", None, False)
+
+
 def test_programs_are_verified_too(tmp_path: Path) -> None:
     model, x = small()
     torch.export.save(mixbit.export.program(model, x), tmp_path / "m.pt2")
@@ -134,7 +155,7 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(MixbitError, match=r"m.onnx' is no ONNX file"):
         mixbit.export.verify(tmp_path / "m.onnx", model, [x])
     (tmp_path / "m.tflite").write_bytes(b"")
-    with pytest.raises(MixbitError, match=r"of no known kind; expected a file of .onnx, .pt2"):
+    with pytest.raises(MixbitError, match=r"of no known kind; expected a file of .mixbit, .onnx, .pt2"):
         mixbit.export.verify(tmp_path / "m.tflite", model, [x])
     mixbit.export.onnx(model, x, tmp_path / "m.onnx", force=True)
     with pytest.raises(MixbitError, match="batches"):
