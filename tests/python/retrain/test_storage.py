@@ -199,7 +199,9 @@ def test_a_model_with_extra_levels_is_stored_and_priced() -> None:
     layers = storage.layer_codes(model)
     for name, layer in layers.items():
         weight, quantizer = quantized[name].weight.detach(), quantized[name].weight_quantizer
-        assert np.array_equal(layer.codes, quantizer.codes(weight).numpy())
+        step = quantizer.effective_scale().detach().reshape(-1, *(1,) * (weight.dim() - 1))
+        level = torch.from_numpy(layer.codes) * (step / 2.0 ** torch.from_numpy(layer.extra_bits))
+        assert torch.equal(level, quantizer(weight).detach())
         assert np.array_equal(layer.extra_bits, quantizer.extra_bits.numpy())
         data = storage.encode(layer.codes, layer.extra_bits, 2)
         assert np.array_equal(storage.decode(data)[0], layer.codes)
