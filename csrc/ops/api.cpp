@@ -48,6 +48,12 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
             std::nullopt, out_dtype);
 }
 
+at::Tensor extra_level_fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                     const at::Tensor& extra_bits, OptionalInt axis, bool narrow_range,
+                                     int64_t rounding) {
+  return ops::call_extra_level_fake_quantize(x, scale, bit_width, extra_bits, axis, narrow_range, rounding);
+}
+
 std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const at::Tensor& scales,
                                                       const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
                                                       OptionalInt axis) {
@@ -108,6 +114,30 @@ at::Tensor optimize_rounding(const at::Tensor& weight, const at::Tensor& moments
       at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, double, int64_t);
   return typed_op<Signature>("mixbit::optimize_rounding")
       .call(weight, moments, scale, bit_width, narrow_range, damping, sweeps);
+}
+
+at::Tensor update_level_switches_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                  at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                                  at::TensorList counts, at::TensorList runs, int64_t score, double momentum,
+                                  bool narrow_range, OptionalInt axis, int64_t rounding) {
+  using Signature =
+      at::Tensor(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                 at::TensorList, at::TensorList, int64_t, double, bool, OptionalInt, int64_t);
+  return typed_op<Signature>("mixbit::update_level_switches_")
+      .call(weights, scales, bit_widths, extra_bits, codes, marks, counts, runs, score, momentum, narrow_range, axis,
+            rounding);
+}
+
+at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                               at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                               at::TensorList frequencies, at::TensorList averages, double threshold, double momentum,
+                               bool narrow_range, OptionalInt axis, int64_t rounding) {
+  using Signature =
+      at::Tensor(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                 at::TensorList, at::TensorList, double, double, bool, OptionalInt, int64_t);
+  return typed_op<Signature>("mixbit::freeze_oscillating_")
+      .call(weights, scales, bit_widths, extra_bits, codes, marks, frequencies, averages, threshold, momentum,
+            narrow_range, axis, rounding);
 }
 
 at::Tensor pack_bits(const at::Tensor& codes, int64_t bits) {

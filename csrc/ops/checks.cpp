@@ -31,9 +31,9 @@ void check_parameter(const at::Tensor& parameter, const char* name, const at::Te
                     ": expected one device");
 }
 
-void check_lists(at::TensorList xs, std::initializer_list<NamedList> others) {
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others, const char* xs_name) {
   for (const auto& [list, name] : others) {
-    TORCH_CHECK_VALUE(list.size() == xs.size(), name, " has ", list.size(), " tensors and xs ", xs.size(),
+    TORCH_CHECK_VALUE(list.size() == xs.size(), name, " has ", list.size(), " tensors and ", xs_name, " ", xs.size(),
                       ": expected one for each");
   }
 }
@@ -150,6 +150,20 @@ std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Te
                     "weights is ", weights.scalar_type(), " ", weights.sizes(), ": expected float32 [", count, "]");
   TORCH_CHECK_VALUE(weights.device() == x.device(), "weights is on ", weights.device(), " and x on ", x.device(),
                     ": expected one device");
+  return axis;
+}
+
+std::optional<int64_t> check_extra_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                             const at::Tensor& extra_bits, std::optional<int64_t> axis) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  const int64_t channels = channel_count(x, axis);
+  check_parameter(scale, "scale", x, channels);
+  check_parameter(bit_width, "bit_width", x, channels);
+  TORCH_CHECK_VALUE(extra_bits.scalar_type() == at::kByte && extra_bits.sizes() == x.sizes(), "extra_bits is ",
+                    extra_bits.scalar_type(), " ", extra_bits.sizes(), ": expected uint8 ", x.sizes(), " like x");
+  TORCH_CHECK_VALUE(extra_bits.device() == x.device(), "extra_bits is on ", extra_bits.device(), " and x on ",
+                    x.device(), ": expected one device");
   return axis;
 }
 

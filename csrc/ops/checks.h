@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/kernels/cpu.h>
 
@@ -37,7 +38,7 @@ struct NamedList {
   at::TensorList list;
   const char* name;
 };
-void check_lists(at::TensorList xs, std::initializer_list<NamedList> others);
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others, const char* xs_name = "xs");
 
 // f(i) for every tensor of a list; an error says which tensor it was.
 template <typename F>
@@ -81,6 +82,9 @@ GatedArguments check_gated_arguments(const at::Tensor& x, const at::Tensor& scal
 // Arguments of mixture_fake_quantize but for the values of tensors; returns the checked axis.
 std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,
                                                const at::Tensor& bit_widths, std::optional<int64_t> axis);
+// Arguments of extra_level_fake_quantize but for the values of tensors; returns the checked axis.
+std::optional<int64_t> check_extra_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                             const at::Tensor& extra_bits, std::optional<int64_t> axis);
 // A histogram [3, bins] of observe with its min and max.
 void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max);
 // One scale for each width.

@@ -44,6 +44,18 @@ TORCH_LIBRARY(mixbit, m) {
       tags);
   m.def("_fake_quantize_mask_backward(Tensor grad, Tensor mask, SymInt[] strides, *, int? axis) -> Tensor", tags);
 
+  // fake_quantize on signed grids that are finer for some elements: extra_bits, uint8 like x, 0 ... 2 each, halves the
+  // step that often. rounding: 0 half_even, 1 half_up.
+  m.def(
+      "extra_level_fake_quantize(Tensor x, Tensor scale, Tensor bit_width, Tensor extra_bits, *, int? axis=None, "
+      "bool narrow_range=False, int rounding=1) -> Tensor",
+      tags);
+  // Gradients of x and scale.
+  m.def(
+      "_extra_level_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor bit_width, Tensor extra_bits, "
+      "*, int? axis, bool narrow_range, int rounding, bool[2] output_mask) -> (Tensor, Tensor)",
+      tags);
+
   // Both operands quantized, then multiplied in out_dtype (None: the operands' own); no quantized copy is saved for the
   // backward, which recomputes them.
   m.def(
@@ -151,6 +163,25 @@ TORCH_LIBRARY(mixbit, m) {
   m.def(
       "_expected_cost_backward(Tensor grad, Tensor act_logits, Tensor weight_logits, Tensor values, int form, "
       "float temperature) -> (Tensor, Tensor)",
+      tags);
+
+  // How often the weights of a model change their level: one call after each step of the optimizer. scales, bit_widths:
+  // float32 [1] or [size of axis]; extra_bits: uint8 like the weight, or empty; codes: int8 like the weight, the codes
+  // of the step before. What is kept besides, like the weight (empty where a score has none): score 0 (adj) counts
+  // int16; 1 (pair) marks int8, counts int16, runs int16; 2 (osc) marks, counts; 3 (ema) marks, and counts float32.
+  // Returns how many weights switched, int64 [tensors].
+  m.def(
+      "update_level_switches_(Tensor[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, "
+      "Tensor(a!)[] codes, Tensor(b!)[] marks, Tensor(c!)[] counts, Tensor(d!)[] runs, *, int score=0, "
+      "float momentum=0.01, bool narrow_range=False, int? axis=None, int rounding=1) -> Tensor",
+      tags);
+  // Holds weights at a level that have oscillated more often than threshold (a frequency a step; 0: none new). codes:
+  // int8 in units of scale / 4; marks: int8, 2 of frozen weights; frequencies, averages (of codes): float32; all like
+  // the weight. Returns how many are frozen, int64 [tensors].
+  m.def(
+      "freeze_oscillating_(Tensor(a!)[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, "
+      "Tensor(b!)[] codes, Tensor(c!)[] marks, Tensor(d!)[] frequencies, Tensor(e!)[] averages, *, float threshold, "
+      "float momentum=0.01, bool narrow_range=False, int? axis=None, int rounding=1) -> Tensor",
       tags);
 
   // A step of SGD on all weights of a model, smaller near the decision thresholds of their grids. One parallel region

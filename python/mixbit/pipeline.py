@@ -352,6 +352,12 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _recipe_content(recipe: Recipe) -> dict[str, Any]:
+    """What decides a result: the document, and the extra levels beside it."""
+    maps = {name: hashlib.sha256(extra.tobytes()).hexdigest() for name, extra in recipe.extra_maps.items()}
+    return {**recipe.to_dict(), **({"extra_maps": maps} if maps else {})}
+
+
 class Pipeline:
     """Runs the stages of a config, skipping those whose manifest says that nothing changed."""
 
@@ -400,7 +406,7 @@ class Pipeline:
         inputs = {v: self._outputs(v) for v in earlier}
         files = [cost.digest for cost in named_costs(options)]
         if options.get("recipe") is not None:
-            files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
+            files.append(_digest(_recipe_content(Recipe.load(options["recipe"]))))
         if verb == "verify":
             files += [file_digest(path) for path in self._artifacts(options)]
         content = {"model_and_data": self.content}
@@ -777,7 +783,9 @@ class Pipeline:
 
     def _trained_key(self, recipe: Recipe) -> str:
         """What trained weights belong to: a network and its bits."""
-        return _digest(fingerprint(self.model), recipe.to_dict()["layers"], recipe.tensors)
+        content = _recipe_content(recipe)
+        maps = [content["extra_maps"]] if recipe.extra_maps else []
+        return _digest(fingerprint(self.model), content["layers"], recipe.tensors, *maps)
 
     def _trained(self, recipe: Recipe, integer: bool) -> nn.Module | None:
         """The network as `retrain` left it, or else `search`; None where this run does not train."""
@@ -811,7 +819,7 @@ class Pipeline:
         integer = bool(options["integer"])
         trained = self._trained(recipe, integer)
         scores = self._scores(
-            partial, _digest(options, recipe.to_dict(), self.content, trained and fingerprint(trained))
+            partial, _digest(options, _recipe_content(recipe), self.content, trained and fingerprint(trained))
         )
         untrained = functools.cache(lambda: self._quantized(recipe, options["method"], integer))
         networks: dict[str, Callable[[], nn.Module]] = {"float": lambda: self.model}

@@ -15,30 +15,29 @@ void place_channel_data(PanelLayout* layout) {
   layout->bytes = layout->multiplier_at + layout->channels * 4;
 }
 
-// Code `index` of a row; the widths that packages have most without a loop.
-inline int32_t code_of_row(const uint8_t* row, int32_t bits, int64_t index) {
-  switch (bits) {
-    case 8:
-      return static_cast<int8_t>(row[index]);
-    case 4:
-      return static_cast<int8_t>(index % 2 == 0 ? row[index / 2] << 4 : row[index / 2] & 0xf0) >> 4;
-    case 2:
-      return static_cast<int8_t>(row[index / 4] << (6 - index % 4 * 2)) >> 6;
-    default:
-      return unpacked_code(row, bits, index, true);
-  }
-}
-
 // Calls f(k, code) for the codes of one output channel in the order [kernel row, kernel column, group input].
 template <typename F>
 void for_codes(const Convolution& c, const Weights& weights, int64_t channel, const F& f) {
   const int64_t kernel = c.kernel_height * c.kernel_width, inputs = c.group_inputs();
   const uint8_t* row = weights.codes + channel * weights.row_bytes;
-  int64_t k = 0;
-  for (int64_t place = 0; place < kernel; ++place) {
-    for (int64_t i = 0; i < inputs; ++i, ++k) {
-      f(k, code_of_row(row, weights.bits, i * kernel + place));
+  const auto all = [&](const auto& code) {
+    int64_t k = 0;
+    for (int64_t place = 0; place < kernel; ++place) {
+      for (int64_t i = 0; i < inputs; ++i, ++k) {
+        f(k, code(i * kernel + place));
+      }
     }
+  };
+  // The widths that packages have most without a loop over bits.
+  switch (weights.bits) {
+    case 8:
+      return all([&](int64_t i) { return int32_t{static_cast<int8_t>(row[i])}; });
+    case 4:
+      return all([&](int64_t i) { return static_cast<int8_t>(row[i / 2] << (4 - i % 2 * 4)) >> 4; });
+    case 2:
+      return all([&](int64_t i) { return static_cast<int8_t>(row[i / 4] << (6 - i % 4 * 2)) >> 6; });
+    default:
+      return all([&](int64_t i) { return unpacked_code(row, weights.bits, i, true); });
   }
 }
 
@@ -79,34 +78,48 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
   const ChannelArrays arrays(layout, packed);
   const int64_t outputs = c.group_outputs();
   const int32_t fields = 8 / layout.width, shift = fields / 2;  // of one byte: 1, 2, 4 are shifts by 0, 1, 2
-  const int32_t offset = layout.width == 8 ? 0 : 1 << (layout.width - 1);
-  const uint32_t mask = (1u << layout.width) - 1;
+  const uint32_t all_bits = 0x01010101u * ((1u << layout.width) - 1), top_bits = 0x01010101u << (layout.width - 1);
   for (int64_t channel = 0; channel < c.out_channels; ++channel) {
     const int64_t panel = channel / outputs * layout.panels_of_group + channel % outputs / kPanel;
     const int64_t n = channel % outputs % kPanel;
     uint8_t* codes = static_cast<uint8_t*>(packed) + panel * layout.panel_bytes;
     int32_t sum = 0;
-    if (weights.bits == 8 && layout.width == 8 && c.kernel_height * c.kernel_width == 1) {
-      // Four k at a time: most weights of a network.
+    // Four k at a time: the codes of a group, one a byte. Lower fields are code + 2^(width - 1), which turns the top
+    // bit.
+    const auto place_group = [&](int64_t group, uint32_t word, int64_t valid) {
+      const int64_t place = group & (fields - 1);
+      const uint32_t within = valid < 4 ? (uint32_t{1} << (8 * valid)) - 1 : ~uint32_t{0};
+      const uint32_t turned = place < fields - 1 ? top_bits & within : 0;
+      uint8_t* to = codes + ((group >> shift) * kPanel + n) * 4;
+      uint32_t stored;
+      std::memcpy(&stored, to, 4);
+      stored |= ((word & all_bits) ^ turned) << (place * layout.width);
+      std::memcpy(to, &stored, 4);
+    };
+    uint32_t word = 0;
+    if (weights.bits == 8 && c.kernel_height * c.kernel_width == 1) {  // as they lie: most weights of a network
       const uint8_t* row = weights.codes + channel * weights.row_bytes;
-      for (int64_t k = 0; k < c.taps(); k += 4) {
-        std::memcpy(codes + (k / 4 * kPanel + n) * 4, row + k,
-                    static_cast<size_t>(c.taps() - k < 4 ? c.taps() - k : 4));
+      for (int64_t k = 0; k + 4 <= c.taps(); k += 4) {
+        std::memcpy(&word, row + k, 4);
+        place_group(k / 4, word, 4);
       }
+      word = 0;
+      std::memcpy(&word, row + c.taps() / 4 * 4, static_cast<size_t>(c.taps() % 4));
       for (int64_t k = 0; k < c.taps(); ++k) {
         sum += static_cast<int8_t>(row[k]);
       }
     } else {
       for_codes(c, weights, channel, [&](int64_t k, int32_t code) {
         sum += code;
-        const auto group = static_cast<uint64_t>(k) / 4;
-        const uint64_t place = group & static_cast<uint64_t>(fields - 1);
-        const int32_t stored = place == static_cast<uint64_t>(fields - 1) ? code : code + offset;
-        const auto field = (static_cast<uint32_t>(stored) & mask) << (static_cast<int32_t>(place) * layout.width);
-        uint8_t& byte =
-            codes[((group >> shift) * kPanel + static_cast<uint64_t>(n)) * 4 + static_cast<uint64_t>(k) % 4];
-        byte = static_cast<uint8_t>(byte | field);
+        word |= static_cast<uint32_t>(static_cast<uint8_t>(code)) << (8 * (k & 3));
+        if ((k & 3) == 3) {
+          place_group(k / 4, word, 4);
+          word = 0;
+        }
       });
+    }
+    if (c.taps() % 4 != 0) {
+      place_group(c.taps() / 4, word, c.taps() % 4);
     }
     arrays.set(panel * kPanel + n, weights, channel, sum);
   }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
-from mixbit.export.grid import Grid, captured, layer_grid, tensor_grids
+from mixbit.export.grid import Grid, captured, layer_grid, tensor_grids, weight_codes, weight_grid
 from mixbit.network import LAYER_OPS, Graph, Node
 from mixbit.quantizers.tensors import grid_source
 
@@ -106,14 +106,13 @@ def _layer(node: Node, module: Any, grid: Grid, check_overflow: bool) -> Integer
     act, quantizer = layer_grid(module.act_quantizer), module.weight_quantizer
     weight = module.weight.float().cpu()
     real_bias = torch.zeros(len(weight)) if module.bias is None else module.bias.float().cpu()
-    scale = quantizer.effective_scale().float().cpu().expand(len(weight)).clone()
-    low, high = quantizer.quant_range()
+    steps = weight_grid(quantizer)
+    scale = quantizer.effective_scale().float().cpu().expand(len(weight)) / steps.parts
     largest = max(act.high - act.zero_point, act.zero_point - act.low)
 
     def quantized() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Codes of weight and bias, the accumulator's scale, and the reach of the products."""
-        ratio = weight / scale.reshape([-1] + [1] * (weight.dim() - 1))
-        codes = (torch.round(ratio) if quantizer.rounding == "half_even" else torch.floor(ratio + 0.5)).clamp(low, high)
+        codes = weight_codes(quantizer, steps, weight, scale)
         product = torch.tensor(act.scale) * scale
         bias = torch.where(real_bias == 0, 0.0, torch.round(real_bias / product))
         return codes, bias, product, codes.abs().double().flatten(1).sum(1) * largest
@@ -129,8 +128,8 @@ def _layer(node: Node, module: Any, grid: Grid, check_overflow: bool) -> Integer
         raise MixbitError(f"layer {node.module!r}: its accumulator or bias can exceed 32 bits (up to {reach:.0f})")
     return IntegerLayer(
         act,
-        codes.to(torch.int8 if low >= -128 and high <= 127 else torch.int16),
-        (low, high),
+        codes.to(torch.int8 if steps.low >= -128 and steps.high <= 127 else torch.int16),
+        (steps.low, steps.high),
         scale,
         bias.double(),
         product,

@@ -23,11 +23,15 @@ from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the
 __all__ = [
     "COST_FORMS",
     "GATE_FORMS",
+    "MAX_EXTRA_BITS",
     "ROUNDINGS",
     "STEP_SHAPES",
+    "SWITCH_SCORES",
     "expected_cost",
+    "extra_level_fake_quantize",
     "fake_quantize",
     "fake_quantize_foreach",
+    "freeze_oscillating_",
     "gated_fake_quantize",
     "mixture_fake_quantize",
     "mse_scales",
@@ -47,6 +51,7 @@ __all__ = [
     "threshold_aware_step_",
     "threshold_multipliers",
     "unpack_bits",
+    "update_level_switches_",
 ]
 
 _ops = torch.ops.mixbit
@@ -58,6 +63,12 @@ ROUNDINGS = {"half_even": 0, "half_up": 1}
 GATE_FORMS = {"difference": 0, "residual": 1}
 #: What `expected_cost` adds up, and the numbers in the op schema.
 COST_FORMS = {"expected": 0, "separate": 1, "joint": 2}
+#: What `update_level_switches_` counts, and the numbers in the op schema.
+SWITCH_SCORES = {"adj": 0, "pair": 1, "osc": 2, "ema": 3}
+
+
+#: Most extra bits of an element in `extra_level_fake_quantize`.
+MAX_EXTRA_BITS = 2
 #: How steps shrink towards a decision threshold, and the numbers in the op schemas.
 STEP_SHAPES = {"off": 0, "step": 1, "linear": 2, "gauss": 3}
 
@@ -176,6 +187,59 @@ def fake_quantize_foreach(
         axis=axis,
         rounding=_rounding(rounding),
         group_size=group_size,
+    )
+
+
+def extra_level_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor | float,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Rounds x to a signed grid and back that is finer for the elements that extra bits are given to.
+
+    With n = bit_width and e = extra_bits of the element: step = scale / 2^e, `c = clamp(round(x / step), lo, hi)`,
+    `y = c * step`, lo = -2^(n+e-1) (+1 with narrow_range), hi = 2^(n+e-1) - 1. All levels of the base grid stay, and
+    2^e - 1 appear between each two neighbours: for e = 1 the one in the middle, where the threshold was. The construct
+    is our reading of Kim et al. (IEEE TNNLS 32(7), 2021, doi 10.1109/TNNLS.2020.3008996), who give weights that keep
+    switching between two levels one more level.
+
+    Gradients are those of `fake_quantize` on the element's own grid: with v = x / step, inside (lo <= v <= hi) dx = g,
+    dscale = sum g (q - v) / 2^e; outside dx = 0, dscale = sum g q / 2^e. Without extra bits all of it has the bits of
+    `fake_quantize(x, scale, 0, bit_width, ...)`. The backward needs x and extra_bits, of which no copies are made.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        scale: Step of the base grid, > 0; float32 [1] or [x.shape[axis]].
+        bit_width: n, a whole number 1 ... 16; number or float32 [1] or [x.shape[axis]].
+        extra_bits: e, uint8 like x, each 0, 1 or 2; n + e at most 16.
+        axis: Dimension of the channels; None is per tensor.
+        narrow_range: Leaves out the lowest code, so that the grid is symmetric.
+        rounding: "half_up" = floor(x / step + 1/2), or "half_even".
+
+    Returns:
+        Like x (shape, dtype, layout).
+
+    Raises:
+        ValueError: A parameter has a wrong dtype or shape, a scale is not positive, a width is out of range.
+
+    Example:
+        >>> extra = torch.tensor([0, 1, 2], dtype=torch.uint8)
+        >>> extra_level_fake_quantize(torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.5]), 4, extra)
+        tensor([0.5000, 0.2500, 0.2500])
+    """
+    return _ops.extra_level_fake_quantize.default(
+        x,
+        scale,
+        _parameter(bit_width, x),
+        extra_bits,
+        axis=axis,
+        narrow_range=narrow_range,
+        rounding=_rounding(rounding),
     )
 
 
@@ -680,6 +744,146 @@ def expected_cost(
     """
     number = COST_FORMS[check_choice("form", form, COST_FORMS)]
     return _ops.expected_cost.default(act_logits, weight_logits, values, number, temperature)
+
+
+def update_level_switches_(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    runs: Sequence[Tensor],
+    *,
+    score: str = "adj",
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Counts how often the weights of a model change their quantization level: one call after each optimizer step.
+
+    The code of a weight with e extra bits is `clamp(round(w / (scale / 2^e)))` on the signed grid of bit_width + e
+    bits; it is compared with that of the call before. A weight that is NaN keeps its code. Scores (retraining after
+    Kim et al., IEEE TNNLS 32(7), 2021; oscillations after Nagel et al., arXiv 2203.11086):
+
+    * "adj": switches between contiguous levels.
+    * "pair": the longest run of such switches between the same two levels.
+    * "osc": switches in the direction opposite to the weight's switch before.
+    * "ema": the exponential average `f = momentum [oscillates] + (1 - momentum) f` (0 below 2^-100).
+
+    State of each weight, in its shape and updated in place (zeros at first; call once to take in the first codes, then
+    set all but `codes` to zero): 3 bytes for "adj", 4 for "osc", 6 for "pair" and "ema". Counts saturate at 32767.
+
+    Args:
+        weights: Tensors of any shapes; float32, float16 or bfloat16.
+        scales: One for each weight: float32 [1] or [weight.shape[axis]].
+        bit_widths: One for each weight: number, or float32 [1] or [weight.shape[axis]]; with extra bits at most 8.
+        extra_bits: One for each weight: uint8 of its shape, values 0 ... 2, or an empty tensor for none.
+        codes: int8; the codes of the call before.
+        marks: int8; "adj": empty tensors.
+        counts: int16; "ema": float32.
+        runs: int16; other scores than "pair": empty tensors.
+        score: What to count.
+        momentum: Of "ema", above 0 and at most 1.
+        narrow_range: Of the weights' grids, for all.
+        axis: Dimension of the channels, for all; None is per tensor. Scales of one element fit any axis.
+        rounding: Of the weights' grids, for all.
+
+    Returns:
+        How many weights switched in this call, int64 [len(weights)], on the weights' device.
+
+    Raises:
+        ValueError: A shape, dtype or value does not fit; the message names argument and position. Where extra bits are
+            out of range, the state is not to be used any more. On CUDA such weights are left out instead.
+    """
+    if not weights:
+        return torch.zeros(0, dtype=torch.int64)
+    number = SWITCH_SCORES[check_choice("score", score, SWITCH_SCORES)]
+    return _ops.update_level_switches_.default(
+        list(weights),
+        list(scales),
+        [_parameter(b, w) for b, w in zip(bit_widths, weights, strict=True)],
+        list(extra_bits),
+        list(codes),
+        list(marks),
+        list(counts),
+        list(runs),
+        score=number,
+        momentum=momentum,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+    )
+
+
+@torch.no_grad()
+def freeze_oscillating_(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    frequencies: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Iterative weight freezing (Nagel et al., arXiv 2203.11086, algorithm 1): one call after each optimizer step.
+
+    The frequency of oscillations of a weight is their exponential average, `f = momentum o + (1 - momentum) f`, o being
+    1 where its code changed in the direction opposite to the change before. Once it is above `threshold`, the weight is
+    held at the level next to the exponential average of its codes (of the steps before: the code of this step has no
+    part in it): `weight = code * scale`, set anew in every call, so that it follows a learned scale.
+
+    State of each weight, in its shape and updated in place (zeros at first; one call with momentum 1 and threshold 0,
+    after which marks are set to zero, takes in the first codes): 10 bytes. Codes and their averages are in units of
+    scale / 4, so that extra levels given on the way change none.
+
+    Args:
+        weights: As in `update_level_switches_`; changed in place, without a gradient.
+        scales: As there.
+        bit_widths: As there; at most 6.
+        extra_bits: As there.
+        codes: int8.
+        marks: int8; the last direction -1, 0 or 1, or 2 of a frozen weight.
+        frequencies: float32.
+        averages: float32.
+        threshold: Frequency above which a weight is frozen, at most 1; 0 freezes none that is still free.
+        momentum: Above 0, at most 1.
+        narrow_range: As there.
+        axis: As there.
+        rounding: As there.
+
+    Returns:
+        How many weights are frozen, int64 [len(weights)], on the weights' device.
+
+    Raises:
+        ValueError: As `update_level_switches_`.
+    """
+    if not weights:
+        return torch.zeros(0, dtype=torch.int64)
+    return _ops.freeze_oscillating_.default(
+        list(weights),
+        list(scales),
+        [_parameter(b, w) for b, w in zip(bit_widths, weights, strict=True)],
+        list(extra_bits),
+        list(codes),
+        list(marks),
+        list(frequencies),
+        list(averages),
+        threshold=threshold,
+        momentum=momentum,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+    )
 
 
 def threshold_aware_step_(

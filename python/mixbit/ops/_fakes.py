@@ -167,6 +167,42 @@ def _(grad: Tensor, mask: Tensor, strides: Sequence[int], *, axis: int | None) -
     return torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
 
 
+@_register("mixbit::extra_level_fake_quantize")
+def _(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: int = 1,
+) -> Tensor:
+    _check_parameter(scale, "scale", x)
+    _check_parameter(bit_width, "bit_width", x)
+    _check_device(extra_bits, "extra_bits", x)
+    return torch.empty_like(x)
+
+
+@_register("mixbit::_extra_level_fake_quantize_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor,
+    *,
+    axis: int | None,
+    narrow_range: bool,
+    rounding: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(x) if output_mask[0] else _none(x),
+        torch.empty_like(scale) if output_mask[1] else _none(scale),
+    )
+
+
 @_register("mixbit::quantized_conv2d")
 def _(
     x: Tensor,
@@ -453,6 +489,46 @@ def _(
     grad: Tensor, act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     return act_logits.new_empty(act_logits.shape), weight_logits.new_empty(weight_logits.shape)
+
+
+@_register("mixbit::update_level_switches_")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    runs: Sequence[Tensor],
+    *,
+    score: int = 0,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 1,
+) -> Tensor:
+    return weights[0].new_empty((len(weights),), dtype=torch.int64)
+
+
+@_register("mixbit::freeze_oscillating_")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    frequencies: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 1,
+) -> Tensor:
+    return weights[0].new_empty((len(weights),), dtype=torch.int64)
 
 
 def _check_step_lists(weights: Sequence[Tensor], **lists: Sequence[Any]) -> None:

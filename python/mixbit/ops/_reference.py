@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,32 @@ def fake_quantize(
     ghost = (to_x - to_x.detach()) + (to_scale - to_scale.detach()) + (to_zero - to_zero.detach())
     # Infinite x makes inf - inf in the ghost; it carries no value, only gradient.
     return (y + torch.nan_to_num(ghost, nan=0.0, posinf=0.0, neginf=0.0)).to(x.dtype)
+
+
+def extra_level_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Twin of `mixbit.ops.extra_level_fake_quantize`: each element takes what its own grid gives."""
+    y = torch.zeros_like(x)
+    for e in range(3):
+        local = fake_quantize(
+            x,
+            scale / 2**e,
+            torch.zeros(1),
+            bit_width + e,
+            narrow_range=narrow_range,
+            axis=axis,
+            rounding=rounding,
+        )
+        y = torch.where(extra_bits == e, local, y)
+    return y
 
 
 def quantized_conv2d(
@@ -298,6 +325,101 @@ def expected_cost(
     else:
         total = torch.einsum("la,lw,law->", act[:, 1:], weight[:, 1:], v[:, 1:, 1:])
     return total.to(act_logits.dtype)
+
+
+def level_codes(
+    weight: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor | None = None,
+    *,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Codes of weights on the grids of bit_width + extra_bits bits at the step scale / 2^extra_bits; float32."""
+    extra = torch.zeros_like(weight, dtype=torch.float32)
+    if extra_bits is not None and extra_bits.numel():
+        extra = extra_bits.float()
+    low, high = quant_range(along(bit_width, weight, axis) + extra, True, narrow_range)
+    v = weight.float() / (along(scale, weight, axis) / 2.0**extra)
+    code = torch.round(v) if rounding == "half_even" else torch.floor(v + 0.5)
+    return torch.minimum(torch.maximum(code, low), high)
+
+
+def update_level_switches_(
+    weight: Tensor,
+    codes: Tensor,
+    state: dict[str, Tensor],
+    *,
+    score: str,
+    momentum: float = 0.01,
+    **grid: Any,
+) -> int:
+    """Twin of `mixbit.ops.update_level_switches_` for one weight; `state` holds marks, counts and runs."""
+    code = level_codes(weight, **grid)
+    code = torch.where(code.isnan(), codes.float(), code).to(torch.int32)
+    change = code - codes.int()
+    if score == "ema":
+        oscillates = change.sign() * state["marks"] == -1
+        updated = torch.where(oscillates, momentum, 0.0) + (1 - torch.tensor(momentum)) * state["counts"]
+        state["counts"].copy_(torch.where(updated >= 2.0**-100, updated, 0.0))
+    for index in change.nonzero().tolist():
+        at = tuple(index)
+        d = int(change[at])
+        if score in ("adj", "pair") and abs(d) == 1:
+            if score == "pair":
+                pair = min(int(code[at]), int(codes[at]))
+                state["runs"][at] = min(int(state["runs"][at]) + 1, 32767) if pair == int(state["marks"][at]) else 1
+                state["marks"][at] = pair
+                state["counts"][at] = max(int(state["counts"][at]), int(state["runs"][at]))
+            else:
+                state["counts"][at] = min(int(state["counts"][at]) + 1, 32767)
+        elif score in ("osc", "ema"):
+            direction = 1 if d > 0 else -1
+            if score == "osc" and direction * int(state["marks"][at]) == -1:
+                state["counts"][at] = min(int(state["counts"][at]) + 1, 32767)
+            state["marks"][at] = direction
+    codes.copy_(code)
+    return int((change != 0).sum())
+
+
+def freeze_oscillating_(
+    weight: Tensor,
+    codes: Tensor,
+    marks: Tensor,
+    frequencies: Tensor,
+    averages: Tensor,
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    scale: Tensor,
+    extra_bits: Tensor | None = None,
+    axis: int | None = None,
+    **grid: Any,
+) -> int:
+    """Twin of `mixbit.ops.freeze_oscillating_` for one weight."""
+    units = torch.full_like(averages, 4.0)
+    if extra_bits is not None and extra_bits.numel():
+        units = 4.0 / 2.0 ** extra_bits.float()
+    m = torch.tensor(momentum)
+    code = level_codes(weight, scale, extra_bits=extra_bits, axis=axis, **grid) * units
+    code = torch.where(code.isnan(), codes.float(), code)
+    direction = (code - codes.float()).sign()
+    free = marks != 2
+    oscillates = direction * marks == -1
+    frequency = torch.where(oscillates, momentum, 0.0) + (1 - m) * frequencies
+    frequency = torch.where(frequency >= 2.0**-100, frequency, 0.0)
+    frozen = free & (frequency > torch.tensor(threshold)) if threshold > 0 else torch.zeros_like(free)
+    stays = free & ~frozen
+    held = torch.round(averages / units) * units  # the average before this step's code
+    averages.copy_(torch.where(stays, m * code + (1 - m) * averages, averages))
+    frequencies.copy_(torch.where(free, frequency, frequencies))
+    codes.copy_(torch.where(frozen, held, torch.where(stays, code, codes.float())))
+    marks.copy_(torch.where(frozen, 2, torch.where(stays & (direction != 0), direction, marks.float())))
+    level = codes.float() * (along(scale, weight, axis) / 4)
+    weight.copy_(torch.where(marks == 2, level, weight.float()))
+    return int((marks == 2).sum())
 
 
 def threshold_distance(

@@ -7,6 +7,18 @@ history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_mo
 
 from mixbit.retrain import storage
 from mixbit.retrain.fit import MakeOptimizer, fit
+from mixbit.retrain.oscillations import Dampening, IterativeFreezing
+from mixbit.retrain.schedule import Schedule
+from mixbit.retrain.switches import SwitchTracker
 from mixbit.retrain.thresholds import ThresholdAware
 
-__all__ = ["MakeOptimizer", "ThresholdAware", "fit", "storage"]
+__all__ = [
+    "Dampening",
+    "IterativeFreezing",
+    "MakeOptimizer",
+    "Schedule",
+    "SwitchTracker",
+    "ThresholdAware",
+    "fit",
+    "storage",
+]

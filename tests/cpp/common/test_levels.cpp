@@ -44,4 +44,36 @@ TEST(ExtraLevels, KeepEveryLevelAndAddTheThresholds) {
   EXPECT_EQ(mixbit::extra_level_code(INFINITY, 0.5f, base, 2, Rounding::kHalfUp), 7.0f);
 }
 
+// A finer grid never moves a weight away from its value: it holds the levels of the coarser one.
+TEST(ExtraLevels, Nest) {
+  for (const bool narrow : {false, true}) {
+    for (const int bits : {2, 3, 8}) {
+      const mixbit::QuantRange base = mixbit::quant_range(bits, true, narrow);
+      for (int i = -3000; i <= 3000; ++i) {
+        const float x = static_cast<float>(i) * 0.0371f;
+        float before = std::abs(x - mixbit::fake_quantize(x, 0.37f, 0.0f, base, Rounding::kHalfUp));
+        for (int extra = 0; extra <= mixbit::kMaxExtraBits; ++extra) {
+          const float y = mixbit::extra_level_fake_quantize(x, 0.37f, base, extra, Rounding::kHalfUp);
+          EXPECT_LE(std::abs(x - y), before) << x << " " << extra;
+          before = std::abs(x - y);
+        }
+      }
+    }
+  }
+}
+
+TEST(ExtraLevels, HaveTheGradientOfTheirOwnStep) {
+  const mixbit::QuantRange base = mixbit::quant_range(3, true, false);
+  // v = 1.2, q = 1
+  const auto inside = mixbit::extra_level_fake_quantize_grad(2.0f, 0.3f, 0.5f, base, 1, Rounding::kHalfUp);
+  EXPECT_EQ(inside.dx, 2.0f);
+  EXPECT_FLOAT_EQ(inside.dscale, 2.0f * (1.0f - 1.2f) / 2.0f);
+  const auto outside = mixbit::extra_level_fake_quantize_grad(2.0f, 9.0f, 0.5f, base, 2, Rounding::kHalfUp);
+  EXPECT_EQ(outside.dx, 0.0f);
+  EXPECT_EQ(outside.dscale, 2.0f * 15.0f / 4.0f);
+  EXPECT_TRUE(mixbit::is_valid_extra(14, 2));
+  EXPECT_FALSE(mixbit::is_valid_extra(15, 2));
+  EXPECT_FALSE(mixbit::is_valid_extra(2, 3));
+}
+
 }  // namespace

@@ -1,12 +1,14 @@
 // The bodies of the CUDA kernels, run on the host, against the CPU kernels: values bit by bit, sums to rounding.
 #include "simt.h"
 
+#include <cuda/extra_levels.cuh>
 #include <cuda/fake_quantize.cuh>
 #include <cuda/mixture.cuh>
 #include <cuda/noise.cuh>
 #include <cuda/packing.cuh>
 #include <cuda/statistics.cuh>
 #include <cuda/steps.cuh>
+#include <cuda/switches.cuh>
 
 #include <gtest/gtest.h>
 
@@ -179,6 +181,86 @@ TYPED_TEST(CudaBodies, Backward) {
       }
     }
   });
+}
+
+std::vector<uint8_t> extra_bits(int64_t n) {
+  std::mt19937 random(17);
+  std::vector<uint8_t> made(static_cast<size_t>(n));
+  for (uint8_t& e : made) e = static_cast<uint8_t>(random() % 3);
+  return made;
+}
+
+TYPED_TEST(CudaBodies, ExtraLevels) {
+  using T = TypeParam;
+  for_each_setting([](const View& view, const Setting& setting) {
+    if (!setting.arguments.is_signed) return;
+    const auto quantizer = [&](int64_t channel) {
+      cpu::Quantizer q = setting.quantizer(channel);
+      q.zero_point = 0.0f;
+      return q;
+    };
+    const auto extra = extra_bits(view.numel());
+    const auto any = values<T>(view.numel(), 18, false);
+    const auto x = values<T>(view.numel(), 19, true);
+    const auto grad = values<T>(view.numel(), 20, true);
+    std::vector<T> expected(x.size()), expected_dx(x.size());
+    std::vector<double> wanted(static_cast<size_t>(view.channels));
+    for (int64_t row = 0; row < view.outer * view.channels; ++row) {
+      const int64_t channel = row % view.channels;
+      for (int64_t at = 0; at < view.inner; at += cpu::kReduceBlock) {
+        const int64_t first = row * view.inner + at;
+        const int64_t length = std::min(cpu::kReduceBlock, view.inner - at);
+        double dscale;
+        oracle().extra_levels(kStorage<T>, any.data() + first, extra.data() + first, expected.data() + first, length,
+                              quantizer(channel), false);
+        oracle().extra_levels_backward(kStorage<T>, grad.data() + first, x.data() + first, extra.data() + first,
+                                       expected_dx.data() + first, length, quantizer(channel), &dscale, false);
+        wanted[static_cast<size_t>(channel)] += dscale;
+      }
+    }
+    const int64_t count = view.outer * view.inner;
+    const int64_t blocks = std::max<int64_t>(1, (count + cuda::kReduceBlock - 1) / cuda::kReduceBlock);
+    std::vector<double> aligned_partials;
+    for (const bool aligned : {true, false}) {
+      std::vector<T> y(x.size()), dx(x.size());
+      simt::launch(2, cuda::kThreads, cuda::extra_levels_kernel<T>, setting.arguments, any.data(), extra.data(),
+                   y.data(), aligned);
+      ASSERT_TRUE(same_bytes(expected, y)) << view.outer << " " << view.channels << " " << view.inner;
+      std::vector<double> partials(static_cast<size_t>(view.channels * blocks), -1.0);
+      for (const bool with_dx : {true, false}) {
+        simt::launch(static_cast<unsigned>(view.channels * blocks), cuda::kThreads,
+                     cuda::extra_levels_backward_kernel<T>, setting.arguments, blocks, grad.data(), x.data(),
+                     extra.data(), with_dx ? dx.data() : nullptr, aligned, partials.data());
+        if (aligned_partials.empty()) aligned_partials = partials;
+        ASSERT_TRUE(same_bytes(aligned_partials, partials));
+        ASSERT_TRUE(!with_dx || same_bytes(expected_dx, dx));
+      }
+      for (size_t c = 0; c < wanted.size(); ++c) {
+        double sum = 0.0;
+        for (int64_t b = 0; b < blocks; ++b) sum += partials[c * static_cast<size_t>(blocks) + static_cast<size_t>(b)];
+        ASSERT_NEAR(sum, wanted[c], 1e-5 * (1.0 + static_cast<double>(count)));
+      }
+    }
+  });
+}
+
+// Nothing synchronizes on a device, so wrong widths and extra bits cannot raise: they show as NaN.
+TEST(CudaBodiesExtra, WhatMakesNoGridIsNan) {
+  const float x[2] = {0.3f, 0.3f};
+  for (const auto& [bits, extra, valid] :
+       {std::tuple{4.0f, 2, true}, std::tuple{4.0f, 3, false}, std::tuple{15.0f, 2, false}, std::tuple{16.0f, 0, true},
+        std::tuple{17.0f, 0, false}, std::tuple{1.0f, 0, false}}) {
+    Setting setting({1, 1, 2}, false, true, true, Rounding::kHalfUp);
+    setting.bit_width[0] = bits;
+    const uint8_t map[2] = {static_cast<uint8_t>(extra), static_cast<uint8_t>(extra)};
+    float y[2], dx[2];
+    double partial;
+    simt::launch(1, cuda::kThreads, cuda::extra_levels_kernel<float>, setting.arguments, x, map, y, false);
+    simt::launch(1, cuda::kThreads, cuda::extra_levels_backward_kernel<float>, setting.arguments, int64_t{1}, x, x, map,
+                 dx, false, &partial);
+    EXPECT_EQ(std::isnan(y[1]), !valid) << bits << " " << extra;
+    EXPECT_EQ(std::isnan(dx[1]) && std::isnan(partial), !valid);
+  }
 }
 
 TYPED_TEST(CudaBodies, Mask) {
@@ -938,6 +1020,180 @@ TEST(CudaSearch, HistogramsGiveTheScalesAndTheNoiseOfTheCpu) {
     EXPECT_NEAR(noise[k], mixbit::squared_error(expected.view(), given[k], grid), 1e-6);
   }
   EXPECT_TRUE(std::isnan(scales[3]) && std::isnan(noise[3]));
+}
+
+// Weights with what counting and freezing keep of them, and a list of one entry each.
+template <typename T>
+struct LevelItem {
+  View view;
+  Setting setting;
+  std::vector<T> weight;
+  std::vector<uint8_t> extra_bits;
+  std::vector<int8_t> codes, marks;
+  std::vector<int16_t> counts, runs;
+  std::vector<float> frequencies, averages;
+  int64_t result = -1;
+
+  LevelItem(const View& v, unsigned seed, bool narrow, Rounding rounding)
+      : view(v), setting(v, true, true, narrow, rounding), weight(values<T>(v.numel(), seed, false)) {
+    const auto size = weight.size();
+    for (float& bits : setting.bit_width) bits = std::min(bits, 6.0f);
+    for (size_t i = 0; i < size; ++i) extra_bits.push_back(static_cast<uint8_t>(i % 3));
+    codes.assign(size, 0);
+    marks.assign(size, 0);
+    counts.assign(size, 0);
+    runs.assign(size, 0);
+    frequencies.assign(size, 0.0f);
+    averages.assign(size, 0.0f);
+  }
+  bool same_states(const LevelItem& other) const {
+    return codes == other.codes && marks == other.marks && counts == other.counts && runs == other.runs &&
+           frequencies == other.frequencies && averages == other.averages;
+  }
+};
+
+template <typename T>
+std::vector<cuda::LevelEntry> level_entries(std::vector<LevelItem<T>>& items, bool extra, int64_t* blocks) {
+  std::vector<cuda::LevelEntry> entries;
+  *blocks = 0;
+  for (LevelItem<T>& item : items) {
+    item.setting.point();
+    cuda::LevelEntry e{};
+    e.arguments = item.setting.arguments;
+    e.weight = item.weight.data();
+    e.extra_bits = extra ? item.extra_bits.data() : nullptr;
+    e.codes = item.codes.data();
+    e.marks = item.marks.data();
+    e.counts = item.counts.data();
+    e.runs = item.runs.data();
+    e.frequencies = item.frequencies.data();
+    e.averages = item.averages.data();
+    e.first_block = *blocks;
+    e.blocks = (item.view.numel() + cuda::kReduceBlock - 1) / cuda::kReduceBlock;
+    e.result = &item.result;
+    *blocks += e.blocks;
+    entries.push_back(e);
+  }
+  return entries;
+}
+
+// f(item, row offset, n, quantizer) for every row of a weight.
+template <typename T, typename F>
+void for_each_level_row(LevelItem<T>& item, const F& f) {
+  for (int64_t row = 0; row < item.view.outer * item.view.channels; ++row) {
+    cpu::Quantizer q = item.setting.quantizer(row % item.view.channels);
+    q.zero_point = 0.0f;
+    f(row * item.view.inner, item.view.inner, q);
+  }
+}
+
+template <typename T>
+std::vector<LevelItem<T>> level_items(unsigned seed) {
+  std::vector<LevelItem<T>> items;
+  for (const View& view : {View{1, 1, 37}, View{2, 7, 33}, View{1, 2, 16384}, View{1, 1, 40000}, View{3, 5, 24}}) {
+    items.emplace_back(view, seed, seed % 2 == 0, seed % 2 == 0 ? Rounding::kHalfUp : Rounding::kHalfEven);
+  }
+  return items;
+}
+
+template <typename T, mixbit::SwitchScore kScore>
+void compare_switches(bool extra) {
+  auto items = level_items<T>(50);
+  auto expected = items;
+  for (unsigned step = 0; step < 4; ++step) {
+    for (size_t t = 0; t < items.size(); ++t) {
+      items[t].weight = expected[t].weight = values<T>(items[t].view.numel(), 51 + step % 2, false);
+      int64_t count = 0;
+      LevelItem<T>& item = expected[t];
+      for_each_level_row(item, [&](int64_t at, int64_t n, const cpu::Quantizer& q) {
+        const bool ema = kScore == mixbit::SwitchScore::kEma;
+        count += oracle()
+                     .count_switches(
+                         kStorage<T>, item.weight.data() + at, extra ? item.extra_bits.data() + at : nullptr, n, q,
+                         kScore, 0.1f,
+                         {item.codes.data() + at, item.marks.data() + at, ema ? nullptr : item.counts.data() + at,
+                          item.runs.data() + at, ema ? item.frequencies.data() + at : nullptr})
+                     .count;
+      });
+      item.result = count;
+    }
+    int64_t blocks;
+    const auto entries = level_entries(items, extra, &blocks);
+    std::vector<double> partials(static_cast<size_t>(blocks), -1.0);
+    const auto count = static_cast<int64_t>(entries.size());
+    simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::count_switches_kernel<T, kScore>, entries.data(),
+                 count, 0.1f, partials.data());
+    simt::launch(1, cuda::kThreads, cuda::add_findings_kernel, entries.data(), count, partials.data());
+    for (size_t t = 0; t < items.size(); ++t) {
+      ASSERT_TRUE(items[t].same_states(expected[t])) << t;
+      ASSERT_EQ(items[t].result, expected[t].result);
+    }
+  }
+}
+
+TYPED_TEST(CudaBodies, Switches) {
+  for (const bool extra : {false, true}) {
+    compare_switches<TypeParam, mixbit::SwitchScore::kAdjacent>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kPair>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kOscillation>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kEma>(extra);
+  }
+}
+
+TYPED_TEST(CudaBodies, Freezing) {
+  using T = TypeParam;
+  for (const bool extra : {false, true}) {
+    auto items = level_items<T>(60);
+    auto expected = items;
+    for (unsigned step = 0; step < 6; ++step) {
+      const float threshold = step < 2 ? 0.0f : 0.15f;
+      for (size_t t = 0; t < items.size(); ++t) {
+        LevelItem<T>& item = expected[t];
+        items[t].weight = item.weight = values<T>(item.view.numel(), 61 + step % 2, false);
+        item.result = 0;
+        for_each_level_row(item, [&](int64_t at, int64_t n, const cpu::Quantizer& q) {
+          item.result += oracle()
+                             .freeze_oscillating(kStorage<T>, item.weight.data() + at,
+                                                 extra ? item.extra_bits.data() + at : nullptr, n, q, 0.1f, threshold,
+                                                 {item.codes.data() + at, item.marks.data() + at,
+                                                  item.frequencies.data() + at, item.averages.data() + at})
+                             .count;
+        });
+      }
+      int64_t blocks;
+      const auto entries = level_entries(items, extra, &blocks);
+      std::vector<double> partials(static_cast<size_t>(blocks), -1.0);
+      const auto count = static_cast<int64_t>(entries.size());
+      simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::freeze_oscillating_kernel<T>, entries.data(),
+                   count, 0.1f, threshold, partials.data());
+      simt::launch(1, cuda::kThreads, cuda::add_findings_kernel, entries.data(), count, partials.data());
+      for (size_t t = 0; t < items.size(); ++t) {
+        ASSERT_TRUE(items[t].same_states(expected[t])) << t;
+        ASSERT_EQ(items[t].result, expected[t].result);
+        ASSERT_TRUE(same_bytes(items[t].weight, expected[t].weight));
+      }
+    }
+    ASSERT_GT(items[3].result, 0);
+  }
+}
+
+TEST(CudaLevels, WidthsThatDoNotFitLeaveEverythingAsItWas) {
+  for (const float bits : {0.0f, 2.5f, 7.0f, 17.0f, NAN}) {
+    std::vector<LevelItem<float>> items;
+    items.emplace_back(View{1, 1, 20}, 70, false, Rounding::kHalfUp);
+    items[0].setting.bit_width = {bits};
+    items[0].extra_bits.assign(20, 2);
+    auto before = items;
+    int64_t blocks;
+    const auto entries = level_entries(items, true, &blocks);
+    double partials;
+    simt::launch(1, cuda::kThreads, cuda::count_switches_kernel<float, mixbit::SwitchScore::kAdjacent>, entries.data(),
+                 int64_t{1}, 0.1f, &partials);
+    simt::launch(1, cuda::kThreads, cuda::freeze_oscillating_kernel<float>, entries.data(), int64_t{1}, 0.1f, 0.0f,
+                 &partials);
+    EXPECT_EQ(partials, 0.0);
+    EXPECT_TRUE(items[0].same_states(before[0]) && same_bytes(items[0].weight, before[0].weight)) << bits;
+  }
 }
 
 TEST(CudaWidths, OutsideOneToSixteenYieldNan) {

@@ -54,6 +54,15 @@ MIXBIT_OPS_API std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, 
                                                              std::optional<int64_t> axis = std::nullopt,
                                                              int64_t rounding = 0);
 
+// fake_quantize on signed grids whose step is scale / 2^e for an element with e extra bits (nested levels for single
+// weights); gradients to x and scale.
+MIXBIT_OPS_API at::Tensor extra_level_fake_quantize(const at::Tensor& x,           // any shape
+                                                    const at::Tensor& scale,       // [1] or [x.size(axis)], float32
+                                                    const at::Tensor& bit_width,   // [1] or [x.size(axis)], float32
+                                                    const at::Tensor& extra_bits,  // like x, uint8, 0 ... 2
+                                                    std::optional<int64_t> axis = std::nullopt,
+                                                    bool narrow_range = false, int64_t rounding = 1);
+
 // Signal sum x^2 and noise sum (x - fake_quantize_k(x))^2 of K grids, x read once. Not differentiable.
 // Returns float64: signal [] or [C], noise [K] or [K, C], C = x.size(axis).
 MIXBIT_OPS_API std::tuple<at::Tensor, at::Tensor> quantization_noise(
@@ -104,6 +113,28 @@ MIXBIT_OPS_API at::Tensor optimize_rounding(const at::Tensor& weight,     // [O,
                                             const at::Tensor& scale,      // [1] or [O], float32
                                             const at::Tensor& bit_width,  // [1] or [O], float32
                                             bool narrow_range = true, double damping = 0.01, int64_t sweeps = 20);
+
+// Counts how often weights change their level, after each step of an optimizer; see the schema in library.cpp for what
+// is kept. score: 0 adj, 1 pair, 2 osc, 3 ema. Returns how many switched, int64 [weights].
+MIXBIT_OPS_API at::Tensor update_level_switches_(
+    at::TensorList weights,     // float32, float16, bfloat16
+    at::TensorList scales,      // [1] or [size of axis], float32
+    at::TensorList bit_widths,  // [1] or [size of axis], float32; with extra_bits at most 8
+    at::TensorList extra_bits,  // like the weight, uint8, 0 to 2; or empty
+    at::TensorList codes, at::TensorList marks, at::TensorList counts, at::TensorList runs, int64_t score = 0,
+    double momentum = 0.01, bool narrow_range = false, std::optional<int64_t> axis = std::nullopt,
+    int64_t rounding = 1);
+
+// Holds weights at a level that oscillate more often than threshold (Nagel et al., arXiv 2203.11086). Returns how many
+// are frozen, int64 [weights]. Call it without gradients: the weights are changed.
+MIXBIT_OPS_API at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                              at::TensorList extra_bits,
+                                              at::TensorList codes,        // like the weight, int8
+                                              at::TensorList marks,        // like the weight, int8
+                                              at::TensorList frequencies,  // like the weight, float32
+                                              at::TensorList averages,     // like the weight, float32
+                                              double threshold, double momentum = 0.01, bool narrow_range = false,
+                                              std::optional<int64_t> axis = std::nullopt, int64_t rounding = 1);
 
 // Codes of `bits` bits (1 ... 16) along the last dimension, little end first; rows start at a byte.
 MIXBIT_OPS_API at::Tensor pack_bits(const at::Tensor& codes,     // [..., n], any integer type; signed or unsigned
