@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from mixbit.errors import check_choice
 from mixbit.export.imports import recipe_from_aimet, recipe_from_qonnx
 from mixbit.export.package import package
-from mixbit.export.program import DIALECTS, program, runner
-from mixbit.export.reference import IntegerReference
+from mixbit.export.program import DIALECTS, Runner, program, runner
+from mixbit.export.reference import FixedPointReference, IntegerReference
 from mixbit.export.report import AccumulatorReport, report
 from mixbit.export.simulation import IntegerSimulation
 from mixbit.export.to_onnx import DIALECTS as ONNX_DIALECTS
@@ -25,11 +26,14 @@ from mixbit.files import PathLike
 __all__ = [
     "DIALECTS",
     "ONNX_DIALECTS",
+    "REQUANTIZE",
     "AccumulatorReport",
     "Artifact",
+    "FixedPointReference",
     "IntegerReference",
     "IntegerSimulation",
     "OnnxReport",
+    "Runner",
     "VerifyReport",
     "integer",
     "onnx",
@@ -44,18 +48,24 @@ __all__ = [
     "verify",
 ]
 
+#: References by how they requantize.
+REQUANTIZE: dict[str, type[IntegerReference]] = {"float32": IntegerReference, "fixed_point": FixedPointReference}
 
-def reference(model: nn.Module, example: Any) -> IntegerReference:
+
+def reference(model: nn.Module, example: Any, requantize: str = "float32") -> IntegerReference:
     """The integer network of a prepared and calibrated model as an interpreter in NumPy int64: the ground truth.
 
     Args:
         model: Batch normalization folded, prepared and calibrated with `example=`.
         example: An item of `batches`.
+        requantize: How accumulators become codes. "float32", the semantics of everything that is exported: an fp32
+            product, rounded half to even. "fixed_point": a 32-bit multiplier and a shift, rounded half up, for targets
+            without floating point (`FixedPointReference`); now and then a code is one apart.
 
     Raises:
         MixbitError: A step is missing, or the network holds an operation that integer networks do not have.
     """
-    return IntegerReference(model, example)
+    return REQUANTIZE[check_choice("requantize", requantize, REQUANTIZE)](model, example)
 
 
 def simulation(model: nn.Module, example: Any) -> IntegerSimulation:

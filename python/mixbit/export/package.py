@@ -14,6 +14,9 @@ from mixbit.export.lowering import lower
 from mixbit.export.program import DIALECTS, exported
 from mixbit.files import PathLike, write_atomic
 
+#: Key of the dialect in a package's metadata.
+_NOTE = "mixbit_dialect"
+
 
 def package(
     model: nn.Module,
@@ -51,7 +54,7 @@ def package(
 
     def write(file: BinaryIO) -> None:
         try:
-            compile_package(program, package_path=file)
+            compile_package(program, package_path=file, **_noted(dialect))
         except OSError:
             raise
         except Exception as error:
@@ -64,20 +67,21 @@ def package(
     return write_atomic(target, write)
 
 
-def load_package(path: PathLike) -> Callable[..., Any]:
-    """A package as a callable of the input tensor.
+def load_package(path: PathLike) -> tuple[Callable[..., Any], str | None]:
+    """A package as a callable of the input tensor, and its dialect where it says.
 
     Raises:
         MixbitError: It was compiled for another torch or processor, or is damaged.
     """
     try:
-        return _inductor("aoti_load_package")(str(path))
+        loaded = _inductor("aoti_load_package")(str(path))
     except (RuntimeError, OSError) as error:
         first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise MixbitError(
             f"cannot load the package {str(path)!r}: {first}; a package works with the torch version and the processor "
             "that compiled it"
         ) from error
+    return loaded, loaded.get_metadata().get(_NOTE)
 
 
 def check_output(path: PathLike, suffix: str, force: bool) -> Path:
@@ -94,6 +98,15 @@ def check_output(path: PathLike, suffix: str, force: bool) -> Path:
     if target.exists() and not force:
         raise MixbitError(f"{str(target)!r} exists; pass force=True to replace it")
     return target
+
+
+def _noted(dialect: str) -> dict[str, Any]:
+    """Options that note the dialect in the package, where this torch has them."""
+    import torch._inductor.config as config
+
+    if not hasattr(config.aot_inductor, "metadata"):
+        return {}
+    return {"inductor_configs": {"aot_inductor.metadata": {_NOTE: dialect}}}
 
 
 def _inductor(name: str) -> Callable[..., Any]:

@@ -60,10 +60,26 @@ def exported(network: IntegerNetwork, example: Any, dialect: str, dynamic_batch:
         return torch.export.export(module, (x,), dynamic_shapes=shapes, strict=False)
 
 
-def runner(artifact: ExportedProgram | PathLike) -> Callable[[Any], list[Tensor]]:
-    """Loads a program or a package and returns what runs it: an item of `batches` in, the list of outputs out.
+class Runner:
+    """A loaded program or package: an item of `batches` in, the list of outputs out.
 
-    The outputs are float32 Tensors on the CPU in the order of `export.reference`.
+    Attributes:
+        dialect: "mixbit", "pt2e", or None for a package that does not say (one of an older torch).
+    """
+
+    def __init__(self, call: Callable[..., Any], dialect: str | None) -> None:
+        self.dialect = dialect
+        self._call = call
+
+    @torch.no_grad()
+    def __call__(self, item: Any) -> list[Tensor]:
+        """The outputs, float32 in the order of `export.reference`."""
+        outputs = self._call(input_of(item).detach().float())
+        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def runner(artifact: ExportedProgram | PathLike) -> Runner:
+    """Loads a program or a package.
 
     Args:
         artifact: An ExportedProgram, a file of `torch.export.save`, or a package of `export.package`.
@@ -71,21 +87,20 @@ def runner(artifact: ExportedProgram | PathLike) -> Callable[[Any], list[Tensor]
     Raises:
         MixbitError: The file is missing or neither of these.
     """
-    if isinstance(artifact, ExportedProgram):
-        call: Callable[..., Any] = artifact.module()
-    else:
-        call = _loaded(Path(artifact))
+    if not isinstance(artifact, ExportedProgram):
+        path = Path(artifact)
+        if _is_package(path):
+            from mixbit.export.package import load_package
 
-    @torch.no_grad()
-    def run(item: Any) -> list[Tensor]:
-        outputs = call(input_of(item).detach().float())
-        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+            return Runner(*load_package(path))
+        register_standard_ops()
+        artifact = torch.export.load(path)
+    standard = any("quantized_decomposed" in str(node.target) for node in artifact.graph.nodes)
+    return Runner(artifact.module(), "pt2e" if standard else "mixbit")
 
-    return run
 
-
-def _loaded(path: Path) -> Callable[..., Any]:
-    """The program or package in a file, told apart by what the archive holds."""
+def _is_package(path: Path) -> bool:
+    """Whether a file holds a compiled package, not a program, told apart by what the archive holds."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -93,10 +108,7 @@ def _loaded(path: Path) -> Callable[..., Any]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a .pt2 archive"
         raise MixbitError(f"cannot read {str(path)!r}: {reason}") from error
     if any("/data/aotinductor/" in name for name in names):
-        from mixbit.export.package import load_package
-
-        return load_package(path)
+        return True
     if not any("/models/" in name for name in names):
         raise MixbitError(f"{str(path)!r} holds neither an exported program nor a compiled package")
-    register_standard_ops()
-    return torch.export.load(path).module()
+    return False

@@ -188,13 +188,16 @@ class IntegerReference:
         name = node.inputs[0]
         return self._moved((tensors[name], self.grids[name]), layer_grid(self._acts[node.name]))
 
-    @staticmethod
-    def _moved(value: tuple[Codes, Grid], grid: Grid) -> Codes:
+    def _requantized(self, values: Codes, multiplier: Any, grid: Grid) -> Codes:
+        """Whole numbers times a multiplier, as codes."""
+        return requantized(values, multiplier, grid)
+
+    def _moved(self, value: tuple[Codes, Grid], grid: Grid) -> Codes:
         """Codes on another grid."""
         codes, old = value
         if old == grid:
             return codes
-        return requantized(codes - old.zero_point, np.float32(old.scale) / np.float32(grid.scale), grid)
+        return self._requantized(codes - old.zero_point, np.float32(old.scale) / np.float32(grid.scale), grid)
 
     def _layer_input(self, node: Node, value: tuple[Codes, Grid]) -> Codes:
         act = layer_grid(self._acts[node.name])
@@ -223,11 +226,11 @@ class IntegerReference:
             product = columns @ rows.transpose(0, 2, 1)
             acc = product.reshape(groups, n, h, w, outputs // groups).transpose(1, 0, 4, 2, 3).reshape(n, outputs, h, w)
         total = np.rint(acc).astype(np.int64) + self._bias[node.name].reshape(-1, 1, 1)
-        return requantized(total, self._multiplier[node.name].reshape(-1, 1, 1), grid)
+        return self._requantized(total, self._multiplier[node.name].reshape(-1, 1, 1), grid)
 
     def _linear(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         acc = self._layer_input(node, value) @ self._weights[node.name].T + self._bias[node.name]
-        return requantized(acc, self._multiplier[node.name], grid)
+        return self._requantized(acc, self._multiplier[node.name], grid)
 
     def _relu(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         return np.maximum(self._moved(value, grid), grid.zero_point)
@@ -244,7 +247,7 @@ class IntegerReference:
     def _mul(self, node: Node, grid: Grid, a: tuple[Codes, Grid], b: tuple[Codes, Grid]) -> Codes:
         product = (a[0] - a[1].zero_point) * (b[0] - b[1].zero_point)
         scale = np.float32(a[1].scale) * np.float32(b[1].scale)
-        return requantized(product, scale / np.float32(grid.scale), grid)
+        return self._requantized(product, scale / np.float32(grid.scale), grid)
 
     def _lookup(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         codes, old = value
@@ -284,7 +287,7 @@ class IntegerReference:
 
         counts = sums(np.ones_like(x[:1, :1]), int(node.options.get("count_include_pad", True)))
         multiplier = np.float32(old.scale) / (counts.astype(np.float32) * np.float32(grid.scale))
-        pooled = requantized(sums(x, 0), multiplier, grid)
+        pooled = self._requantized(sums(x, 0), multiplier, grid)
         return pooled if node.options.get("keepdim", True) else pooled[:, :, 0, 0]
 
     def _max_pool2d(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
@@ -335,3 +338,41 @@ class IntegerReference:
 
     def _identity(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         return self._moved(value, grid)
+
+
+class FixedPointReference(IntegerReference):
+    """The integer network with multipliers of 32 bits and shifts in place of fp32 arithmetic.
+
+    A multiplier m is M 2^-n with 2^30 <= M < 2^31, which holds every fp32 number exactly; a value v becomes
+    `clamp(floor((v M + 2^(n-1)) / 2^n) + zero_point)`: v m exactly, rounded half up, with a 64-bit product. A sum of
+    two values is `floor((a M_a + b M_b + 2^(n-1)) / 2^n)`: the larger multiplier sets n, the other one is rounded to
+    its steps. The input, tables and softmax are those of `IntegerReference`. (Multipliers and shifts: Jacob et al.,
+    arXiv 1712.05877, section 2.2.)
+    """
+
+    def _requantized(self, values: Codes, multiplier: Any, grid: Grid) -> Codes:
+        factor, shift = fixed_point(multiplier)
+        # Beyond 62 the exact product is below one half in magnitude, and both ways of rounding give 0.
+        half, most = np.int64(1), np.minimum(shift, 62)
+        scaled = np.where(shift > 62, 0, (values * factor + (half << (most - 1))) >> most)
+        return np.clip(scaled + grid.zero_point, grid.low, grid.high)
+
+    def _add(self, node: Node, grid: Grid, a: tuple[Codes, Grid], b: tuple[Codes, Grid]) -> Codes:
+        multipliers = [np.float32(g.scale) / np.float32(grid.scale) for _, g in (a, b)]
+        shift = min(int(fixed_point(max(multipliers))[1]), 62)
+        factors = [int(np.rint(float(m) * 2.0**shift)) for m in multipliers]
+        total = sum((codes - g.zero_point) * factor for (codes, g), factor in zip((a, b), factors, strict=True))
+        return np.clip(((total + (1 << (shift - 1))) >> shift) + grid.zero_point, grid.low, grid.high)
+
+
+def fixed_point(multiplier: Any) -> tuple[Codes, Codes]:
+    """M and n with multiplier = M 2^-n and 2^30 <= M < 2^31, for positive fp32 numbers; 0 is 0 2^-31.
+
+    Raises:
+        MixbitError: A multiplier is 2^30 or larger: no shift to the right is left.
+    """
+    fraction, exponent = np.frexp(np.asarray(multiplier, np.float32).astype(np.float64))
+    factor, shift = (fraction * 2.0**31).astype(np.int64), 31 - exponent.astype(np.int64)
+    if (shift < 1).any():
+        raise MixbitError(f"multiplier {float(np.max(multiplier))} is too large for a fixed point: expected below 2^30")
+    return factor, shift

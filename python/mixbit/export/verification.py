@@ -261,10 +261,11 @@ def _compare_layers(
 
 @opener(".pt2")
 def open_program(artifact: Any, reference: IntegerReference) -> Artifact:
-    """An exported program or a compiled package; both promise equality unless `promise` says otherwise."""
+    """An exported program or a compiled package; the dialect "pt2e" promises one code a layer, the other equality."""
     run = runner(artifact)
     kind = "exported program" if isinstance(artifact, ExportedProgram) else "exported program or package"
-    return Artifact(kind, "exact", lambda x: [value.numpy() for value in run(x)])
+    promise = "one_code" if run.dialect == "pt2e" else "exact"
+    return Artifact(kind, promise, lambda x: [value.numpy() for value in run(x)])
 
 
 @opener(".mixbit")

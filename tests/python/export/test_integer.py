@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import nn
 import mixbit
 from mixbit import LayerPrecision, Recipe, zoo
 from mixbit.errors import MixbitError
+from mixbit.export.grid import Grid
+from mixbit.export.reference import FixedPointReference, fixed_point
 from mixbit.network import LAYER_OPS, capture
 from mixbit.quantizers import bypass, record_tensors_
 
@@ -508,3 +511,50 @@ def test_boxes_of_several_maps_are_joined() -> None:
     x = torch.randn(2, 3, 4, 6)
     prepared = ready(Retina().eval(), [x])
     assert assert_equal_everywhere(prepared, x)["cat"].shape == (2, 60, 3)
+
+
+def test_fixed_point_rounds_the_exact_product_half_up() -> None:
+    rng = np.random.default_rng(0)
+    grid = Grid(1.0, 3, -(2**15), 2**15 - 1)
+    multipliers = np.exp(rng.uniform(-25, 2, 200)).astype(np.float32)
+    multipliers[:3] = 0.5, 2.0**-60, 1e-30
+    values = rng.integers(-(2**31) + 1, 2**31, 200)
+    values[0] = -3  # a tie: -1.5 goes up
+    factor, _ = fixed_point(multipliers)
+    assert ((factor >= 2**30) & (factor < 2**31)).all()
+    found = FixedPointReference._requantized(None, values, multipliers, grid)
+    for v, m, code in zip(values.tolist(), multipliers.tolist(), found.tolist(), strict=True):
+        exact = math.floor(Fraction(v) * Fraction(m) + Fraction(1, 2)) + 3
+        assert code == min(max(exact, grid.low), grid.high)
+    assert found[0] == -1 + 3
+    with pytest.raises(MixbitError, match="too large for a fixed point"):
+        fixed_point(np.float32(2.0**31))
+
+
+def test_the_fixed_point_network_is_a_code_away_at_most_where_inputs_agree() -> None:
+    torch.manual_seed(0)
+    model, x = Everything(8, 2, 1).eval(), torch.randn(16, 3, 12, 12)
+    mixbit.prepare_(model, Recipe.uniform(mixbit.layers(model, x).names))
+    # Scales that are powers of two have many ties, which the two round apart.
+    prepared = mixbit.calibrate_(model, [x], "qformat", example=x)
+    reference = mixbit.export.reference(prepared, x)
+    fixed = mixbit.export.reference(prepared, x, requantize="fixed_point")
+    values = reference.tensors(x)
+    apart = total = 0
+    for node in reference.nodes:
+        if node.op != "input":
+            difference = np.abs(fixed.step(node, values) - values[node.name])
+            assert difference.max() <= 1, node.name
+            apart, total = apart + int((difference > 0).sum()), total + difference.size
+    print(f"{apart} of {total} codes differ")
+    assert 0 < apart < 0.1 * total
+    # The sum by hand.
+    node = next(n for n in reference.nodes if n.op == "add")
+    a, b = (Fraction(reference.grids[name].scale / reference.grids[node.name].scale) for name in node.inputs)
+    codes = [values[name] for name in node.inputs]
+    grid = reference.grids[node.name]
+    index = (0, 1, 2, 2)
+    exact = a * int(codes[0][index]) + b * int(codes[1][index])
+    assert abs(int(fixed.step(node, values)[index]) - min(max(exact, grid.low), grid.high)) <= Fraction(51, 100)
+    with pytest.raises(MixbitError, match="requantize='fixedpoint'.*did you mean 'fixed_point'"):
+        mixbit.export.reference(prepared, x, requantize="fixedpoint")

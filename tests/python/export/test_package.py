@@ -54,6 +54,7 @@ def compiled(prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_package_equals_the_reference(prepared, compiled: Path) -> None:
     model, x = prepared
     reference, run = mixbit.export.reference(model, x), mixbit.export.runner(compiled)
+    assert run.dialect == "mixbit"
     for n in (1, 2, 5):
         for mine, theirs in zip(reference(x[:n]), run(x[:n]), strict=True):
             assert np.array_equal(mine, theirs.numpy())
@@ -105,7 +106,7 @@ def test_what_cannot_be_compiled_is_said_and_leaves_nothing(
 ) -> None:
     model, x = prepared
 
-    def broken(program: object, package_path: object) -> None:
+    def broken(program: object, package_path: object, **options: object) -> None:
         package_path.write(b"half")
         raise RuntimeError("No working C++ compiler found\nmore")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import nn
 
@@ -38,6 +39,19 @@ class Several(nn.Module):
         up = F.interpolate(F.avg_pool2d(z, 2), scale_factor=2.0)
         v = self.wide(torch.cat([F.max_pool2d(F.pad(y + up, (0, 1, 0, 1)), 2, 1), z], 1))
         return self.head(v.mean((2, 3))), v[:, 1:3]
+
+
+class Gated(nn.Module):
+    """Looked-up functions, a product, softmax over boxes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x):
+        y = F.hardswish(self.stem(x))
+        y = y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+        return self.head(y).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 3).softmax(-1)
 
 
 def ready(model: nn.Module, x: torch.Tensor, recipe: Recipe | None = None) -> nn.Module:
@@ -74,6 +88,7 @@ def test_programs_of_a_small_network_run_any_batch_and_reload(several, dialect: 
     buffer.seek(0)
     loaded = torch.export.load(buffer)
     for run in (mixbit.export.runner(program), mixbit.export.runner(loaded)):
+        assert run.dialect == dialect
         for n in (1, 3, 6):
             apart = steps(reference, run(x[:n]), x[:n])
             if dialect == "mixbit":
@@ -115,6 +130,38 @@ def test_resnet8_equals_the_reference_on_real_images(weight: int) -> None:
         print(f"pt2e: {(apart > 0.5).sum()} of {apart.size} outputs differ, by at most {apart.max():.0f} codes")
         assert apart.max() <= 2.01
         assert (apart > 0.5).mean() < 0.1
+
+
+@pytest.mark.parametrize("dialect", mixbit.export.DIALECTS)
+def test_functions_and_softmax_are_exported(dialect: str) -> None:
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(4, 3, 6, 6)
+    ready(model, x)
+    run = mixbit.export.runner(mixbit.export.program(model, x, dialect))
+    apart = steps(mixbit.export.reference(model, x), run(x[:3]), x[:3])
+    assert apart.max() <= (0 if dialect == "mixbit" else 1.01)
+
+
+def test_networks_compile_as_one_graph_for_any_batch() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 8, 8)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    model = ready(nn.Sequential(*layers).eval(), x)
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    program = mixbit.export.program(model, x).module()
+    for network, training in ((model, False), (model, True), (frozen, False), (program, False)):
+        if network is not program:
+            network.train(training)
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=counter)
+        for n in (4, 6):  # not 3, the number of channels, which would share its symbol
+            y = compiled(x[:n])
+            assert torch.equal(y, network(x[:n]))
+            if training:
+                y.square().mean().backward()
+        assert counter.frame_count == 1
+    assert model[0].act_quantizer.scale.grad is not None
 
 
 WITHOUT_MIXBIT = """
