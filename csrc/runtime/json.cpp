@@ -2,7 +2,9 @@
 
 #include <charconv>
 #include <cmath>
+#include <type_traits>
 #include <unordered_set>
+#include <utility>
 
 #include "text.h"
 
@@ -125,7 +127,7 @@ class Parser {
       if (!keys.insert(key).second) bad("a key comes twice");
       skip();
       if (!take(':')) bad("expected :");
-      value->members.emplace_back(std::move(key), next(depth + 1));
+      value->members.push_back({std::move(key), next(depth + 1)});
       skip();
     } while (take(','));
     if (!take('}')) bad("expected , or }");
@@ -298,9 +300,9 @@ void dump_to(const Value& value, std::string* out) {
       out->push_back('{');
       for (size_t i = 0; i < value.members.size(); ++i) {
         if (i) out->push_back(',');
-        dump_string(value.members[i].first, out);
+        dump_string(value.members[i].key, out);
         out->push_back(':');
-        dump_to(value.members[i].second, out);
+        dump_to(value.members[i].value, out);
       }
       out->push_back('}');
       break;
@@ -343,19 +345,19 @@ Value Value::array(const std::vector<int64_t>& values) {
 
 const Value* Value::find(std::string_view key) const {
   for (const auto& member : members) {
-    if (member.first == key) return &member.second;
+    if (member.key == key) return &member.value;
   }
   return nullptr;
 }
 
 void Value::set(std::string_view key, Value value) {
   for (auto& member : members) {
-    if (member.first == key) {
-      member.second = std::move(value);
+    if (member.key == key) {
+      member.value = std::move(value);
       return;
     }
   }
-  members.emplace_back(std::string(key), std::move(value));
+  members.push_back({std::string(key), std::move(value)});
 }
 
 Value parse(std::string_view text, std::string_view where) { return Parser(text, where).whole(); }

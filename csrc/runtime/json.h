@@ -6,12 +6,13 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 namespace mixbit::runtime::json {
 
 enum class Kind : uint8_t { kNull, kBool, kInteger, kNumber, kString, kArray, kObject };
+
+struct Member;
 
 struct Value {
   Kind kind = Kind::kNull;
@@ -20,7 +21,7 @@ struct Value {
   double number = 0.0;
   std::string string;
   std::vector<Value> items;
-  std::vector<std::pair<std::string, Value>> members;
+  std::vector<Member> members;
 
   static Value of(int64_t value);
   static Value of(double value);
@@ -30,6 +31,11 @@ struct Value {
 
   const Value* find(std::string_view key) const;
   void set(std::string_view key, Value value);  // adds or replaces
+};
+
+struct Member {
+  std::string key;
+  Value value;
 };
 
 // Throws Error; `where` names the text in it.

@@ -232,9 +232,9 @@ class Reader {
     if ((index == 0) != (node.op == Op::kInput)) fail(fields.where(), ": the first node, and no other, is the input");
     for (const auto& member : item.members) {
       const auto known = [&](const auto& keys) {
-        return std::find(keys.begin(), keys.end(), member.first) != keys.end();
+        return std::find(keys.begin(), keys.end(), member.key) != keys.end();
       };
-      if (!known(kNodeKeys) && !known(entry->keys)) fail(fields.where(), ": unknown key '", member.first, "'");
+      if (!known(kNodeKeys) && !known(entry->keys)) fail(fields.where(), ": unknown key '", member.key, "'");
     }
     if (fields.find("module") != nullptr) node.module = fields.string("module");
     node.grid = fields.grid("grid");
@@ -524,8 +524,8 @@ Manifest read_manifest(const json::Value& document) {
   const Fields fields(document, "the manifest");
   for (const auto& member : document.members) {
     constexpr std::array<std::string_view, 6> kKeys = {"format", "version", "made_by", "nodes", "outputs", "tensors"};
-    if (std::find(kKeys.begin(), kKeys.end(), member.first) == kKeys.end()) {
-      fail("the manifest: unknown key '", member.first, "'");
+    if (std::find(kKeys.begin(), kKeys.end(), member.key) == kKeys.end()) {
+      fail("the manifest: unknown key '", member.key, "'");
     }
   }
   if (fields.string("format") != "mixbit-package") fail("the manifest: format is no mixbit-package");
@@ -551,9 +551,9 @@ Manifest complete_manifest(json::Value* document, std::vector<Tensor> tensors) {
   reader.read_nodes(fields.get("nodes", json::Kind::kArray));
   reader.read_outputs(fields.get("outputs", json::Kind::kArray));
   for (auto& member : document->members) {
-    if (member.first != "nodes") continue;
+    if (member.key != "nodes") continue;
     for (size_t i = 0; i < manifest.nodes.size(); ++i) {
-      member.second.items[i].set("shape", json::Value::array(manifest.nodes[i].shape));
+      member.value.items[i].set("shape", json::Value::array(manifest.nodes[i].shape));
     }
   }
   return manifest;

@@ -4,6 +4,9 @@
 
 #include <mixbit/runtime/kernels.h>
 
+#if defined(MIXBIT_RUNTIME_X86)
+#include <cpuid.h>
+#endif
 #if defined(MIXBIT_RUNTIME_X86) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -28,6 +31,18 @@ bool tiles_granted() {
 }
 #endif
 
+#if defined(MIXBIT_RUNTIME_X86)
+// AMX tiles and int8 products, and GFNI, which every processor with AMX has so far and which the kernels use. Not by
+// __builtin_cpu_supports: clang before 17 does not know the names.
+bool has_tiles() {
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) {
+    return false;
+  }
+  return (edx >> 24 & 1) != 0 && (edx >> 25 & 1) != 0 && (ecx >> 8 & 1) != 0;
+}
+#endif
+
 Isa find_processor_isa() {
 #if defined(MIXBIT_RUNTIME_X86)
   __builtin_cpu_init();
@@ -41,10 +56,7 @@ Isa find_processor_isa() {
   if (!__builtin_cpu_supports("avx512vnni")) {
     return Isa::kAvx512;
   }
-  // Every processor with AMX so far has GFNI, which its kernels use.
-  const bool amx =
-      __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("gfni");
-  return amx && tiles_granted() ? Isa::kAmx : Isa::kVnni;
+  return has_tiles() && tiles_granted() ? Isa::kAmx : Isa::kVnni;
 #else
   return Isa::kScalar;
 #endif

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, did_you_mean
-from mixbit.quantizers import Quantizer, quantized_layers
+from mixbit.quantizers import Quantizer
+from mixbit.retrain.thresholds import quantized_weights
 
 
 class TrackedWeights:
@@ -30,19 +31,8 @@ class TrackedWeights:
 
     def __init__(self, model: nn.Module, most_bits: int, kept: Mapping[str, torch.dtype]) -> None:
         self.layers: dict[str, Any] = {}
-        found = {n: m for n, m in quantized_layers(model).items() if m.weight_quantizer is not None}
-        if not found:
-            raise MixbitError("model has no quantized weights; call mixbit.prepare_(model, recipe) first")
-        for name, layer in found.items():
+        for name, layer in quantized_weights(model).items():
             quantizer = layer.weight_quantizer
-            assert quantizer is not None
-            if quantizer.searching:
-                raise MixbitError(
-                    f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
-                    "mixbit.search.extract(model)) first"
-                )
-            if not quantizer.is_calibrated:
-                raise MixbitError(f"layer {name!r} is not calibrated; call mixbit.calibrate_(model, batches) first")
             if hasattr(layer.weight, "to_local"):
                 raise MixbitError(
                     f"layer {name!r}: its weight is sharded; expected whole weights (DistributedDataParallel)"

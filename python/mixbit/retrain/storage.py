@@ -326,19 +326,13 @@ def layer_codes(model: nn.Module) -> dict[str, LayerCodes]:
             continue
         if quantizer.searching:
             raise MixbitError(f"layer {name!r} is under search: expected a model prepared with a recipe")
-        with torch.no_grad():
-            weight = layer.weight.detach().float()
-            quantized = quantizer(weight)
-            extra = getattr(quantizer, "extra_bits", None)
-            step = quantizer.grid(weight)[0].float().reshape(-1, *(1 for _ in range(weight.dim() - 1)))
-            # Levels are whole multiples of the local step, in float32 up to rounding.
-            finer = 1.0 if extra is None else torch.exp2(extra.float())
-            codes = torch.round(quantized / (step / finer)).to(torch.int16)
+        quantizer.check_calibrated()
+        extra = quantizer.extra_bits
         found[name] = LayerCodes(
-            codes.cpu().numpy(),
-            None if extra is None else extra.detach().cpu().numpy(),
+            quantizer.codes(layer.weight.detach()).cpu().numpy(),
+            None if extra is None else extra.cpu().numpy(),
             int(quantizer.bit_width),
-            step.numel(),
+            quantizer.channels,
             0 if layer.bias is None else layer.bias.numel(),
         )
     if not found:

@@ -188,6 +188,38 @@ def test_a_report_of_a_model_has_the_codes_that_it_computes_with() -> None:
     assert found.bias_bytes == 4 * sum(layer.bias.numel() for layer in quantized.values() if layer.bias is not None)
 
 
+def test_a_model_with_extra_levels_is_stored_and_priced() -> None:
+    model, images = prepared(2)
+    quantized = mixbit.quantizers.quantized_layers(model)
+    g = torch.Generator().manual_seed(0)
+    for layer in quantized.values():
+        flagged = torch.rand(layer.weight.shape, generator=g) < 0.2
+        extra = flagged.to(torch.uint8) * (1 + (torch.rand(layer.weight.shape, generator=g) < 0.3).to(torch.uint8))
+        layer.weight_quantizer.set_extra_bits_(extra)
+    layers = storage.layer_codes(model)
+    for name, layer in layers.items():
+        weight, quantizer = quantized[name].weight.detach(), quantized[name].weight_quantizer
+        step = quantizer.effective_scale().detach().reshape(-1, *(1,) * (weight.dim() - 1))
+        level = torch.from_numpy(layer.codes) * (step / 2.0 ** torch.from_numpy(layer.extra_bits))
+        assert torch.equal(level, quantizer(weight).detach())
+        assert np.array_equal(layer.extra_bits, quantizer.extra_bits.numpy())
+        data = storage.encode(layer.codes, layer.extra_bits, 2)
+        assert np.array_equal(storage.decode(data)[0], layer.codes)
+    found = storage.report(model)
+    assert found.flagged == sum(int((layer.extra_bits > 0).sum()) for layer in layers.values())
+    assert found.flagged_twice > 0
+    # Priced by the closed forms from the recipe's maps, and by the bytes of the report: the same to padding.
+    net = mixbit.hw.Workload.from_model(model, images[:1])
+    recipe = mixbit.search.extract(model)
+    closed = mixbit.hw.pe_energy(net, recipe)
+    assert closed.bits_per_weight == pytest.approx(found["entropy"].bits_per_weight, rel=1e-3)
+    written = {name: 8.0 * size.index for name, size in found["entropy"].layers.items()}
+    measured = mixbit.hw.pe_energy(net, recipe, index_bits=written)
+    assert measured.energy["index"] == pytest.approx(closed.energy["index"], rel=5e-3)
+    with pytest.raises(mixbit.MixbitError, match="extra is given beside a recipe with extra levels"):
+        mixbit.hw.pe_energy(net, recipe, extra=0.1)
+
+
 def test_bad_input_is_named() -> None:
     codes, extra = drawn((4, 8), 2, 0.5, "bitmap")
     cases: list[tuple[Any, str]] = [

@@ -290,7 +290,7 @@ def test_errors_name_what_came_and_what_was_expected() -> None:
         SwitchTracker(Two())
     raw = Two()
     mixbit.prepare_(raw, mixbit.Recipe.from_dict({"default": {"weight": 2}}))
-    with pytest.raises(MixbitError, match="layer 'a' is not calibrated"):
+    with pytest.raises(MixbitError, match="layer 'a': a quantizer has no scales yet; call mixbit.calibrate_"):
         SwitchTracker(raw)
     with pytest.raises(MixbitError, match="no quantized weights of at most 8 bits"):
         SwitchTracker(on_one_grid(bits=9))

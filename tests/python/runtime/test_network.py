@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nets import Residual, seeded
 
 WEIGHTS = zoo.data_dir() / "weights"
+ISAS = ("scalar", "avx2", "avx512", "vnni", "amx")
 
 
 def mixed(model: nn.Module, x: torch.Tensor) -> Recipe:
@@ -49,7 +50,7 @@ def ready(model: nn.Module, batches: list[torch.Tensor], kind: str = "8/8", meth
 
 
 def check(model: nn.Module, x: torch.Tensor, path: Path, **options) -> Network:
-    """Every value of the network, planned for speed and to keep all, for one thread and three."""
+    """Every value of the network, planned for speed and to keep all, on each instruction set, for one thread and three."""
     reference = mixbit.export.reference(model, x)
     assert mixbit.export.integer(model, x, path) == path
     tensors = reference.tensors(x)
@@ -60,7 +61,8 @@ def check(model: nn.Module, x: torch.Tensor, path: Path, **options) -> Network:
         assert np.array_equal(values[name], codes), name
     expected = [reference.dequantize(name, tensors[name]) for name in reference.outputs]
     network = Network(path, **options)
-    for planned in (network, Network(path, threads=3, **options)):
+    others = [Network(path, threads=3, **options), *(Network(path, threads=2, isa=isa) for isa in ISAS)]
+    for planned in (network, *others):
         outputs = planned(x.numpy())
         assert len(outputs) == len(expected)
         for got, wanted in zip(outputs, expected, strict=True):
