@@ -3,7 +3,7 @@
 include(CMakePackageConfigHelpers)
 set(_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/mixbit")
 
-set(_targets mixbit_common mixbit_kernels mixbit_assign mixbit_hw mixbit_runtime)
+set(_targets mixbit_common mixbit_kernels mixbit_assign mixbit_hw mixbit_storage mixbit_runtime)
 if(MIXBIT_BUILD_OPS)
   list(APPEND _targets mixbit_ops)
 endif()
@@ -15,7 +15,7 @@ install(TARGETS ${_targets} EXPORT mixbitTargets
         ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT cpp
         LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT cpp)
 install(EXPORT mixbitTargets NAMESPACE mixbit:: DESTINATION "${_package_dir}" COMPONENT cpp)
-foreach(room common kernels assign hw ops)
+foreach(room common kernels assign hw storage runtime ops)
   # The CUDA launchers are inside libmixbit_ops: their header would declare what nobody can link.
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/csrc/${room}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT cpp
           PATTERN "cuda.h" EXCLUDE)

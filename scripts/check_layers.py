@@ -16,9 +16,10 @@ CPP_ROOMS: dict[str, set[str]] = {
     "kernels": {"common"},
     "assign": {"common"},
     "hw": {"common"},
+    "storage": {"common"},
     "runtime": {"common"},
     "ops": {"common", "kernels"},
-    "bindings": {"common", "assign", "hw", "runtime"},
+    "bindings": {"common", "assign", "hw", "storage", "runtime"},
 }
 # Third-party headers by first path element, and the rooms that may see them.
 CPP_EXTERNAL: dict[str, set[str]] = {
@@ -50,7 +51,8 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "assignment": _DATA | {"_C"},
     "refinement": {"errors", "recipe", "tables"},
     "sweeps": _DATA | {"assignment", "pareto", "progress"},
-    "export": _DATA | {"ops", "network", "quantizers", "_C"},
+    "export": _DATA | {"ops", "network", "quantizers", "runtime", "_C"},
+    "runtime": {"errors", "_C"},
     "training": _BASE | {"ops", "network", "quantizers", "progress"},
     "search": _DATA | {"ops", "network", "quantizers", "pareto", "assignment", "progress", "training"},
     "retrain": _DATA | {"ops", "network", "quantizers", "progress", "training", "_C"},

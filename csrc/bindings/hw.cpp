@@ -523,6 +523,15 @@ void bind_hw(py::module_& parent) {
       py::arg("arch"), py::arg("problem"), py::arg("mapping"), py::arg("bits") = py::none(),
       py::arg("semantics") = "v3", py::arg("reuse") = "sampled", py::arg("scale_mac") = false);
   m.def(
+      "elements",
+      [](const py::dict& problem) {
+        const Layer layer = read_layer(problem);
+        py::dict result(py::arg("macs") = layer.macs());
+        for (const Tensor t : kAllTensors) result[kTensorNames[t]] = layer.elements(t);
+        return result;
+      },
+      py::arg("problem"));
+  m.def(
       "count_mappings",
       [](const py::dict& arch, const py::dict& problem, const std::optional<py::dict>& bits, int threads) {
         const Arch a = read_arch(arch);

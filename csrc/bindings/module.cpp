@@ -5,9 +5,15 @@ namespace py = pybind11;
 
 void bind_assign(py::module_& m);
 void bind_hw(py::module_& m);
+void bind_runtime(py::module_& m);
+void bind_pe(py::module_& m);
+void bind_storage(py::module_& m);
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "mixbit objects without tensors: bit allocation, hardware models, integer runtime.";
+  m.doc() = "mixbit objects without tensors: bit allocation, hardware models, stored codes, integer runtime.";
   bind_assign(m);
   bind_hw(m);
+  bind_runtime(m);
+  bind_pe(m);
+  bind_storage(m);
 }

@@ -48,6 +48,12 @@ at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const
             std::nullopt, out_dtype);
 }
 
+at::Tensor extra_level_fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                     const at::Tensor& extra_bits, OptionalInt axis, bool narrow_range,
+                                     int64_t rounding) {
+  return ops::call_extra_level_fake_quantize(x, scale, bit_width, extra_bits, axis, narrow_range, rounding);
+}
+
 std::tuple<at::Tensor, at::Tensor> quantization_noise(const at::Tensor& x, const at::Tensor& scales,
                                                       const at::Tensor& bit_widths, bool is_signed, bool narrow_range,
                                                       OptionalInt axis) {
@@ -110,6 +116,39 @@ at::Tensor optimize_rounding(const at::Tensor& weight, const at::Tensor& moments
       .call(weight, moments, scale, bit_width, narrow_range, damping, sweeps);
 }
 
+at::Tensor update_level_switches_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                  at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                                  at::TensorList counts, at::TensorList runs, int64_t score, double momentum,
+                                  bool narrow_range, OptionalInt axis, int64_t rounding) {
+  using Signature =
+      at::Tensor(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                 at::TensorList, at::TensorList, int64_t, double, bool, OptionalInt, int64_t);
+  return typed_op<Signature>("mixbit::update_level_switches_")
+      .call(weights, scales, bit_widths, extra_bits, codes, marks, counts, runs, score, momentum, narrow_range, axis,
+            rounding);
+}
+
+at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                               at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                               at::TensorList frequencies, at::TensorList averages, double threshold, double momentum,
+                               bool narrow_range, OptionalInt axis, int64_t rounding) {
+  using Signature =
+      at::Tensor(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                 at::TensorList, at::TensorList, double, double, bool, OptionalInt, int64_t);
+  return typed_op<Signature>("mixbit::freeze_oscillating_")
+      .call(weights, scales, bit_widths, extra_bits, codes, marks, frequencies, averages, threshold, momentum,
+            narrow_range, axis, rounding);
+}
+
+at::Tensor pack_bits(const at::Tensor& codes, int64_t bits) {
+  return typed_op<at::Tensor(const at::Tensor&, int64_t)>("mixbit::pack_bits").call(codes, bits);
+}
+
+at::Tensor unpack_bits(const at::Tensor& packed, int64_t bits, int64_t n, bool is_signed) {
+  return typed_op<at::Tensor(const at::Tensor&, int64_t, int64_t, bool)>("mixbit::unpack_bits")
+      .call(packed, bits, n, is_signed);
+}
+
 at::Tensor sample_gates(const at::Tensor& gate_logits, const at::Tensor& noise, double temperature) {
   return ops::call_sample_gates(gate_logits, noise, temperature);
 }
@@ -127,6 +166,65 @@ at::Tensor mixture_fake_quantize(const at::Tensor& x, const at::Tensor& scales, 
 at::Tensor expected_cost(const at::Tensor& act_logits, const at::Tensor& weight_logits, const at::Tensor& values,
                          int64_t form, double temperature) {
   return ops::call_expected_cost(act_logits, weight_logits, values, form, temperature);
+}
+
+namespace {
+
+c10::List<bool> bools(const std::vector<bool>& values) {
+  c10::List<bool> list;
+  for (const bool value : values) {
+    list.push_back(value);
+  }
+  return list;
+}
+
+}  // namespace
+
+void threshold_aware_step_(at::TensorList weights, at::TensorList grads, at::TensorList momenta, const at::Tensor& lr,
+                           const ThresholdRule& rule, const SgdOptions& o) {
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         const at::Tensor&, c10::List<bool>, int64_t, double, double, bool, double, double, double,
+                         bool, bool, bool, const std::optional<at::Tensor>&, const std::optional<at::Tensor>&);
+  if (!weights.empty()) {
+    typed_op<Signature>("mixbit::threshold_aware_step_")
+        .call(weights, grads, momenta, rule.scales, rule.bit_widths, rule.extra_bits, lr, bools(rule.narrow_range),
+              rule.shape, rule.alpha, rule.rho, rule.on_grad, o.momentum, o.dampening, o.weight_decay, o.nesterov,
+              o.maximize, o.first_step, o.grad_scale, o.found_inf);
+  }
+}
+
+void threshold_aware_adam_step_(at::TensorList weights, at::TensorList grads, at::TensorList exp_avgs,
+                                at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs, at::TensorList state_steps,
+                                const at::Tensor& lr, const ThresholdRule& rule, const AdamOptions& o) {
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         at::TensorList, at::TensorList, at::TensorList, const at::Tensor&, c10::List<bool>, int64_t,
+                         double, double, bool, double, double, double, double, bool, bool, bool,
+                         const std::optional<at::Tensor>&, const std::optional<at::Tensor>&);
+  if (!weights.empty()) {
+    typed_op<Signature>("mixbit::threshold_aware_adam_step_")
+        .call(weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, rule.scales, rule.bit_widths,
+              rule.extra_bits, lr, bools(rule.narrow_range), rule.shape, rule.alpha, rule.rho, rule.on_grad, o.beta1,
+              o.beta2, o.eps, o.weight_decay, o.decoupled, o.amsgrad, o.maximize, o.grad_scale, o.found_inf);
+  }
+}
+
+void scale_updates_(at::TensorList weights, at::TensorList before, const ThresholdRule& rule) {
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         c10::List<bool>, int64_t, double, double);
+  if (!weights.empty()) {
+    typed_op<Signature>("mixbit::scale_updates_")
+        .call(weights, before, rule.scales, rule.bit_widths, rule.extra_bits, bools(rule.narrow_range), rule.shape,
+              rule.alpha, rule.rho);
+  }
+}
+
+std::vector<at::Tensor> threshold_multipliers(at::TensorList weights, const ThresholdRule& rule) {
+  using Signature = std::vector<at::Tensor>(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                                            c10::List<bool>, int64_t, double, double);
+  return weights.empty() ? std::vector<at::Tensor>()
+                         : typed_op<Signature>("mixbit::threshold_multipliers")
+                               .call(weights, rule.scales, rule.bit_widths, rule.extra_bits, bools(rule.narrow_range),
+                                     rule.shape, rule.alpha, rule.rho);
 }
 
 }  // namespace mixbit

@@ -124,6 +124,26 @@ inline at::Tensor call_mixture_fake_quantize(const at::Tensor& x, const at::Tens
   return op.call(x, scales, weights, bit_widths, is_signed, axis);
 }
 
+inline at::Tensor call_extra_level_fake_quantize(const at::Tensor& x, const at::Tensor& scale,
+                                                 const at::Tensor& bit_width, const at::Tensor& extra_bits,
+                                                 std::optional<int64_t> axis, bool narrow_range, int64_t rounding) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               std::optional<int64_t>, bool, int64_t);
+  static const auto op = typed_op<Signature>("mixbit::extra_level_fake_quantize");
+  return op.call(x, scale, bit_width, extra_bits, axis, narrow_range, rounding);
+}
+
+inline std::tuple<at::Tensor, at::Tensor> call_extra_level_fake_quantize_backward(
+    const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+    const at::Tensor& extra_bits, std::optional<int64_t> axis, bool narrow_range, int64_t rounding,
+    std::array<bool, 2> output_mask) {
+  using Signature =
+      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                         const at::Tensor&, std::optional<int64_t>, bool, int64_t, std::array<bool, 2>);
+  static const auto op = typed_op<Signature>("mixbit::_extra_level_fake_quantize_backward");
+  return op.call(grad, x, scale, bit_width, extra_bits, axis, narrow_range, rounding, output_mask);
+}
+
 using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 using ConvSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,

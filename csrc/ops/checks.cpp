@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdlib>
 
+#include <mixbit/common/packing.h>
+
 namespace mixbit::ops {
 
 std::optional<int64_t> checked_axis(const at::Tensor& x, std::optional<int64_t> axis) {
@@ -29,9 +31,9 @@ void check_parameter(const at::Tensor& parameter, const char* name, const at::Te
                     ": expected one device");
 }
 
-void check_lists(at::TensorList xs, std::initializer_list<NamedList> others) {
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others, const char* xs_name) {
   for (const auto& [list, name] : others) {
-    TORCH_CHECK_VALUE(list.size() == xs.size(), name, " has ", list.size(), " tensors and xs ", xs.size(),
+    TORCH_CHECK_VALUE(list.size() == xs.size(), name, " has ", list.size(), " tensors and ", xs_name, " ", xs.size(),
                       ": expected one for each");
   }
 }
@@ -151,6 +153,20 @@ std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Te
   return axis;
 }
 
+std::optional<int64_t> check_extra_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                             const at::Tensor& extra_bits, std::optional<int64_t> axis) {
+  check_floating(x, "x");
+  axis = checked_axis(x, axis);
+  const int64_t channels = channel_count(x, axis);
+  check_parameter(scale, "scale", x, channels);
+  check_parameter(bit_width, "bit_width", x, channels);
+  TORCH_CHECK_VALUE(extra_bits.scalar_type() == at::kByte && extra_bits.sizes() == x.sizes(), "extra_bits is ",
+                    extra_bits.scalar_type(), " ", extra_bits.sizes(), ": expected uint8 ", x.sizes(), " like x");
+  TORCH_CHECK_VALUE(extra_bits.device() == x.device(), "extra_bits is on ", extra_bits.device(), " and x on ",
+                    x.device(), ": expected one device");
+  return axis;
+}
+
 void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max) {
   TORCH_CHECK_VALUE(
       histogram.scalar_type() == at::kDouble && histogram.dim() == 2 && histogram.size(0) == 3 && histogram.size(1) > 0,
@@ -168,6 +184,53 @@ void check_histogram_scales(const at::Tensor& scales, const at::Tensor& bit_widt
                         scales.device() == bit_widths.device(),
                     "scales is ", scales.scalar_type(), " ", scales.sizes(), " on ", scales.device(),
                     ": expected float32 ", bit_widths.sizes(), " on ", bit_widths.device());
+}
+
+namespace {
+
+void check_packed_bits(int64_t bits) {
+  TORCH_CHECK_VALUE(bits >= 1 && bits <= kMaxPackedBits, "bits=", bits, ": expected a whole number from 1 to ",
+                    kMaxPackedBits);
+}
+
+PackedShape packed_shape(at::IntArrayRef sizes, int64_t n, int64_t bits) {
+  PackedShape shape{1, n, packed_bytes(n, static_cast<int>(bits)), sizes.vec(), sizes.vec()};
+  for (const int64_t size : sizes.slice(0, sizes.size() - 1)) {
+    shape.rows *= size;
+  }
+  shape.codes.back() = n;
+  shape.packed.back() = shape.row_bytes;
+  return shape;
+}
+
+}  // namespace
+
+PackedShape check_pack_arguments(const at::Tensor& codes, int64_t bits) {
+  check_packed_bits(bits);
+  const auto type = codes.scalar_type();
+  TORCH_CHECK_VALUE(
+      type == at::kByte || type == at::kChar || type == at::kShort || type == at::kInt || type == at::kLong,
+      "codes has dtype ", type, ": expected uint8, int8, int16, int32 or int64");
+  TORCH_CHECK_VALUE(codes.dim() >= 1, "codes has no dimension: expected at least one to pack along");
+  return packed_shape(codes.sizes(), codes.size(-1), bits);
+}
+
+PackedShape check_unpack_arguments(const at::Tensor& packed, int64_t bits, int64_t n) {
+  check_packed_bits(bits);
+  TORCH_CHECK_VALUE(packed.scalar_type() == at::kByte, "packed has dtype ", packed.scalar_type(), ": expected uint8");
+  TORCH_CHECK_VALUE(packed.dim() >= 1, "packed has no dimension: expected what pack_bits returned");
+  TORCH_CHECK_VALUE(n >= 0 && n <= int64_t{1} << 48, "n=", n, ": expected a number of codes from 0 to 2^48");
+  PackedShape shape = packed_shape(packed.sizes(), n, bits);
+  TORCH_CHECK_VALUE(packed.size(-1) == shape.row_bytes, "packed has ", packed.size(-1), " bytes a row: expected ",
+                    shape.row_bytes, " for n=", n, " codes of ", bits, " bits");
+  return shape;
+}
+
+at::ScalarType unpacked_type(int64_t bits, bool is_signed) {
+  if (bits <= 8) {
+    return is_signed ? at::kChar : at::kByte;
+  }
+  return bits < 16 || is_signed ? at::kShort : at::kInt;
 }
 
 void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/kernels/cpu.h>
 
@@ -37,7 +38,7 @@ struct NamedList {
   at::TensorList list;
   const char* name;
 };
-void check_lists(at::TensorList xs, std::initializer_list<NamedList> others);
+void check_lists(at::TensorList xs, std::initializer_list<NamedList> others, const char* xs_name = "xs");
 
 // f(i) for every tensor of a list; an error says which tensor it was.
 template <typename F>
@@ -81,10 +82,25 @@ GatedArguments check_gated_arguments(const at::Tensor& x, const at::Tensor& scal
 // Arguments of mixture_fake_quantize but for the values of tensors; returns the checked axis.
 std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,
                                                const at::Tensor& bit_widths, std::optional<int64_t> axis);
+// Arguments of extra_level_fake_quantize but for the values of tensors; returns the checked axis.
+std::optional<int64_t> check_extra_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,
+                                             const at::Tensor& extra_bits, std::optional<int64_t> axis);
 // A histogram [3, bins] of observe with its min and max.
 void check_histogram(const at::Tensor& histogram, const at::Tensor& min, const at::Tensor& max);
 // One scale for each width.
 void check_histogram_scales(const at::Tensor& scales, const at::Tensor& bit_widths);
+// Shapes of codes [..., n] and of their packed form [..., row_bytes].
+struct PackedShape {
+  int64_t rows;
+  int64_t n;
+  int64_t row_bytes;
+  std::vector<int64_t> codes;
+  std::vector<int64_t> packed;
+};
+PackedShape check_pack_arguments(const at::Tensor& codes, int64_t bits);
+PackedShape check_unpack_arguments(const at::Tensor& packed, int64_t bits, int64_t n);
+// The smallest of int8, uint8, int16 and int32 that holds every code.
+at::ScalarType unpacked_type(int64_t bits, bool is_signed);
 // `other` has x's shape, dtype and device.
 void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x);
 

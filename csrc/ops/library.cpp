@@ -44,6 +44,18 @@ TORCH_LIBRARY(mixbit, m) {
       tags);
   m.def("_fake_quantize_mask_backward(Tensor grad, Tensor mask, SymInt[] strides, *, int? axis) -> Tensor", tags);
 
+  // fake_quantize on signed grids that are finer for some elements: extra_bits, uint8 like x, 0 ... 2 each, halves the
+  // step that often. rounding: 0 half_even, 1 half_up.
+  m.def(
+      "extra_level_fake_quantize(Tensor x, Tensor scale, Tensor bit_width, Tensor extra_bits, *, int? axis=None, "
+      "bool narrow_range=False, int rounding=1) -> Tensor",
+      tags);
+  // Gradients of x and scale.
+  m.def(
+      "_extra_level_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor bit_width, Tensor extra_bits, "
+      "*, int? axis, bool narrow_range, int rounding, bool[2] output_mask) -> (Tensor, Tensor)",
+      tags);
+
   // Both operands quantized, then multiplied in out_dtype (None: the operands' own); no quantized copy is saved for the
   // backward, which recomputes them.
   m.def(
@@ -110,6 +122,12 @@ TORCH_LIBRARY(mixbit, m) {
       "float damping=0.01, int sweeps=20) -> Tensor",
       tags);
 
+  // Codes of `bits` bits (1 ... 16) packed along the last dimension, little end first, each row from a byte of its own.
+  // codes: any integer dtype, [..., n]; packed: uint8 [..., ceil(n bits / 8)]. Unpacked codes are int8 or uint8 up to 8
+  // bits, then int16, and int32 for 16 unsigned bits.
+  m.def("pack_bits(Tensor codes, int bits) -> Tensor", tags);
+  m.def("unpack_bits(Tensor packed, int bits, SymInt n, bool signed) -> Tensor", tags);
+
   // Hard-concrete gates. gate_logits: float32 [G]; noise: float32 [G] or [G, N]; returns noise's shape.
   m.def("sample_gates(Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
   m.def("_sample_gates_backward(Tensor grad, Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
@@ -145,5 +163,55 @@ TORCH_LIBRARY(mixbit, m) {
   m.def(
       "_expected_cost_backward(Tensor grad, Tensor act_logits, Tensor weight_logits, Tensor values, int form, "
       "float temperature) -> (Tensor, Tensor)",
+      tags);
+
+  // How often the weights of a model change their level: one call after each step of the optimizer. scales, bit_widths:
+  // float32 [1] or [size of axis]; extra_bits: uint8 like the weight, or empty; codes: int8 like the weight, the codes
+  // of the step before. What is kept besides, like the weight (empty where a score has none): score 0 (adj) counts
+  // int16; 1 (pair) marks int8, counts int16, runs int16; 2 (osc) marks, counts; 3 (ema) marks, and counts float32.
+  // Returns how many weights switched, int64 [tensors].
+  m.def(
+      "update_level_switches_(Tensor[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, "
+      "Tensor(a!)[] codes, Tensor(b!)[] marks, Tensor(c!)[] counts, Tensor(d!)[] runs, *, int score=0, "
+      "float momentum=0.01, bool narrow_range=False, int? axis=None, int rounding=1) -> Tensor",
+      tags);
+  // Holds weights at a level that have oscillated more often than threshold (a frequency a step; 0: none new). codes:
+  // int8 in units of scale / 4; marks: int8, 2 of frozen weights; frequencies, averages (of codes): float32; all like
+  // the weight. Returns how many are frozen, int64 [tensors].
+  m.def(
+      "freeze_oscillating_(Tensor(a!)[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, "
+      "Tensor(b!)[] codes, Tensor(c!)[] marks, Tensor(d!)[] frequencies, Tensor(e!)[] averages, *, float threshold, "
+      "float momentum=0.01, bool narrow_range=False, int? axis=None, int rounding=1) -> Tensor",
+      tags);
+
+  // A step of SGD on all weights of a model, smaller near the decision thresholds of their grids. One parallel region
+  // or one launch a dtype; each weight is read and written once. weights, grads, momenta: lists of one length, each
+  // tensor of one float dtype and shape (momenta: empty without momentum); scales, bit_widths: float32 [1] or [size of
+  // axis 0]; extra_bits: uint8 like the weight, or [0]; lr, grad_scale, found_inf: one number each. shape: 0 off,
+  // 1 step, 2 linear, 3 gauss. grads are written to where grad_scale divides them.
+  m.def(
+      "threshold_aware_step_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] momenta, Tensor[] scales, "
+      "Tensor[] bit_widths, Tensor[] extra_bits, Tensor lr, *, bool[] narrow_range, int shape, float alpha, float rho, "
+      "bool on_grad, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
+      "bool first_step, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()",
+      tags);
+  // The same for Adam and AdamW (decoupled). state_steps: one number each, this step included. max_exp_avg_sqs: empty
+  // without amsgrad.
+  m.def(
+      "threshold_aware_adam_step_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
+      "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor[] state_steps, Tensor[] scales, "
+      "Tensor[] bit_widths, Tensor[] extra_bits, Tensor lr, *, bool[] narrow_range, int shape, float alpha, float rho, "
+      "bool on_grad, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool amsgrad, "
+      "bool maximize, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()",
+      tags);
+  // After a step of any optimizer: weight = before + g(before) (weight - before).
+  m.def(
+      "scale_updates_(Tensor(a!)[] weights, Tensor[] before, Tensor[] scales, Tensor[] bit_widths, "
+      "Tensor[] extra_bits, *, bool[] narrow_range, int shape, float alpha, float rho) -> ()",
+      tags);
+  // g of every weight, like the weights.
+  m.def(
+      "threshold_multipliers(Tensor[] weights, Tensor[] scales, Tensor[] bit_widths, Tensor[] extra_bits, *, "
+      "bool[] narrow_range, int shape, float alpha, float rho) -> Tensor[]",
       tags);
 }

@@ -74,4 +74,26 @@ void for_each_run(const AxisView& view, const F& f) {
   for_each_run(c10::ArrayRef<AxisView>(view), [&](size_t, int64_t index, const Run& run) { f(index, run); });
 }
 
+// The gradient of a parameter from the sums of runs, added in order: one a channel, or all in one.
+inline at::Tensor reduce_channels(const std::vector<double>& partials, int64_t per_channel, int64_t channels,
+                                  const at::Tensor& parameter) {
+  at::Tensor result = at::zeros_like(parameter);
+  float* out = result.mutable_data_ptr<float>();
+  double all = 0.0;
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < per_channel; ++i) {
+      sum += partials[static_cast<size_t>(c * per_channel + i)];
+    }
+    if (parameter.numel() == channels) {
+      out[c] = static_cast<float>(sum);
+    }
+    all += sum;
+  }
+  if (parameter.numel() == 1) {
+    out[0] = static_cast<float>(all);
+  }
+  return result;
+}
+
 }  // namespace mixbit::ops

@@ -42,6 +42,8 @@ class hw:  # a submodule; docs/mapper.md has the notation of the dicts
         scale_mac: bool = False,
     ) -> dict[str, Any]: ...
     @staticmethod
+    def elements(problem: dict[str, Any]) -> dict[str, int]: ...
+    @staticmethod
     def count_mappings(
         arch: dict[str, Any], problem: dict[str, Any], bits: dict[str, int] | None = None, threads: int = 1
     ) -> dict[str, Any]: ...
@@ -91,3 +93,66 @@ class hw:  # a submodule; docs/mapper.md has the notation of the dicts
         semantics: str = "v3",
         scale_mac: bool = False,
     ) -> dict[str, Any]: ...
+
+class pe:  # a submodule; docs/pe.md
+    KINDS: list[str]
+    @staticmethod
+    def throughput(pe: str, weight_bits: int, act_bits: int) -> float: ...
+    @staticmethod
+    def product(pe: str, weight: int, weight_bits: int, act: int, act_bits: int) -> tuple[int, int]: ...
+    @staticmethod
+    def dot(
+        pe: str,
+        codes: npt.NDArray[Any],
+        extra_bits: npt.NDArray[Any],
+        acts: npt.NDArray[Any],
+        base_bits: int,
+        act_bits: int,
+    ) -> int: ...
+    @staticmethod
+    def cost(**options: Any) -> dict[str, float]: ...
+    @staticmethod
+    def proportional_share(saving: float, compression: float) -> float: ...
+
+class storage:  # a submodule; docs/storage.md
+    INDEX_MODES: list[str]
+    @staticmethod
+    def encode(
+        codes: npt.NDArray[Any],
+        extra_bits: npt.NDArray[Any],
+        base_bits: int,
+        index: str,
+        group_size: int = 0,
+        group_axis: int = 0,
+    ) -> bytes: ...
+    @staticmethod
+    def inspect(data: bytes | bytearray | memoryview) -> dict[str, Any]: ...
+    @staticmethod
+    def decode(
+        data: bytes | bytearray | memoryview, extra_bits: npt.NDArray[Any] | None = None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
+    @staticmethod
+    def expected_bits(base_bits: int, fraction: float, index: str, group_size: int = 16, extra: int = 1) -> float: ...
+    @staticmethod
+    def index_bits(fraction: float, index: str, group_size: int = 16) -> float: ...
+    @staticmethod
+    def fraction_at(bits: float, base_bits: int, index: str, group_size: int = 16, extra: int = 1) -> float: ...
+
+class runtime:  # a submodule; docs/package_format.md has the manifest
+    @staticmethod
+    def make_package(manifest: str, tensors: Sequence[tuple[str, int, npt.NDArray[Any]]]) -> bytes: ...
+
+    class Network:
+        def __init__(self, path: str, threads: int = 1, isa: str = "", keep_values: bool = False) -> None: ...
+        manifest: str
+        file_bytes: int
+        input_shape: list[int]
+        outputs: list[tuple[str, list[int]]]
+        isa: str
+        threads: int
+        arena_bytes: int
+        weight_bytes: int
+        steps: list[dict[str, Any]]
+        def run(self, x: npt.NDArray[Any]) -> list[npt.NDArray[Any]]: ...
+        def profile(self, x: npt.NDArray[Any]) -> list[dict[str, Any]]: ...
+        def values(self, x: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]: ...

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit import costs, export, hw, ops, quantizers, report, retrain, search, training, zoo
+    from mixbit import costs, export, hw, ops, quantizers, report, retrain, runtime, search, training, zoo
     from mixbit._build_info import VERSION as __version__
     from mixbit.analysis import analyze
     from mixbit.assignment import assign
@@ -56,6 +56,7 @@ __all__ = [
     "report",
     "restore_",
     "retrain",
+    "runtime",
     "search",
     "sweep",
     "training",
@@ -90,6 +91,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "quantizers": ("mixbit.quantizers", None),
     "report": ("mixbit.report", None),
     "retrain": ("mixbit.retrain", None),
+    "runtime": ("mixbit.runtime", None),
     "search": ("mixbit.search", None),
     "training": ("mixbit.training", None),
     "zoo": ("mixbit.zoo", None),

@@ -27,8 +27,9 @@ from mixbit.assignment import METHODS, MODES
 from mixbit.costs.named import FAMILIES, NamedCost, named_cost
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.evaluation import DETECTION_METRICS, METRICS
-from mixbit.export import simulation
-from mixbit.files import PathLike, file_digest, remove_temporaries, write_bytes, write_text
+from mixbit.export import DIALECTS as PROGRAM_DIALECTS
+from mixbit.export import ONNX_DIALECTS, simulation
+from mixbit.files import PathLike, file_digest, remove_temporaries, write_atomic, write_bytes, write_text
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import SearchSpace, TensorStatistics, first_images, input_statistics, record_tensors_
@@ -116,7 +117,17 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "retrain": _TRAINING,
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
+    "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
+    "verify": {"artifacts": None, "images": 64, "method": "mse"},
     "report": {"title": None},
+}
+
+#: Files that the stage `export` makes, by format, and the dialects of each, the first by default.
+EXPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "onnx": ("network.onnx", ONNX_DIALECTS),
+    "program": ("network.program.pt2", PROGRAM_DIALECTS),
+    "package": ("network.package.pt2", PROGRAM_DIALECTS),
+    "integer": ("network.mixbit", ("packed",)),
 }
 
 #: What may be done to a network without training, in this order: "equalize" before it is analyzed, the others after it
@@ -138,6 +149,8 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
     "fractional": mixbit.search.Fractional,
 }
 
+#: What the stage `verify` found, by artifact.
+VERIFICATION = "verification.json"
 #: What a refinement makes of recipe.json.
 REFINED = "refined_recipe.json"
 
@@ -226,6 +239,7 @@ class Config:
                 own = {k: v for k, v in STAGES["search"].items() if k not in ("cost", *_AIMS)}
                 known["search"] = _known(f"config: stages: {verb}: search", known["search"], own)
             named_costs(known)
+            _check_exports(verb, known)
             makers = [v for v, _ in stages if v in ("assign", "search")]
             if makers and known.get("recipe") is not None:
                 raise MixbitError(f"config: stages: {verb}: recipe={known['recipe']!r} beside the stage {makers[0]!r}")
@@ -263,6 +277,28 @@ def _single(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise MixbitError(f"config: stages: {entry!r}; expected a verb, or one verb with its options")
     return {str(k): v for k, v in entry.items()}
+
+
+def _check_exports(verb: str, options: Mapping[str, Any]) -> None:
+    """What `export` and `verify` are asked for.
+
+    Raises:
+        MixbitError: A format or dialect is unknown, or a list is none.
+    """
+    if verb == "export":
+        formats = options["formats"]
+        if not isinstance(formats, list) or not formats:
+            raise MixbitError(f"formats={formats!r}: expected a list of some of {list(EXPORTS)}")
+        for name in formats:
+            check_choice("formats", name, EXPORTS)
+            if options["dialect"] is not None:
+                check_choice("dialect", options["dialect"], EXPORTS[name][1])
+    if verb == "verify":
+        if options["artifacts"] is not None and not isinstance(options["artifacts"], list):
+            raise MixbitError(f"artifacts={options['artifacts']!r}: expected a list of files")
+        images = options["images"]
+        if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
+            raise MixbitError(f"images={images!r}: expected a whole number from 1, or nothing for all")
 
 
 def named_costs(options: Mapping[str, Any]) -> list[NamedCost]:
@@ -316,6 +352,12 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _recipe_content(recipe: Recipe) -> dict[str, Any]:
+    """What decides a result: the document, and the extra levels beside it."""
+    maps = {name: hashlib.sha256(extra.tobytes()).hexdigest() for name, extra in recipe.extra_maps.items()}
+    return {**recipe.to_dict(), **({"extra_maps": maps} if maps else {})}
+
+
 class Pipeline:
     """Runs the stages of a config, skipping those whose manifest says that nothing changed."""
 
@@ -364,7 +406,9 @@ class Pipeline:
         inputs = {v: self._outputs(v) for v in earlier}
         files = [cost.digest for cost in named_costs(options)]
         if options.get("recipe") is not None:
-            files.append(_digest(Recipe.load(options["recipe"]).to_dict()))
+            files.append(_digest(_recipe_content(Recipe.load(options["recipe"]))))
+        if verb == "verify":
+            files += [file_digest(path) for path in self._artifacts(options)]
         content = {"model_and_data": self.content}
         if verb in ("search", "retrain") or options.get("search") is not None:
             content["training"] = self._training_content
@@ -739,7 +783,9 @@ class Pipeline:
 
     def _trained_key(self, recipe: Recipe) -> str:
         """What trained weights belong to: a network and its bits."""
-        return _digest(fingerprint(self.model), recipe.to_dict()["layers"], recipe.tensors)
+        content = _recipe_content(recipe)
+        maps = [content["extra_maps"]] if recipe.extra_maps else []
+        return _digest(fingerprint(self.model), content["layers"], recipe.tensors, *maps)
 
     def _trained(self, recipe: Recipe, integer: bool) -> nn.Module | None:
         """The network as `retrain` left it, or else `search`; None where this run does not train."""
@@ -773,7 +819,7 @@ class Pipeline:
         integer = bool(options["integer"])
         trained = self._trained(recipe, integer)
         scores = self._scores(
-            partial, _digest(options, recipe.to_dict(), self.content, trained and fingerprint(trained))
+            partial, _digest(options, _recipe_content(recipe), self.content, trained and fingerprint(trained))
         )
         untrained = functools.cache(lambda: self._quantized(recipe, options["method"], integer))
         networks: dict[str, Callable[[], nn.Module]] = {"float": lambda: self.model}
@@ -796,6 +842,78 @@ class Pipeline:
         write_text(self.folder / "evaluation.json", json.dumps(document, indent=2) + "\n")
         partial.unlink(missing_ok=True)
         return ["evaluation.json"]
+
+    def _integer_model(self, verb: str, method: str) -> nn.Module:
+        """The network that is shipped: trained where it was, else calibrated at the recipe."""
+        recipe, refinement = self._recipe()
+        if refinement is not None:
+            self.say(f"{verb}: the recipe as refined for {refinement['latency']}")
+        trained = self._trained(recipe, True)
+        return self._quantized(recipe, method, True) if trained is None else trained
+
+    def export(self, options: dict[str, Any]) -> list[str]:
+        """The files of the formats (see EXPORTS), and export.json: what is in them."""
+        model = self._integer_model("export", options["method"])
+        document: dict[str, Any] = {}
+        made = []
+        for name in options["formats"]:
+            file, dialects = EXPORTS[name]
+            dialect, path = options["dialect"] or dialects[0], self.folder / file
+            entry: dict[str, Any] = {"format": name, "dialect": dialect}
+            if name == "onnx":
+                report = mixbit.export.onnx(
+                    model,
+                    self.example,
+                    path,
+                    dialect=dialect,
+                    exact=bool(options["exact"]),
+                    opset=options["opset"],
+                    dynamic_batch=bool(options["any_batch"]),
+                    force=True,
+                    say=lambda limit: self.say(f"export: {limit}"),
+                )
+                entry |= {"opset": report.opset, "bytes": report.bytes._asdict(), "limits": list(report.limits)}
+                entry["stored_bits"] = report.stored
+            elif name == "program":
+                program = mixbit.export.program(model, self.example, dialect, bool(options["any_batch"]))
+                write_atomic(path, lambda file, program=program: torch.export.save(program, file))  # type: ignore[misc]
+            elif name == "integer":
+                mixbit.export.integer(model, self.example, path, force=True)
+                entry["bytes"] = path.stat().st_size
+            else:
+                mixbit.export.package(model, self.example, path, dialect, bool(options["any_batch"]), force=True)
+            document[file] = entry
+            made.append(file)
+        write_text(self.folder / "export.json", json.dumps(document, indent=2) + "\n")
+        return [*made, "export.json"]
+
+    def _artifacts(self, options: dict[str, Any]) -> list[Path]:
+        """The files to verify: those named, or those that were exported here."""
+        if options["artifacts"] is not None:
+            paths = [Path(name) for name in options["artifacts"]]
+        else:
+            paths = [self.folder / name for name in json.loads(self._read("export.json", "export").read_text())]
+        for path in paths:
+            if not path.is_file():
+                raise MixbitError(f"artifacts: there is no file {str(path)!r}")
+        return paths
+
+    def verify(self, options: dict[str, Any]) -> list[str]:
+        """verification.json: each artifact against the integer reference, on test data where there are some."""
+        model = self._integer_model("verify", options["method"])
+        batches = _first_items(self.test or self.calibration, options["images"])
+        known: dict[str, Any] = {}
+        if (self.folder / "export.json").exists():
+            known = json.loads((self.folder / "export.json").read_text())
+        document: dict[str, Any] = {}
+        for path in self._artifacts(options):
+            # A program does not say by itself which dialect it is.
+            dialect = known.get(path.name, {}).get("dialect")
+            report = mixbit.export.verify(path, model, batches, promise="one_code" if dialect == "pt2e" else None)
+            self.say(f"verify: {path}: {report}")
+            document[str(path) if options["artifacts"] else path.name] = _plain(report.to_dict())
+        write_text(self.folder / VERIFICATION, json.dumps(document, indent=2) + "\n")
+        return [VERIFICATION]
 
     def sweep(self, options: dict[str, Any]) -> list[str]:
         """sweep.json, sweep.csv and a recipe file for each point."""
@@ -995,6 +1113,26 @@ class _IntegerNetwork(nn.Module):
         """The network's outputs, a single one by itself."""
         outputs = self.network(x)
         return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _first_items(batches: list[Any], images: int | None) -> list[Any]:
+    """Items that hold the first so many images, the last one cut."""
+    found: list[Any] = []
+    left = images
+    for item in batches:
+        if left is not None and left <= 0:
+            break
+        if left is not None and batch_size(item) > left:
+            item = type(item)(part[:left] for part in item) if isinstance(item, (tuple, list)) else item[:left]
+        found.append(item)
+        left = None if left is None else left - batch_size(item)
+    return found
+
+
+def verified(folder: Path) -> bool:
+    """Whether every artifact in verification.json keeps its promise."""
+    document: dict[str, Any] = json.loads((folder / VERIFICATION).read_text())
+    return all(report["in_class"] for report in document.values())
 
 
 def _plain(value: Any) -> Any:

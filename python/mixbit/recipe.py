@@ -6,10 +6,16 @@ import dataclasses
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
 from mixbit.errors import MixbitError, did_you_mean
-from mixbit.files import PathLike, read_document, write_document
+from mixbit.files import PathLike, read_document, write_bytes, write_document
 
 FORMAT = "mixbit-recipe"
 VERSION = 1
@@ -17,6 +23,10 @@ VERSION = 1
 GRANULARITIES = ("per_channel", "per_tensor")
 ROUNDINGS = ("half_even", "half_up")
 _GLOB = re.compile(r"[*?\[]")
+
+#: Most extra bits of a weight.
+MAX_EXTRA_BITS = 2
+ExtraMap = npt.NDArray[np.uint8]
 
 
 def check_bits(argument: str, value: object) -> int | None:
@@ -39,7 +49,8 @@ class LayerPrecision:
         granularity: "per_channel" (one scale per output channel) or "per_tensor", of the weights.
         narrow_range: Leaves out the lowest weight code, so that the grid is symmetric.
         rounding: "half_even" or "half_up".
-        extra_levels: Path of a map of extra bits per weight, relative to the recipe file.
+        extra_levels: Path of a safetensors file with the map of extra bits per weight (uint8 of the weight's shape,
+            each 0, 1 or 2, under the layer's name), relative to the recipe file.
     """
 
     weight: int | None = 8
@@ -117,6 +128,8 @@ class Recipe:
         cost: Audited cost by unit.
         sqnr_db: Predicted network SQNR in dB, an estimate.
         report: Details of the run that made it; not saved.
+        extra_maps: Extra bits per weight by layer name: uint8 of the weight's shape, each 0, 1 or 2. `load` reads them
+            from the files that `extra_levels` names; `save` writes all of them to one file beside the recipe.
     """
 
     layers: dict[str, LayerPrecision] = dataclasses.field(default_factory=dict)
@@ -126,6 +139,17 @@ class Recipe:
     cost: dict[str, float] = dataclasses.field(default_factory=dict)
     sqnr_db: float | None = None
     report: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    extra_maps: dict[str, ExtraMap] = dataclasses.field(default_factory=dict, compare=False)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        mine, theirs = self.extra_maps, other.extra_maps
+        return (
+            self.to_dict() == other.to_dict()
+            and mine.keys() == theirs.keys()
+            and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        )
 
     @classmethod
     def uniform(cls, names: Iterable[str], *, weight: int | None = 8, act: int | None = 8, **options: Any) -> Recipe:
@@ -198,8 +222,23 @@ class Recipe:
         }
 
     def save(self, path: PathLike) -> None:
-        """Writes the recipe as JSON, atomically."""
-        body = {k: v for k, v in self.to_dict().items() if k not in ("format", "version")}
+        """Writes the recipe as JSON, atomically; maps of extra levels to "NAME.extra_levels.safetensors" beside it.
+
+        Raises:
+            MixbitError: A map is not uint8 or holds more than 2, or a file cannot be written.
+        """
+        saved = self
+        if self.extra_maps:
+            target = Path(path)
+            beside = target.with_name(f"{target.stem}.extra_levels.safetensors")
+            for name, extra in self.extra_maps.items():
+                _check_map(name, extra)
+            maps = {name: np.ascontiguousarray(self.extra_maps[name]) for name in sorted(self.extra_maps)}
+            write_bytes(beside, safetensors.numpy.save(maps))
+            # Layers that a glob or the default speaks for get an entry of their own: it names the file.
+            own = {name: dataclasses.replace(self[name], extra_levels=beside.name) for name in self.extra_maps}
+            saved = dataclasses.replace(self, layers=self.layers | own)
+        body = {k: v for k, v in saved.to_dict().items() if k not in ("format", "version")}
         write_document(path, FORMAT, VERSION, body)
 
     @classmethod
@@ -207,13 +246,57 @@ class Recipe:
         """Reads what `save` wrote, or what a person made of it.
 
         Raises:
-            MixbitError: A missing, truncated, foreign or newer file, an unknown key or a bad value.
+            MixbitError: A missing, truncated, foreign or newer file, an unknown key or a bad value; likewise a file of
+                extra levels, or one without a layer that names it.
         """
         document = read_document(path, FORMAT, VERSION)
         try:
-            return cls.from_dict(document)
+            recipe = cls.from_dict(document)
+            recipe.extra_maps = _read_maps(recipe, Path(path).parent)
         except MixbitError as error:
             raise MixbitError(f"{str(path)!r}: {error}") from error
+        return recipe
+
+
+def _check_map(name: str, extra: Any) -> None:
+    """Raises a MixbitError unless `extra` is an array of extra bits."""
+    if not isinstance(extra, np.ndarray) or extra.dtype != np.uint8:
+        found = extra.dtype if isinstance(extra, np.ndarray) else type(extra).__name__
+        raise MixbitError(f"extra levels of layer {name!r}: found {found}; expected an array of uint8")
+    if extra.size and int(extra.max()) > MAX_EXTRA_BITS:
+        raise MixbitError(
+            f"extra levels of layer {name!r}: found {int(extra.max())} extra bits; expected 0 to {MAX_EXTRA_BITS}"
+        )
+
+
+def _read_maps(recipe: Recipe, folder: Path) -> dict[str, ExtraMap]:
+    """The maps that the entries of a recipe name; each file is read once.
+
+    A glob or the default takes whatever layers its file holds; an exact name must be there.
+    """
+    entries = dict(recipe.layers) | ({} if recipe.default is None else {"default": recipe.default})
+    files: dict[str, dict[str, ExtraMap]] = {}
+    for precision in entries.values():
+        named = precision.extra_levels
+        if named is None or named in files:
+            continue
+        try:
+            files[named] = safetensors.numpy.load((folder / named).read_bytes())
+        except OSError as error:
+            raise MixbitError(f"extra_levels={named!r}: cannot read it: {error.strerror or error}") from error
+        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+            raise MixbitError(f"extra_levels={named!r} is not a whole safetensors file: {error}") from error
+    for name, precision in recipe.layers.items():
+        named = precision.extra_levels
+        if named is not None and not _GLOB.search(name) and name not in files[named]:
+            raise MixbitError(f"extra_levels={named!r} holds no layer {name!r}{did_you_mean(name, files[named])}")
+    maps = {}
+    for named, found in files.items():
+        for name, extra in found.items():
+            if recipe[name].extra_levels == named:
+                _check_map(name, extra)
+                maps[name] = extra
+    return maps
 
 
 def _known_object(value: Any, where: str) -> dict[str, Any]:

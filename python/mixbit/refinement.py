@@ -50,7 +50,8 @@ def refine(recipe: Recipe, latency_costs: CostTable, mode: str = "strict") -> Re
         from and to are {act, weight}) and layers (layer, before, after).
 
     Raises:
-        MixbitError: The mode or a layer of the recipe is unknown, a layer is float, or the table's total is a maximum.
+        MixbitError: The mode or a layer of the recipe is unknown, a layer is float or has extra levels, or the table's
+            total is a maximum.
         KeyError: The table lacks a width of the recipe; the message names layer and width.
     """
     costs = latency_costs
@@ -58,6 +59,11 @@ def refine(recipe: Recipe, latency_costs: CostTable, mode: str = "strict") -> Re
     if costs.reduce != "sum":
         raise MixbitError(f"latency_costs are totalled by {costs.reduce!r}; expected latencies, which add up")
     recipe.check_names(costs.layers)
+    if recipe.extra_maps:
+        raise MixbitError(
+            f"recipe: layer {next(iter(recipe.extra_maps))!r} has extra levels, which belong to its bits; refine the "
+            "recipe before they are given"
+        )
     now: _Widths = {}
     for name in costs.layers:
         act, weight = recipe[name].act, recipe[name].weight

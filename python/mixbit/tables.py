@@ -35,9 +35,18 @@ class Precision(Protocol):
 
 
 class HasPrecisions(Protocol):
-    """A recipe, as far as tables are concerned."""
+    """A recipe, as far as tables are concerned; it may have `extra_maps` (see `Recipe`)."""
 
     def __getitem__(self, name: str) -> Precision: ...
+
+
+def extra_shares(recipe: HasPrecisions, layer: str) -> dict[int, float]:
+    """The share of a layer's weights that have 0, 1 and 2 extra bits; {0: 1.0} without a map."""
+    extra = getattr(recipe, "extra_maps", {}).get(layer)
+    if extra is None or extra.size == 0:
+        return {0: 1.0}
+    counts = np.bincount(extra.reshape(-1))
+    return {e: float(count / extra.size) for e, count in enumerate(counts.tolist()) if count}
 
 
 def _widths(argument: str, bits: Iterable[int]) -> tuple[int, ...]:
@@ -212,7 +221,7 @@ class SensitivityTable:
     def predicted_sqnr_db(self, recipe: HasPrecisions) -> float:
         """-10 log10 of the sum of the layers' noise ratios: an estimate of the network's SQNR, often pessimistic.
 
-        Layers that the recipe leaves wholly float add nothing.
+        Layers that the recipe leaves wholly float add nothing. Extra levels of single weights are not counted.
         """
         total = 0.0
         for name in self.layers:
@@ -413,15 +422,27 @@ class CostTable:
         return float(self.values_out[row, a, w, _index(self.act_bits, out, layer, "output")])
 
     def per_layer(self, recipe: HasPrecisions) -> Array:
-        """Cost of each layer under a recipe, float64 [L]."""
+        """Cost of each layer under a recipe, float64 [L].
+
+        Where weights have extra levels (`Recipe.extra_maps`), the mean over the weights of what the table says at their
+        widths. That is exact for costs linear in the weights' bits, such as bops and weight memory; what it takes to
+        store which weights they are is not counted.
+        """
         found = []
         for name in self.layers:
-            precision = recipe[name]
-            found.append(self.entry(name, precision.act, precision.weight, self.output_width(name, recipe)))
+            precision, out = recipe[name], self.output_width(name, recipe)
+            found.append(
+                math.fsum(
+                    share * self.entry(name, precision.act, precision.weight if e == 0 else _wider(precision, e), out)
+                    for e, share in extra_shares(recipe, name).items()
+                )
+            )
         return np.asarray(found, dtype=np.float64)
 
     def total(self, recipe: HasPrecisions) -> float:
         """Cost of the network under a recipe: the audit used before, during and after every search.
+
+        Extra levels of single weights count, see `per_layer`.
 
         Raises:
             KeyError: The recipe uses a width that the table does not have.
@@ -508,6 +529,10 @@ class CostTable:
                 consumer=document.get("consumer"),
                 reduce=document.get("reduce", "sum"),
             )
+
+
+def _wider(precision: Precision, extra: int) -> int | None:
+    return None if precision.weight is None else precision.weight + extra
 
 
 def unit_names(tables: Iterable[CostTable]) -> dict[CostTable, str]:

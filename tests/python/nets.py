@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import mixbit
 
 
 class Residual(nn.Module):
@@ -56,3 +60,31 @@ def seeded(make, *args):
             nn.init.uniform_(module.weight, -1.5, 1.5)
             nn.init.normal_(module.bias)
     return model
+
+
+#: Grids as retraining with extra levels has them: thresholds belong to the upper level.
+HALF_UP = {"rounding": "half_up", "narrow_range": False}
+
+
+class Two(nn.Module):
+    """Two linear layers on one input."""
+
+    def __init__(self, inputs: int = 10, outputs: int = 4) -> None:
+        super().__init__()
+        self.a = nn.Linear(inputs, outputs, bias=False)
+        self.b = nn.Linear(outputs, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+def on_one_grid(model: nn.Module | None = None, bits: int = 2, scale: float = 1.0, **precision: Any) -> nn.Module:
+    """Float activations, weights on one grid of step `scale`; all zeros if no model is given."""
+    made = Two() if model is None else model
+    recipe = {"default": {"weight": bits, "act": None, "granularity": "per_tensor", **HALF_UP, **precision}}
+    mixbit.prepare_(made, mixbit.Recipe.from_dict(recipe), weight_quantizer="fixed")
+    for module in mixbit.quantizers.quantized_layers(made).values():
+        module.weight_quantizer.set_(torch.full((module.weight_quantizer.channels,), scale))
+        if model is None:
+            nn.init.zeros_(module.weight)
+    return made

@@ -21,7 +21,6 @@ precisions = st.builds(
     granularity=st.sampled_from(["per_channel", "per_tensor"]),
     narrow_range=st.booleans(),
     rounding=st.sampled_from(["half_even", "half_up"]),
-    extra_levels=st.sampled_from([None, "extra.npz"]),
 )
 recipes = st.builds(
     Recipe,

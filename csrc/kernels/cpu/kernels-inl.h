@@ -11,16 +11,25 @@
 
 namespace {
 
+using mixbit::AdamRule;
 using mixbit::MixtureForm;
 using mixbit::Rounding;
+using mixbit::SgdRule;
+using mixbit::StepMultiplier;
+using mixbit::StepShape;
+using mixbit::SwitchScore;
+using mixbit::kernels::cpu::FreezeStates;
 using mixbit::kernels::cpu::Isa;
 using mixbit::kernels::cpu::KernelTable;
 using mixbit::kernels::cpu::kLanes;
 using mixbit::kernels::cpu::kMaxGrids;
+using mixbit::kernels::cpu::LevelFindings;
 using mixbit::kernels::cpu::Mixture;
 using mixbit::kernels::cpu::Moments;
 using mixbit::kernels::cpu::Quantizer;
+using mixbit::kernels::cpu::StepRun;
 using mixbit::kernels::cpu::StorageType;
+using mixbit::kernels::cpu::SwitchStates;
 
 // Storage types: how sixteen elements are read and written.
 struct Float32 {
@@ -96,9 +105,44 @@ struct VecGrid {
   Vec scale, inverse, low, high, ratio;
 };
 
+// The base grid of elements with extra bits: its codes from left_out - half to half - 1.
+struct ExtraQuantizer {
+  Quantizer base;
+  Vec scale, half, left_out;
+};
+inline ExtraQuantizer widen_extra(const Quantizer& q) {
+  return {q, broadcast(q.scale), broadcast(q.range.quant_max + 1.0f),
+          broadcast(q.range.quant_min + q.range.quant_max + 1.0f)};
+}
+
 // How x / scale is computed; the bits are the same. kShift: multiplied once, the coarser grids' steps being that of the
 // last one times a power of two.
 enum class Quotient { kDivide, kMultiply, kShift };
+
+// The grid of a weight and how steps shrink near its thresholds; low and high: the outermost thresholds in steps.
+struct VecMultiplier {
+  Quantizer quantizer;
+  StepMultiplier multiplier;
+  Vec scale, half, left_out, low, high, alpha, alpha_left, rho;
+};
+inline VecMultiplier widen(const Quantizer& q, const StepMultiplier& m) {
+  const float half = q.range.quant_max + 1.0f;
+  return {q,
+          m,
+          broadcast(q.scale),
+          broadcast(half),
+          broadcast(q.range.quant_min + half),
+          broadcast(q.range.quant_min + 0.5f),
+          broadcast(q.range.quant_max - 0.5f),
+          broadcast(m.alpha),
+          broadcast(1.0f - m.alpha),
+          broadcast(m.rho)};
+}
+
+// What an optimizer's step leaves.
+struct VecState {
+  Vec weight, momentum, moment2, largest_moment2;
+};
 
 #if defined(MIXBIT_SIMD_SCALAR)
 
@@ -165,6 +209,60 @@ inline Vec step_gradient(const Vec& x, const Vec&, const Vec& code, Mask, const 
 }
 inline Vec clamp_lanes(const Vec& x, const Vec&) { return x; }
 constexpr bool kMayMultiply = false;
+template <Rounding kRounding>
+inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
+  return map([&](int i) {
+    return mixbit::extra_level_fake_quantize(x.lane[i], q.base.scale, q.base.range, extra.bits[i], kRounding);
+  });
+}
+template <Rounding kRounding>
+inline VecGrad extra_level_fake_quantize_grad(const Vec& grad, const Vec& x, const Extra& extra,
+                                              const ExtraQuantizer& q) {
+  VecGrad r{};
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::ExtraLevelGrad g = mixbit::extra_level_fake_quantize_grad(grad.lane[i], x.lane[i], q.base.scale,
+                                                                            q.base.range, extra.bits[i], kRounding);
+    r.dx.lane[i] = g.dx;
+    r.dscale.lane[i] = g.dscale;
+  }
+  return r;
+}
+
+inline Vec divide(const Vec& a, const Vec& b) {
+  return map([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+// extra_bits: of sixteen weights, or null.
+inline Vec step_multiplier(const Vec& w, const uint8_t* extra_bits, const VecMultiplier& m) {
+  return map([&](int i) {
+    return mixbit::step_multiplier(w.lane[i], m.quantizer.scale, m.quantizer.range,
+                                   extra_bits == nullptr ? 0 : extra_bits[i], m.multiplier);
+  });
+}
+inline Vec scaled_update(const Vec& before, const Vec& after, const Vec& g) {
+  return map([&](int i) { return mixbit::scaled_update(before.lane[i], after.lane[i], g.lane[i]); });
+}
+inline VecState sgd_step(const Vec& w, const Vec& grad, const Vec& momentum, const Vec& g, const SgdRule& rule) {
+  VecState state{};
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::SgdState s = mixbit::sgd_step(w.lane[i], grad.lane[i], momentum.lane[i], g.lane[i], rule);
+    state.weight.lane[i] = s.weight;
+    state.momentum.lane[i] = s.momentum;
+  }
+  return state;
+}
+inline VecState adam_step(const Vec& w, const Vec& grad, const Vec& moment1, const Vec& moment2,
+                          const Vec& largest_moment2, bool amsgrad, const Vec& g, const AdamRule& rule) {
+  VecState state{};
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::AdamState s = mixbit::adam_step(w.lane[i], grad.lane[i], moment1.lane[i], moment2.lane[i],
+                                                  largest_moment2.lane[i], amsgrad, g.lane[i], rule);
+    state.weight.lane[i] = s.weight;
+    state.momentum.lane[i] = s.moment1;
+    state.moment2.lane[i] = s.moment2;
+    state.largest_moment2.lane[i] = s.largest_moment2;
+  }
+  return state;
+}
 
 #else
 
@@ -249,6 +347,109 @@ inline Vec step_gradient(const Vec&, const Vec& v, const Vec& code, Mask inside,
 // NaN comes through.
 inline Vec clamp_lanes(const Vec& x, const Vec& bound) { return min(bound, max(negate(bound), x)); }
 constexpr bool kMayMultiply = true;
+
+// Each lane's own grid: a product with 2^-e is the quotient by 2^e, also where that is next to underflow.
+inline VecQuantizer extra_grid(const Extra& extra, const ExtraQuantizer& q) {
+  const Vec half = mul(q.half, extra.parts);
+  return {mul(q.scale, extra.fraction), broadcast(0.0f), add(negate(half), q.left_out), sub(half, broadcast(1.0f))};
+}
+template <Rounding kRounding>
+inline Vec extra_level_fake_quantize(const Vec& x, const Extra& extra, const ExtraQuantizer& q) {
+  return fake_quantize<kRounding>(x, extra_grid(extra, q));
+}
+template <Rounding kRounding>
+inline VecGrad extra_level_fake_quantize_grad(const Vec& grad, const Vec& x, const Extra& extra,
+                                              const ExtraQuantizer& q) {
+  const VecGrad g = fake_quantize_grad<kRounding>(grad, x, extra_grid(extra, q));
+  return {g.dx, mul(g.dscale, extra.fraction), g.dzero_point};
+}
+
+inline Vec divide(const Vec& a, const Vec& b) { return div(a, b); }
+
+// exp_negative of common/steps.h.
+inline Vec exp_negative(const Vec& given) {
+  const Vec y = max(broadcast(-87.0f), given);
+  const Vec shifted = fma(y, broadcast(0x1.715476p+0f), broadcast(0x1.8p+23f));
+  const Vec k = sub(shifted, broadcast(0x1.8p+23f));
+  const Vec r = fnma(k, broadcast(-0x1.05c61p-29f), fnma(k, broadcast(0x1.62e43p-1f), y));
+  Vec p = broadcast(0x1.6c16c2p-10f);
+  p = fma(p, r, broadcast(0x1.111112p-7f));
+  p = fma(p, r, broadcast(0x1.555556p-5f));
+  p = fma(p, r, broadcast(0x1.555556p-3f));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  return mul(p, exp2_of_low_bits(shifted));
+}
+
+// extra_bits: of sixteen weights, or null.
+inline Vec step_multiplier(const Vec& w, const uint8_t* extra_bits, const VecMultiplier& m) {
+  const Vec one = broadcast(1.0f);
+  if (m.multiplier.shape == StepShape::kOff) return one;
+  Vec step = m.scale;
+  Vec low = m.low;
+  Vec high = m.high;
+  if (extra_bits != nullptr) {
+    const Vec levels = powers_of_two(extra_bits);
+    const Vec half = mul(m.half, levels);
+    step = div(step, levels);  // exact, as is the multiplication by the inverse
+    low = add(sub(m.left_out, half), broadcast(0.5f));
+    high = sub(sub(half, one), broadcast(0.5f));
+  }
+  const Vec v = div(w, step);
+  const Vec offset = sub(v, min(high, max(low, add(floor(v), broadcast(0.5f)))));
+  // NaN counts as far: min returns its second operand.
+  const Vec farthest = broadcast(mixbit::kFarthest);
+  const Vec d = min(max(negate(offset), offset), farthest);
+  switch (m.multiplier.shape) {
+    case StepShape::kStep:
+      return select(in_range(d, m.rho, farthest), one, m.alpha);
+    case StepShape::kLinear:
+      return select(in_range(d, m.rho, farthest), one, fma(m.alpha_left, div(d, m.rho), m.alpha));
+    default: {
+      const Vec x = div(d, m.rho);
+      return fnma(m.alpha_left, exp_negative(negate(mul(x, x))), one);
+    }
+  }
+}
+
+inline Vec scaled_update(const Vec& before, const Vec& after, const Vec& g) {
+  return select(equal(g, broadcast(1.0f)), after, fma(g, sub(after, before), before));
+}
+
+inline Vec decayed_gradient(const Vec& given, const Vec& w, const Vec* g, float weight_decay, bool maximize) {
+  Vec grad = maximize ? negate(given) : given;
+  if (g != nullptr) grad = mul(grad, *g);
+  return weight_decay != 0.0f ? fma(broadcast(weight_decay), w, grad) : grad;
+}
+
+inline VecState sgd_step(const Vec& w, const Vec& grad, const Vec& given, const Vec& g, const SgdRule& rule) {
+  const Vec gradient = decayed_gradient(grad, w, rule.on_grad ? &g : nullptr, rule.weight_decay, rule.maximize);
+  const Vec lr = broadcast(rule.lr);
+  Vec momentum = given;
+  Vec update = gradient;
+  if (rule.momentum != 0.0f) {
+    const Vec factor = broadcast(rule.momentum);
+    momentum = rule.first ? gradient : fma(broadcast(rule.undampened), gradient, mul(factor, momentum));
+    update = rule.nesterov ? fma(factor, momentum, gradient) : momentum;
+  }
+  return {fnma(rule.on_grad ? lr : mul(lr, g), update, w), momentum, momentum, momentum};
+}
+
+inline VecState adam_step(const Vec& w, const Vec& grad, const Vec& given1, const Vec& given2,
+                          const Vec& given_largest2, bool amsgrad, const Vec& g, const AdamRule& rule) {
+  const Vec gradient = decayed_gradient(grad, w, rule.on_grad ? &g : nullptr, rule.weight_decay, rule.maximize);
+  const Vec change = sub(gradient, given1);
+  const Vec moment1 = rule.beta1_left < 0.5f ? fma(broadcast(rule.beta1_left), change, given1)
+                                             : fma(broadcast(rule.beta1_left - 1.0f), change, gradient);
+  const Vec moment2 = fma(mul(broadcast(rule.beta2_left), gradient), gradient, mul(broadcast(rule.beta2), given2));
+  const Vec largest2 = max(given_largest2, moment2);
+  const Vec root = square_root(amsgrad ? largest2 : moment2);
+  const Vec denominator = add(div(root, broadcast(rule.correction2_sqrt)), broadcast(rule.epsilon));
+  const Vec after =
+      add(mul(w, broadcast(rule.weight_kept)), div(mul(broadcast(-rule.step_size), moment1), denominator));
+  return {rule.on_grad ? after : scaled_update(w, after, g), moment1, moment2, largest2};
+}
 
 #endif
 
@@ -747,7 +948,461 @@ void mixture_backward_body(const void* grad, const void* x, void* dx, int64_t n,
   });
 }
 
+// --- Levels that weights switch between. Codes and marks are small integers, held as floats while they are computed.
+
+template <typename T>
+inline T* at(T* p, int64_t i) {
+  return p == nullptr ? p : p + i;
+}
+inline SwitchStates at(const SwitchStates& s, int64_t i) {
+  return {at(s.codes, i), at(s.marks, i), at(s.counts, i), at(s.runs, i), at(s.frequencies, i)};
+}
+inline FreezeStates at(const FreezeStates& s, int64_t i) {
+  return {at(s.codes, i), at(s.marks, i), at(s.frequencies, i), at(s.averages, i)};
+}
+
+// The states of the last n < 16 weights with lanes to spare, which are 0 and stay so: a weight of 0 has the code 0.
+template <typename T>
+inline void copy_lanes(T* to, const T* from, int64_t n) {
+  if (to != nullptr && from != nullptr) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+}
+inline void copy_lanes(const SwitchStates& to, const SwitchStates& from, int64_t n) {
+  copy_lanes(to.codes, from.codes, n);
+  copy_lanes(to.marks, from.marks, n);
+  copy_lanes(to.counts, from.counts, n);
+  copy_lanes(to.runs, from.runs, n);
+  copy_lanes(to.frequencies, from.frequencies, n);
+}
+inline void copy_lanes(const FreezeStates& to, const FreezeStates& from, int64_t n) {
+  copy_lanes(to.codes, from.codes, n);
+  copy_lanes(to.marks, from.marks, n);
+  copy_lanes(to.frequencies, from.frequencies, n);
+  copy_lanes(to.averages, from.averages, n);
+}
+struct LaneStates {
+  int8_t codes[kLanes] = {}, marks[kLanes] = {};
+  int16_t counts[kLanes] = {}, runs[kLanes] = {};
+  float frequencies[kLanes] = {}, averages[kLanes] = {};
+  uint8_t extra_bits[kLanes] = {};
+  SwitchStates switches() { return {codes, marks, counts, runs, frequencies}; }
+  FreezeStates freezing() { return {codes, marks, frequencies, averages}; }
+};
+
+inline int32_t most_extra_bits(const uint8_t* extra_bits, int64_t n) {
+  uint8_t most = 0;
+  for (int64_t i = 0; extra_bits != nullptr && i < n; ++i) most = extra_bits[i] > most ? extra_bits[i] : most;
+  return most;
+}
+
+#if defined(MIXBIT_SIMD_SCALAR)
+
+inline int lane_extra_bits(const uint8_t* extra_bits, int i) {
+  if (extra_bits == nullptr) return 0;
+  return extra_bits[i] < mixbit::kMaxExtraBits ? extra_bits[i] : mixbit::kMaxExtraBits;
+}
+
+// Sixteen weights: how many switched.
+template <Rounding kRounding, SwitchScore kScore, bool kExtra>
+inline int64_t count_lanes(const Vec& x, const uint8_t* extra_bits, const VecQuantizer& q, float momentum,
+                           const SwitchStates& s) {
+  int64_t switches = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    mixbit::SwitchState state{s.codes[i], s.marks == nullptr ? 0 : s.marks[i], s.counts == nullptr ? 0 : s.counts[i],
+                              s.runs == nullptr ? 0 : s.runs[i], s.frequencies == nullptr ? 0.0f : s.frequencies[i]};
+    const int code = mixbit::counted_code(x.lane[i], q.scale.lane[0], {q.low.lane[0], q.high.lane[0]},
+                                          lane_extra_bits(extra_bits, i), kRounding, state.code);
+    switches += mixbit::count_switch<kScore>(code, momentum, state) ? 1 : 0;
+    s.codes[i] = static_cast<int8_t>(state.code);
+    if (s.marks != nullptr) s.marks[i] = static_cast<int8_t>(state.mark);
+    if (s.counts != nullptr) s.counts[i] = static_cast<int16_t>(state.count);
+    if (s.runs != nullptr) s.runs[i] = static_cast<int16_t>(state.run);
+    if (s.frequencies != nullptr) s.frequencies[i] = state.frequency;
+  }
+  return switches;
+}
+
+// Sixteen weights, held where they are frozen: which ones are.
+template <Rounding kRounding, bool kExtra>
+inline Mask freeze_lanes(Vec& x, const uint8_t* extra_bits, const VecQuantizer& q, float momentum, float threshold,
+                         const FreezeStates& s) {
+  Mask frozen = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    mixbit::FreezeState state{s.codes[i], s.marks[i], s.frequencies[i], s.averages[i]};
+    x.lane[i] = mixbit::freeze_oscillating(x.lane[i], q.scale.lane[0], {q.low.lane[0], q.high.lane[0]},
+                                           lane_extra_bits(extra_bits, i), kRounding, momentum, threshold, state);
+    s.codes[i] = static_cast<int8_t>(state.code);
+    s.marks[i] = static_cast<int8_t>(state.mark);
+    s.frequencies[i] = state.frequency;
+    s.averages[i] = state.average;
+    frozen = static_cast<Mask>(frozen | (state.mark == mixbit::kFrozen ? 1u << i : 0u));
+  }
+  return frozen;
+}
+
+#else
+
+// The codes of x on the grids of the weights; NaN comes through.
+template <Rounding kRounding, bool kExtra>
+inline Vec level_codes(const Vec& x, const Extra& extra, const VecQuantizer& q) {
+  if constexpr (kExtra) {
+    const Vec one = broadcast(1.0f);
+    const VecQuantizer own = extra_grid(extra, {{}, q.scale, add(q.high, one), add(add(q.low, q.high), one)});
+    return quantize<kRounding>(div(x, own.scale), own);
+  } else {
+    return quantize<kRounding>(div(x, q.scale), q);
+  }
+}
+template <bool kExtra>
+inline Extra extra_of(const uint8_t* extra_bits) {
+  if constexpr (kExtra) return load_extra(extra_bits);
+  return {broadcast(1.0f), broadcast(1.0f)};
+}
+
+// -1, 0 or 1.
+inline Vec direction_of(const Vec& change) {
+  const Vec one = broadcast(1.0f);
+  return min(one, max(negate(one), change));
+}
+inline Vec updated_frequency(Mask oscillates, const Vec& momentum, const Vec& kept, const float* frequencies) {
+  const Vec updated = add(keep(oscillates, momentum), mul(kept, load(frequencies)));
+  return keep(in_range(updated, broadcast(mixbit::kSmallestFrequency), broadcast(2.0f)), updated);
+}
+
+template <Rounding kRounding, SwitchScore kScore, bool kExtra>
+inline int64_t count_lanes(const Vec& x, const uint8_t* extra_bits, const VecQuantizer& q, float momentum,
+                           const SwitchStates& s) {
+  const Vec zero = broadcast(0.0f);
+  const Vec one = broadcast(1.0f);
+  const Vec before = load_int8(s.codes);
+  const Vec level = level_codes<kRounding, kExtra>(x, extra_of<kExtra>(extra_bits), q);
+  const Vec code = select(equal(level, level), level, before);
+  const uint32_t same = to_bits(equal(code, before));
+  if (same == 0xffffu) {
+    // Most weights of most steps: nothing is written.
+    if constexpr (kScore == SwitchScore::kEma) {
+      const Mask none = equal(one, zero);
+      store(s.frequencies, updated_frequency(none, zero, broadcast(1.0f - momentum), s.frequencies));
+    }
+    return 0;
+  }
+  const Vec change = sub(code, before);
+  if constexpr (kScore == SwitchScore::kAdjacent || kScore == SwitchScore::kPair) {
+    const Vec limit = broadcast(static_cast<float>(mixbit::kMaxSwitchCount));
+    const Mask adjacent = equal(mul(change, change), one);
+    const Vec count = load_int16(s.counts);
+    if constexpr (kScore == SwitchScore::kAdjacent) {
+      store_int16(s.counts, min(limit, add(count, keep(adjacent, one))));
+    } else {
+      const Vec pair = min(code, before);
+      const Vec mark = load_int8(s.marks);
+      const Vec run = load_int16(s.runs);
+      const Vec next = select(adjacent, select(equal(pair, mark), min(limit, add(run, one)), one), run);
+      store_int8(s.marks, select(adjacent, pair, mark));
+      store_int16(s.runs, next);
+      store_int16(s.counts, max(count, next));
+    }
+  } else {
+    const Vec direction = direction_of(change);
+    const Vec mark = load_int8(s.marks);
+    const Mask oscillates = equal(mul(direction, mark), negate(one));
+    if constexpr (kScore == SwitchScore::kOscillation) {
+      const Vec limit = broadcast(static_cast<float>(mixbit::kMaxSwitchCount));
+      store_int16(s.counts, min(limit, add(load_int16(s.counts), keep(oscillates, one))));
+    } else {
+      store(s.frequencies,
+            updated_frequency(oscillates, broadcast(momentum), broadcast(1.0f - momentum), s.frequencies));
+    }
+    store_int8(s.marks, select(equal(direction, zero), mark, direction));
+  }
+  store_int8(s.codes, code);
+  return kLanes - __builtin_popcount(same);
+}
+
+template <Rounding kRounding, bool kExtra>
+inline Mask freeze_lanes(Vec& x, const uint8_t* extra_bits, const VecQuantizer& q, float momentum, float threshold,
+                         const FreezeStates& s) {
+  const Vec zero = broadcast(0.0f);
+  const Vec finest = broadcast(mixbit::extra_steps(mixbit::kMaxExtraBits));
+  const Vec step = div(q.scale, finest);
+  const Extra extra = extra_of<kExtra>(extra_bits);
+  const Vec units = mul(finest, extra.fraction);
+  const Vec before = load_int8(s.codes);
+  const Vec mark = load_int8(s.marks);
+  const Vec held = broadcast(static_cast<float>(mixbit::kFrozen));
+  const Mask was_frozen = equal(mark, held);
+  const Vec level = mul(level_codes<kRounding, kExtra>(x, extra, q), units);
+  const Vec code = select(equal(level, level), level, before);
+  const Vec direction = direction_of(sub(code, before));
+  const Mask oscillates = equal(mul(direction, mark), broadcast(-1.0f));
+  const Vec kept = broadcast(1.0f - momentum);
+  const Vec frequency = updated_frequency(oscillates, broadcast(momentum), kept, s.frequencies);
+  const Vec average = load(s.averages);
+  // Frequencies are at most 1: a threshold of 2 is beyond reach.
+  const Mask above =
+      in_range(frequency, broadcast(threshold > 0.0f ? __builtin_nextafterf(threshold, 2.0f) : 2.0f), broadcast(2.0f));
+  const Vec level_of_average = mul(round_half_even(div(average, units)), units);
+  // What a weight that stays free would have, then what a frozen one has.
+  Vec next_mark = select(above, held, select(equal(direction, zero), mark, direction));
+  Vec next_code = select(above, level_of_average, code);
+  Vec next_average = select(above, average, add(mul(broadcast(momentum), code), mul(kept, average)));
+  next_mark = select(was_frozen, mark, next_mark);
+  next_code = select(was_frozen, before, next_code);
+  next_average = select(was_frozen, average, next_average);
+  store_int8(s.marks, next_mark);
+  store_int8(s.codes, next_code);
+  store(s.averages, next_average);
+  store(s.frequencies, select(was_frozen, load(s.frequencies), frequency));
+  const Mask frozen = equal(next_mark, held);
+  x = select(frozen, mul(add(next_code, zero), step), x);  // -0 becomes 0, as codes that were integers have it
+  return frozen;
+}
+
+#endif
+
+template <typename S, Rounding kRounding, SwitchScore kScore, bool kExtra>
+int64_t count_switches_loop(const typename S::Element* x, const uint8_t* extra_bits, int64_t n, const VecQuantizer& q,
+                            float momentum, const SwitchStates& s) {
+  const auto count = [&](const Vec& value, const uint8_t* bits, const SwitchStates& states) {
+    return count_lanes<kRounding, kScore, kExtra>(value, bits, q, momentum, states);
+  };
+  int64_t switches = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) switches += count(S::read(x + i), at(extra_bits, i), at(s, i));
+  if (i < n) {
+    LaneStates rest;
+    copy_lanes(rest.extra_bits, at(extra_bits, i), n - i);
+    copy_lanes(rest.switches(), at(s, i), n - i);
+    switches += count(read_partial<S>(x + i, n - i), rest.extra_bits, rest.switches());
+    copy_lanes(at(s, i), rest.switches(), n - i);
+  }
+  return switches;
+}
+
+template <typename S, Rounding kRounding>
+LevelFindings count_switches_body(const void* x_data, const uint8_t* extra_bits, int64_t n, const Quantizer& quantizer,
+                                  SwitchScore score, float momentum, const SwitchStates& s) {
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  const VecQuantizer q = widen(quantizer);
+  const auto run = [&]<SwitchScore kScore>() -> int64_t {
+    return extra_bits == nullptr ? count_switches_loop<S, kRounding, kScore, false>(x, extra_bits, n, q, momentum, s)
+                                 : count_switches_loop<S, kRounding, kScore, true>(x, extra_bits, n, q, momentum, s);
+  };
+  int64_t switches = 0;
+  switch (score) {
+    case SwitchScore::kAdjacent:
+      switches = run.template operator()<SwitchScore::kAdjacent>();
+      break;
+    case SwitchScore::kPair:
+      switches = run.template operator()<SwitchScore::kPair>();
+      break;
+    case SwitchScore::kOscillation:
+      switches = run.template operator()<SwitchScore::kOscillation>();
+      break;
+    case SwitchScore::kEma:
+      switches = run.template operator()<SwitchScore::kEma>();
+      break;
+  }
+  return {switches, most_extra_bits(extra_bits, n)};
+}
+
+template <typename S, Rounding kRounding, bool kExtra>
+int64_t freeze_loop(typename S::Element* x, const uint8_t* extra_bits, int64_t n, const VecQuantizer& q, float momentum,
+                    float threshold, const FreezeStates& s) {
+  int64_t count = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Vec v = S::read(x + i);
+    const uint32_t frozen =
+        to_bits(freeze_lanes<kRounding, kExtra>(v, at(extra_bits, i), q, momentum, threshold, at(s, i)));
+    if (frozen != 0) S::write(x + i, v);
+    count += __builtin_popcount(frozen);
+  }
+  if (i < n) {
+    LaneStates rest;
+    copy_lanes(rest.extra_bits, at(extra_bits, i), n - i);
+    copy_lanes(rest.freezing(), at(s, i), n - i);
+    Vec v = read_partial<S>(x + i, n - i);
+    const uint32_t frozen =
+        to_bits(freeze_lanes<kRounding, kExtra>(v, rest.extra_bits, q, momentum, threshold, rest.freezing()));
+    if (frozen != 0) write_partial<S>(x + i, v, n - i);
+    copy_lanes(at(s, i), rest.freezing(), n - i);
+    count += __builtin_popcount(frozen);
+  }
+  return count;
+}
+
+template <typename S, Rounding kRounding>
+LevelFindings freeze_body(void* x_data, const uint8_t* extra_bits, int64_t n, const Quantizer& quantizer,
+                          float momentum, float threshold, const FreezeStates& s) {
+  auto* x = static_cast<typename S::Element*>(x_data);
+  const VecQuantizer q = widen(quantizer);
+  const int64_t count = extra_bits == nullptr
+                            ? freeze_loop<S, kRounding, false>(x, extra_bits, n, q, momentum, threshold, s)
+                            : freeze_loop<S, kRounding, true>(x, extra_bits, n, q, momentum, threshold, s);
+  return {count, most_extra_bits(extra_bits, n)};
+}
+
+// Calls f(i, n) for the packs of a run: n = 16 elements from i on, less in the last one.
+template <typename F>
+MIXBIT_INLINE inline void for_each_pack(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) f(i, kLanes);
+  if (i < n) f(i, n - i);
+}
+template <typename S>
+MIXBIT_INLINE inline Vec read_pack(const typename S::Element* p, int64_t n) {
+  return n == kLanes ? S::read(p) : read_partial<S>(p, n);
+}
+template <typename S>
+MIXBIT_INLINE inline void write_pack(typename S::Element* p, const Vec& v, int64_t n) {
+  n == kLanes ? S::write(p, v) : write_partial<S>(p, v, n);
+}
+
+// g of the n weights from i on.
+MIXBIT_INLINE inline Vec multiplier_of(const Vec& w, const uint8_t* extra_bits, int64_t i, int64_t n,
+                                       const VecMultiplier& m) {
+  if (extra_bits == nullptr || n == kLanes) {
+    return step_multiplier(w, extra_bits == nullptr ? nullptr : extra_bits + i, m);
+  }
+  uint8_t last[kLanes] = {};
+  std::memcpy(last, extra_bits + i, static_cast<size_t>(n));
+  return step_multiplier(w, last, m);
+}
+
+// Gradients, divided by the scale that they were multiplied with.
+template <typename S>
+MIXBIT_INLINE inline Vec unscaled(typename S::Element* grad, int64_t n, float grad_scale) {
+  Vec g = read_pack<S>(grad, n);
+  if (grad_scale != 1.0f) {
+    g = divide(g, broadcast(grad_scale));
+    write_pack<S>(grad, g, n);
+  }
+  return g;
+}
+
+template <typename S>
+void sgd_step_body(const StepRun& run, const Quantizer& quantizer, const StepMultiplier& multiplier,
+                   const SgdRule& rule, float grad_scale) {
+  auto* weight = static_cast<typename S::Element*>(run.weight);
+  auto* grad = static_cast<typename S::Element*>(run.grad);
+  auto* momentum = static_cast<typename S::Element*>(run.momentum);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  const bool keeps = rule.momentum != 0.0f;
+  for_each_pack(run.n, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    const Vec w = read_pack<S>(weight + i, n);
+    const Vec g = unscaled<S>(grad + i, n, grad_scale);
+    const Vec before = keeps && !rule.first ? read_pack<S>(momentum + i, n) : g;
+    const VecState state = sgd_step(w, g, before, multiplier_of(w, run.extra_bits, i, n, m), rule);
+    write_pack<S>(weight + i, state.weight, n);
+    if (keeps) write_pack<S>(momentum + i, state.momentum, n);
+  });
+}
+
+template <typename S>
+void adam_step_body(const StepRun& run, const Quantizer& quantizer, const StepMultiplier& multiplier,
+                    const AdamRule& rule, float grad_scale) {
+  auto* weight = static_cast<typename S::Element*>(run.weight);
+  auto* grad = static_cast<typename S::Element*>(run.grad);
+  auto* moment1 = static_cast<typename S::Element*>(run.momentum);
+  auto* moment2 = static_cast<typename S::Element*>(run.moment2);
+  auto* largest2 = static_cast<typename S::Element*>(run.largest_moment2);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  const bool amsgrad = largest2 != nullptr;
+  for_each_pack(run.n, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    const Vec w = read_pack<S>(weight + i, n);
+    const Vec g = unscaled<S>(grad + i, n, grad_scale);
+    const Vec second = read_pack<S>(moment2 + i, n);
+    const VecState state =
+        adam_step(w, g, read_pack<S>(moment1 + i, n), second, amsgrad ? read_pack<S>(largest2 + i, n) : second, amsgrad,
+                  multiplier_of(w, run.extra_bits, i, n, m), rule);
+    write_pack<S>(weight + i, state.weight, n);
+    write_pack<S>(moment1 + i, state.momentum, n);
+    write_pack<S>(moment2 + i, state.moment2, n);
+    if (amsgrad) write_pack<S>(largest2 + i, state.largest_moment2, n);
+  });
+}
+
+template <typename S>
+void scale_updates_body(const void* before_data, void* weight_data, const uint8_t* extra_bits, int64_t count,
+                        const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  const auto* before = static_cast<const typename S::Element*>(before_data);
+  auto* weight = static_cast<typename S::Element*>(weight_data);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  for_each_pack(count, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    const Vec w = read_pack<S>(before + i, n);
+    write_pack<S>(weight + i, scaled_update(w, read_pack<S>(weight + i, n), multiplier_of(w, extra_bits, i, n, m)), n);
+  });
+}
+
+template <typename S>
+void step_multipliers_body(const void* weight_data, void* out_data, const uint8_t* extra_bits, int64_t count,
+                           const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  const auto* weight = static_cast<const typename S::Element*>(weight_data);
+  auto* out = static_cast<typename S::Element*>(out_data);
+  const VecMultiplier m = widen(quantizer, multiplier);
+  for_each_pack(count, [&](int64_t i, int64_t n) MIXBIT_INLINE {
+    write_pack<S>(out + i, multiplier_of(read_pack<S>(weight + i, n), extra_bits, i, n, m), n);
+  });
+}
+
 #undef MIXBIT_INLINE
+
+// Extra bits of the last n < 16 elements.
+inline Extra extra_partial(const uint8_t* p, int64_t n) {
+  uint8_t buffer[kLanes] = {};
+  std::memcpy(buffer, p, static_cast<size_t>(n));
+  return load_extra(buffer);
+}
+
+template <typename S, Rounding kRounding>
+void extra_levels_body(const void* x_data, const uint8_t* extra, void* y_data, int64_t n, const Quantizer& quantizer,
+                       bool stream) {
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* y = static_cast<typename S::Element*>(y_data);
+  const ExtraQuantizer q = widen_extra(quantizer);
+  const bool past_cache = stream && can_stream<S>(y);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Vec v = extra_level_fake_quantize<kRounding>(S::read(x + i), load_extra(extra + i), q);
+    past_cache ? S::write_past_cache(y + i, v) : S::write(y + i, v);
+  }
+  if (past_cache) stream_fence();
+  if (i < n) {
+    const Vec v =
+        extra_level_fake_quantize<kRounding>(read_partial<S>(x + i, n - i), extra_partial(extra + i, n - i), q);
+    write_partial<S>(y + i, v, n - i);
+  }
+}
+
+template <typename S, Rounding kRounding>
+void extra_levels_backward_body(const void* grad_data, const void* x_data, const uint8_t* extra, void* dx_data,
+                                int64_t n, const Quantizer& quantizer, double* dscale, bool stream) {
+  const auto* grad = static_cast<const typename S::Element*>(grad_data);
+  const auto* x = static_cast<const typename S::Element*>(x_data);
+  auto* dx = static_cast<typename S::Element*>(dx_data);
+  const ExtraQuantizer q = widen_extra(quantizer);
+  Vec sum = broadcast(0.0f);
+  const bool past_cache = stream && dx != nullptr && can_stream<S>(dx);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VecGrad d =
+        extra_level_fake_quantize_grad<kRounding>(S::read(grad + i), S::read(x + i), load_extra(extra + i), q);
+    sum = add(sum, d.dscale);
+    if (past_cache) {
+      S::write_past_cache(dx + i, d.dx);
+    } else if (dx != nullptr) {
+      S::write(dx + i, d.dx);
+    }
+  }
+  if (past_cache) stream_fence();
+  if (i < n) {
+    const VecGrad d = extra_level_fake_quantize_grad<kRounding>(
+        read_partial<S>(grad + i, n - i), read_partial<S>(x + i, n - i), extra_partial(extra + i, n - i), q);
+    sum = add(sum, d.dscale);
+    if (dx != nullptr) write_partial<S>(dx + i, d.dx, n - i);
+  }
+  if (dscale != nullptr) *dscale = sum_lanes(sum);
+}
 
 // Runtime storage type and rounding to template arguments.
 #define MIXBIT_DISPATCH_STORAGE(storage, call) \
@@ -844,6 +1499,51 @@ void mixture_backward_entry(StorageType storage, const void* grad, const void* x
       return mixture_backward_of<MixtureForm::kGatedResidual>(storage, grad, x, dx, n, m, levels, steps, stream);
   }
 }
+LevelFindings count_switches_entry(StorageType storage, const void* x, const uint8_t* extra_bits, int64_t n,
+                                   const Quantizer& q, SwitchScore score, float momentum, const SwitchStates& s) {
+  LevelFindings found{};
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(
+                   q.rounding, (found = count_switches_body<S, kRounding>(x, extra_bits, n, q, score, momentum, s))));
+  return found;
+}
+LevelFindings freeze_entry(StorageType storage, void* x, const uint8_t* extra_bits, int64_t n, const Quantizer& q,
+                           float momentum, float threshold, const FreezeStates& s) {
+  LevelFindings found{};
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(
+                   q.rounding, (found = freeze_body<S, kRounding>(x, extra_bits, n, q, momentum, threshold, s))));
+  return found;
+}
+
+void extra_levels_entry(StorageType storage, const void* x, const uint8_t* extra, void* y, int64_t n,
+                        const Quantizer& q, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (extra_levels_body<S, kRounding>(x, extra, y, n, q, stream))));
+}
+void extra_levels_backward_entry(StorageType storage, const void* grad, const void* x, const uint8_t* extra, void* dx,
+                                 int64_t n, const Quantizer& q, double* dscale, bool stream) {
+  MIXBIT_DISPATCH_STORAGE(
+      storage, MIXBIT_DISPATCH_ROUNDING(
+                   q.rounding, (extra_levels_backward_body<S, kRounding>(grad, x, extra, dx, n, q, dscale, stream))));
+}
+
+void sgd_step_entry(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                    const StepMultiplier& multiplier, const SgdRule& rule, float grad_scale) {
+  MIXBIT_DISPATCH_STORAGE(storage, (sgd_step_body<S>(run, quantizer, multiplier, rule, grad_scale)));
+}
+void adam_step_entry(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                     const StepMultiplier& multiplier, const AdamRule& rule, float grad_scale) {
+  MIXBIT_DISPATCH_STORAGE(storage, (adam_step_body<S>(run, quantizer, multiplier, rule, grad_scale)));
+}
+void scale_updates_entry(StorageType storage, const void* before, void* weight, const uint8_t* extra_bits, int64_t n,
+                         const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  MIXBIT_DISPATCH_STORAGE(storage, (scale_updates_body<S>(before, weight, extra_bits, n, quantizer, multiplier)));
+}
+void step_multipliers_entry(StorageType storage, const void* weight, void* out, const uint8_t* extra_bits, int64_t n,
+                            const Quantizer& quantizer, const StepMultiplier& multiplier) {
+  MIXBIT_DISPATCH_STORAGE(storage, (step_multipliers_body<S>(weight, out, extra_bits, n, quantizer, multiplier)));
+}
 
 #undef MIXBIT_DISPATCH_STORAGE
 #undef MIXBIT_DISPATCH_ROUNDING
@@ -858,7 +1558,15 @@ constexpr KernelTable table_of(Isa isa) {
           noise_power_entry,
           observe_entry,
           mixture_entry,
-          mixture_backward_entry};
+          mixture_backward_entry,
+          extra_levels_entry,
+          extra_levels_backward_entry,
+          count_switches_entry,
+          freeze_entry,
+          sgd_step_entry,
+          adam_step_entry,
+          scale_updates_entry,
+          step_multipliers_entry};
 }
 
 }  // namespace

@@ -39,6 +39,20 @@ inline Vec negate(Vec a) {
   const __m256 sign = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN));
   return {_mm256_xor_ps(a.low, sign), _mm256_xor_ps(a.high, sign)};
 }
+inline Vec square_root(Vec a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+inline __m256 exp2_of_integers(__m256i k) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+}
+// 2^k for the exponents of sixteen bytes.
+inline Vec powers_of_two(const uint8_t* k) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(k));
+  return {exp2_of_integers(_mm256_cvtepu8_epi32(bytes)),
+          exp2_of_integers(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+// 2^k where the low bits of the lanes are those of the integer k.
+inline Vec exp2_of_low_bits(Vec a) {
+  return {exp2_of_integers(_mm256_castps_si256(a.low)), exp2_of_integers(_mm256_castps_si256(a.high))};
+}
 // Between -limit and limit.
 inline Vec clamp_magnitude(Vec a, Vec limit) { return min(limit, max(negate(limit), a)); }
 inline Mask in_range(Vec v, Vec low, Vec high) {
@@ -109,6 +123,44 @@ inline __m256i pack_bfloat16(Vec v) {
 inline void store_bfloat16(uint16_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_bfloat16(v)); }
 inline void stream_bfloat16(uint16_t* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), pack_bfloat16(v));
+}
+
+// Small integers as floats and back; what is stored is a whole number, or saturates.
+inline __m128i load_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline Vec load_int8(const int8_t* p) {
+  const __m128i bytes = load_bytes(p);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+inline Vec load_int16(const int16_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_bytes(p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(load_bytes(p + 8)))};
+}
+inline __m256i narrow_int16(Vec v) {
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(v.low), _mm256_cvtps_epi32(v.high)), 0xd8);
+}
+inline void store_int16(int16_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_int16(v)); }
+inline void store_int8(int8_t* p, Vec v) {
+  const __m256i words = narrow_int16(v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+// Extra bits e of sixteen elements as 2^e and 2^-e, made of their exponents.
+struct Extra {
+  Vec parts;
+  Vec fraction;
+};
+inline __m256 power_of_two(__m256i exponent) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
+}
+inline Extra load_extra(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i low = _mm256_cvtepu8_epi32(bytes);
+  const __m256i high = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+  const __m256i zero = _mm256_setzero_si256();
+  return {{power_of_two(low), power_of_two(high)},
+          {power_of_two(_mm256_sub_epi32(zero, low)), power_of_two(_mm256_sub_epi32(zero, high))}};
 }
 
 }  // namespace

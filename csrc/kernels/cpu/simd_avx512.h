@@ -28,6 +28,16 @@ inline Vec clamp_magnitude(Vec a, Vec limit) {
 inline Vec negate(Vec a) {
   return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
 }
+inline Vec square_root(Vec a) { return _mm512_sqrt_ps(a); }
+// 2^k for the exponents of sixteen bytes.
+inline Vec powers_of_two(const uint8_t* k) {
+  const __m512i exponents = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(k)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponents, _mm512_set1_epi32(127)), 23));
+}
+// 2^k where the low bits of the lanes are those of the integer k.
+inline Vec exp2_of_low_bits(Vec a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(127)), 23));
+}
 inline Mask in_range(Vec v, Vec low, Vec high) {
   return _mm512_cmp_ps_mask(v, low, _CMP_GE_OQ) & _mm512_cmp_ps_mask(v, high, _CMP_LE_OQ);
 }
@@ -74,6 +84,32 @@ inline void store_bfloat16(uint16_t* p, Vec v) {
 }
 inline void stream_bfloat16(uint16_t* p, Vec v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_bfloat16(v));
+}
+
+// Small integers as floats and back; what is stored is a whole number, or saturates.
+inline __m128i load_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline Vec load_int8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_bytes(p))); }
+inline Vec load_int16(const int16_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+inline void store_int16(int16_t* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
+}
+inline void store_int8(int8_t* p, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+
+// Extra bits e of sixteen elements as 2^e and 2^-e, made of their exponents.
+struct Extra {
+  Vec parts;
+  Vec fraction;
+};
+inline Vec power_of_two(__m512i exponent) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponent, _mm512_set1_epi32(127)), 23));
+}
+inline Extra load_extra(const uint8_t* p) {
+  const __m512i bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {power_of_two(bits), power_of_two(_mm512_sub_epi32(_mm512_setzero_si512(), bits))};
 }
 
 }  // namespace

@@ -79,6 +79,16 @@ inline void store_bfloat16(uint16_t* p, const Vec& v) {
   for (int i = 0; i < 16; ++i) p[i] = mixbit::float_to_bfloat16(v.lane[i]);
 }
 
+// Extra bits of sixteen elements, each 0 ... 2.
+struct Extra {
+  uint8_t bits[16];
+};
+inline Extra load_extra(const uint8_t* p) {
+  Extra e;
+  for (int i = 0; i < 16; ++i) e.bits[i] = p[i];
+  return e;
+}
+
 inline void stream_half(uint16_t* p, const Vec& v) { store_half(p, v); }
 inline void stream_bfloat16(uint16_t* p, const Vec& v) { store_bfloat16(p, v); }
 

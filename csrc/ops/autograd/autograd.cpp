@@ -160,6 +160,46 @@ variable_list fake_quantize_foreach_autograd(at::TensorList xs, at::TensorList s
                                     group_size);
 }
 
+// x and extra_bits are a weight and a buffer beside it, which the graph holds anyway: saving them costs nothing, also
+// where the scale is fixed.
+class ExtraLevelFakeQuantize : public torch::autograd::Function<ExtraLevelFakeQuantize> {
+ public:
+  static constexpr bool is_traceable = true;
+
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& scale, const Variable& bit_width,
+                          const Variable& extra_bits, std::optional<int64_t> axis, bool narrow_range,
+                          int64_t rounding) {
+    ctx->saved_data["mask"] = c10::List<bool>({x.requires_grad(), scale.requires_grad()});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    Variable y = call_extra_level_fake_quantize(x, scale, bit_width, extra_bits, axis, narrow_range, rounding);
+    ctx->save_for_backward({x, scale, bit_width, extra_bits});
+    keep_int(ctx, "axis", axis);
+    ctx->saved_data["narrow_range"] = narrow_range;
+    ctx->saved_data["rounding"] = rounding;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const c10::List<bool> flags = ctx->saved_data["mask"].toBoolList();
+    const std::array<bool, 2> mask = {flags[0], flags[1]};
+    auto [dx, dscale] = call_extra_level_fake_quantize_backward(
+        grads[0], saved[0], saved[1], saved[2], saved[3], kept_int(ctx, "axis"),
+        ctx->saved_data["narrow_range"].toBool(), ctx->saved_data["rounding"].toInt(), mask);
+    return {if_needed(dx, mask[0]), if_needed(dscale, mask[1]), {}, {}, {}, {}, {}};
+  }
+};
+
+Variable extra_level_fake_quantize_autograd(const Variable& x, const Variable& scale, const Variable& bit_width,
+                                            const Variable& extra_bits, std::optional<int64_t> axis, bool narrow_range,
+                                            int64_t rounding) {
+  if (!any_recorded(x, scale)) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_extra_level_fake_quantize(x, scale, bit_width, extra_bits, axis, narrow_range, rounding);
+  }
+  return ExtraLevelFakeQuantize::apply(x, scale, bit_width, extra_bits, axis, narrow_range, rounding);
+}
+
 // What conv2d and linear save and restore alike: operands, quantizer parameters and flags.
 void save_operands(AutogradContext* ctx, const Variable& x, const Variable& weight, const Variable& x_scale,
                    const Variable& x_zero_point, const Variable& x_bits, const Variable& w_scale,
@@ -350,17 +390,21 @@ TORCH_LIBRARY_IMPL(mixbit, AutocastCUDA, m) {
 TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
   m.impl("fake_quantize", fake_quantize_autograd);
   m.impl("fake_quantize_foreach", fake_quantize_foreach_autograd);
+  m.impl("extra_level_fake_quantize", extra_level_fake_quantize_autograd);
   m.impl("quantized_conv2d", quantized_conv2d_autograd);
   m.impl("quantized_linear", quantized_linear_autograd);
-  // Statistics carry no gradient.
-  for (const char* name : {"quantization_noise", "quantization_noise_foreach", "noise_power", "observe", "mse_scales",
-                           "mse_scales_from_histogram", "quantization_noise_from_histogram", "optimize_rounding"}) {
+  // Statistics, codes and optimizer steps carry no gradient.
+  for (const char* name :
+       {"quantization_noise", "quantization_noise_foreach", "noise_power", "observe", "mse_scales",
+        "mse_scales_from_histogram", "quantization_noise_from_histogram", "optimize_rounding", "pack_bits",
+        "unpack_bits", "threshold_aware_step_", "threshold_aware_adam_step_", "scale_updates_", "threshold_multipliers",
+        "update_level_switches_", "freeze_oscillating_"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
   // No double backward: asking for one raises instead of giving zeros.
-  for (const char* name :
-       {"_fake_quantize_backward", "_fake_quantize_backward_", "_fake_quantize_backward_foreach", "_fake_quantize_mask",
-        "_fake_quantize_mask_backward", "_quantized_conv2d_backward", "_quantized_linear_backward"}) {
+  for (const char* name : {"_fake_quantize_backward", "_fake_quantize_backward_", "_fake_quantize_backward_foreach",
+                           "_fake_quantize_mask", "_fake_quantize_mask_backward", "_extra_level_fake_quantize_backward",
+                           "_quantized_conv2d_backward", "_quantized_linear_backward"}) {
     m.impl(name, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -152,28 +152,6 @@ at::Tensor mask_backward(const at::Tensor& grad, const at::Tensor& mask, at::Int
   return dx;
 }
 
-// The sums of a channel, added in order; a parameter with one element gets the sum over channels.
-at::Tensor reduce_channels(const std::vector<double>& partials, int64_t per_channel, int64_t channels,
-                           const at::Tensor& parameter) {
-  at::Tensor result = at::zeros_like(parameter);
-  float* out = result.mutable_data_ptr<float>();
-  double all = 0.0;
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < per_channel; ++i) {
-      sum += partials[static_cast<size_t>(c * per_channel + i)];
-    }
-    if (parameter.numel() == channels) {
-      out[c] = static_cast<float>(sum);
-    }
-    all += sum;
-  }
-  if (parameter.numel() == 1) {
-    out[0] = static_cast<float>(all);
-  }
-  return result;
-}
-
 // One tensor of a backward: checked, with where its gradients go. dx may be the gradient itself; undefined: not asked
 // for. mask: the gradients of scale and zero_point.
 struct BackwardJob {

@@ -69,7 +69,8 @@ _COSTS = (
 def _parser() -> _Parser:
     parser = _Parser(
         prog="mixbit",
-        description="Bits per layer: analyze, assign, search, refine, sweep, retrain, evaluate, report, map, cosearch.",
+        description="Bits per layer: analyze, assign, search, refine, sweep, retrain, evaluate, export, verify, "
+        "report, map, cosearch.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -179,6 +180,22 @@ def _parser() -> _Parser:
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
     sub.add_argument("--no-integer", action="store_true", help="leave out the integer simulation")
 
+    sub = verb("export", "the integer network at the recipe in the output folder as ONNX, a program or packages")
+    sub.add_argument(
+        "--formats", type=_names, metavar="NAME,NAME,...", help="onnx (default), program, package, integer"
+    )
+    sub.add_argument("--dialect", help="of onnx: qdq (default) or qonnx; of the others: mixbit (default) or pt2e")
+    sub.add_argument("--plain", dest="exact", action="store_false", help="onnx: patterns that more compilers fuse")
+    sub.add_argument("--opset", type=int, help="onnx: an older one than the weights want stores them wider")
+    sub.add_argument("--one-image", dest="any_batch", action="store_false", help="a batch of one instead of any")
+    sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
+
+    sub = verb("verify", "exported files against the integer reference; exits 1 where one breaks its promise")
+    sub.add_argument("--artifacts", type=_names, metavar="FILE,FILE,...", help="default: what export made here")
+    sub.add_argument("--test", help="images to compare on, with labels for accuracy (default: the calibration data)")
+    sub.add_argument("--verify-images", type=int, default=64, metavar="N", help="at most so many (default: 64)")
+    sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
+
     sub = verb("report", "one HTML page of the results in the output folder")
     sub.add_argument("--title", help="of the page (default: the model)")
 
@@ -269,6 +286,8 @@ _RESULTS = {
     "sweep": "sweep.json",
     "retrain": "trained.safetensors",
     "evaluate": "evaluation.json",
+    "export": "export.json",
+    "verify": "verification.json",
     "report": "report.html",
 }
 
@@ -282,6 +301,8 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {k: given[k] for k in STAGES[verb] if k in given and given[k] is not None}
     if verb == "evaluate":
         options["integer"] = not arguments.no_integer
+    if verb == "verify":
+        options["images"] = arguments.verify_images
     test = given.get("test")
     return {
         "model": {
@@ -310,8 +331,8 @@ def _training(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    from mixbit.pipeline import Config, Pipeline
+def _run(arguments: argparse.Namespace) -> int:
+    from mixbit.pipeline import Config, Pipeline, verified
     from mixbit.recipe import Recipe
 
     if arguments.verb == "run":
@@ -325,7 +346,7 @@ def _run(arguments: argparse.Namespace) -> None:
         result = config.output / _RESULTS[arguments.verb]
         if result.exists() and not arguments.force:
             raise MixbitError(f"{str(result)!r} exists; use --force to replace it, or another --output")
-        if arguments.verb in ("evaluate", "retrain") and arguments.recipe:
+        if arguments.verb in ("evaluate", "retrain", "export", "verify") and arguments.recipe:
             recipe = Recipe.load(arguments.recipe)
             config.output.mkdir(parents=True, exist_ok=True)
             recipe.save(config.output / "recipe.json")
@@ -335,6 +356,10 @@ def _run(arguments: argparse.Namespace) -> None:
     made = pipeline.run()
     _summary(config.output, trained="retrain" in [verb for verb, _ in config.stages])
     print("\n".join(f"wrote {path}" for path in made))
+    if "verify" in [verb for verb, _ in config.stages] and not verified(config.output):
+        print("mixbit: an artifact breaks its promise; see verification.json", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -461,7 +486,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None takes those of the process.
 
     Returns:
-        0, or 2 on bad input (one sentence on standard error).
+        0; 1 where an artifact breaks its promise (`verify`); or 2 on bad input (one sentence on standard error).
     """
     arguments: argparse.Namespace | None = None
     try:
@@ -481,7 +506,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.verb == "bench":
             _bench(arguments)
         else:
-            _run(arguments)
+            return _run(arguments)
         return 0
     except _Usage as error:
         print(f"mixbit: {error}", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
 from mixbit.network import LAYER_OPS, Graph, capture
@@ -28,6 +28,48 @@ def layer_grid(quantizer: Quantizer) -> Grid:
     with torch.no_grad():
         scale = float(quantizer.effective_scale())
         return Grid(scale, int(torch.round(quantizer.zero_point)), low, high)
+
+
+class WeightGrid(NamedTuple):
+    """The grid that the codes of all weights of a layer are on: the finest that any of them has.
+
+    Attributes:
+        parts: Its steps in one of the base grid: 2^e of the largest number e of extra bits.
+        own: Its steps in one of each weight's own grid, on the CPU.
+        low: Lowest code.
+        high: Highest code.
+    """
+
+    parts: int
+    own: Tensor
+    low: int
+    high: int
+
+
+def weight_grid(quantizer: Quantizer) -> WeightGrid:
+    """Of a layer's weight, whose weights may have extra levels."""
+    low, high = quantizer.quant_range()
+    if quantizer.extra_bits is None:
+        return WeightGrid(1, torch.ones((), dtype=torch.int32), low, high)
+    extra = quantizer.extra_bits.to("cpu", torch.int32)
+    parts = 1 << int(extra.max())
+    narrow = int(quantizer.narrow_range)
+    return WeightGrid(parts, parts >> extra, (low - narrow) * parts + narrow, (high + 1) * parts - 1)
+
+
+def weight_codes(quantizer: Quantizer, grid: WeightGrid, weight: Tensor, scale: Tensor) -> Tensor:
+    """Codes of a weight, float32 of whole numbers.
+
+    Args:
+        quantizer: Of the weight.
+        grid: Its grid.
+        weight: float32 on the CPU.
+        scale: One step of the grid, float32 [output channels].
+    """
+    ratio = weight / (scale.reshape([-1] + [1] * (weight.dim() - 1)) * grid.own)
+    codes = torch.round(ratio) if quantizer.rounding == "half_even" else torch.floor(ratio + 0.5)
+    low, high = (grid.low - 1) // grid.own + 1, (grid.high + 1) // grid.own - 1  # the ends in steps of its own
+    return torch.minimum(torch.maximum(codes, low.float()), high.float()) * grid.own
 
 
 def tensor_grids(model: nn.Module, graph: Graph) -> dict[str, Grid]:

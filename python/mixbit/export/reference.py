@@ -6,7 +6,8 @@ captured graph and the reading of scales: a slip in one place must show as a dif
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,21 @@ def requantized(values: Codes, multiplier: Any, grid: Grid) -> Codes:
     """clamp(rne(fp32(values) * multiplier) + zero_point); fp32 arithmetic as ONNX Runtime has it."""
     scaled = np.rint(values.astype(np.float32) * np.asarray(multiplier, np.float32))
     return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
+
+
+#: Functions of one element, in float64.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+    "tanh": np.tanh,
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "gelu": lambda v: v * np.vectorize(math.erfc, [float])(-v / math.sqrt(2)) / 2,
+    "elu": lambda v, alpha: np.where(v > 0, v, alpha * np.expm1(v)),
+    "hardsigmoid": lambda v: np.clip(v + 3, 0, 6) / 6,
+    "hardswish": lambda v: v * np.clip(v + 3, 0, 6) / 6,
+    "leaky_relu": lambda v, negative_slope: np.where(v > 0, v, negative_slope * v),
+    "clamp": lambda v, min, max: np.clip(v, min, max),
+    "affine": lambda v, factor, offset: v * factor + offset,
+}
 
 
 class IntegerReference:
@@ -68,7 +84,7 @@ class IntegerReference:
             for reader in self._readers[node.name]:
                 if reader.op in LAYER_OPS:
                     asked.append(self._acts[reader.name])
-                elif reader.op in ("add", "cat", "avg_pool2d"):
+                elif reader.op in ("add", "mul", "cat", "avg_pool2d", "lookup", "softmax"):
                     asked.append(None)
                 else:
                     asked.append(wish[reader.name])
@@ -83,7 +99,7 @@ class IntegerReference:
         if node.name not in self.outputs and len(readers) == 1 and readers[0].op.startswith("relu"):
             # The activation is fused: what it makes decides.
             return self._grid(readers[0], wish, own)
-        if node.op in ("max_pool2d", "reshape", "slice", "pad", "repeat", "identity"):
+        if node.op in ("max_pool2d", "reshape", "permute", "pixel_unshuffle", "slice", "pad", "repeat", "identity"):
             return self.grids[node.inputs[0]]
         if node.name not in own:
             raise MixbitError(
@@ -98,20 +114,35 @@ class IntegerReference:
         with torch.no_grad():
             scale = quantizer.effective_scale().double().numpy().astype(np.float32)
             weight = module.weight.detach().float().numpy()
-        per_channel = scale.reshape(-1, *([1] * (weight.ndim - 1)))
-        ratio = weight / per_channel
-        rounded = np.rint(ratio) if quantizer.rounding == "half_even" else np.floor(ratio + np.float32(0.5))
-        codes = np.clip(rounded, low, high).astype(np.int64)
+        # A weight with e extra bits has the step scale / 2^e; all codes count the finest step of the layer.
+        extra = np.zeros((1,), np.uint8) if quantizer.extra_bits is None else quantizer.extra_bits.numpy()
+        parts = np.int64(1) << extra.astype(np.int64)
+        lowest = (low - int(quantizer.narrow_range)) * parts + int(quantizer.narrow_range)
+        highest = (high + 1) * parts - 1
+        coarser = parts.max() // parts
+        scale = np.broadcast_to(scale, (len(weight),)) / np.float32(parts.max())
         act = layer_grid(self._acts[node.name])
-        product = np.broadcast_to(np.float32(act.scale) * scale, (weight.shape[0],)).astype(np.float32)
-        bias = np.zeros(weight.shape[0], np.int64)
-        if module.bias is not None:
-            bias_codes = np.rint(module.bias.detach().float().numpy() / product)
-            if np.abs(bias_codes).max() > _INT32:
-                raise MixbitError(f"layer {node.module!r}: its bias does not fit 32 bits at the scales of the layer")
-            bias = bias_codes.astype(np.int64)
         largest = max(abs(act.low - act.zero_point), abs(act.high - act.zero_point))
-        reach = np.abs(codes).reshape(len(codes), -1).sum(1) * largest + np.abs(bias)
+        real_bias = np.zeros(len(weight), np.float32) if module.bias is None else module.bias.detach().float().numpy()
+        dead: npt.NDArray[np.bool_] | None = None
+        while True:
+            ratio = weight / (scale.reshape(-1, *([1] * (weight.ndim - 1))) * coarser.astype(np.float32))
+            rounded = np.rint(ratio) if quantizer.rounding == "half_even" else np.floor(ratio + np.float32(0.5))
+            codes = np.clip(rounded, lowest, highest).astype(np.int64) * coarser
+            product = np.float32(act.scale) * scale
+            steps = np.rint(np.divide(real_bias, product, out=np.zeros_like(product), where=real_bias != 0))
+            products = np.abs(codes).reshape(len(codes), -1).sum(1) * largest
+            if dead is None:
+                # Dead but for a bias that would not fit: coarser steps for weights that hardly matter.
+                dead = (np.abs(steps) > 2**30) & (256.0 * products < np.abs(steps).astype(np.float64))
+            over = dead & (np.abs(steps) > 2**30)
+            if not over.any():
+                break
+            scale[over] *= 2
+        if np.abs(steps).max() > _INT32:
+            raise MixbitError(f"layer {node.module!r}: its bias does not fit 32 bits at the scales of the layer")
+        bias = steps.astype(np.int64)
+        reach = products + np.abs(bias)
         if reach.max() > _INT32:
             raise MixbitError(f"layer {node.module!r}: its accumulator can exceed 32 bits (up to {int(reach.max())})")
         self._weights[node.name] = codes
@@ -134,9 +165,13 @@ class IntegerReference:
                 scaled = np.rint(array.astype(np.float32) / np.float32(grid.scale))
                 values[node.name] = np.clip(scaled + np.float32(grid.zero_point), grid.low, grid.high).astype(np.int64)
             else:
-                run: Callable[..., Codes] = getattr(self, f"_{node.op}")
-                values[node.name] = run(node, grid, *((values[name], self.grids[name]) for name in node.inputs))
+                values[node.name] = self.step(node, values)
         return values
+
+    def step(self, node: Node, values: Mapping[str, Codes]) -> Codes:
+        """Codes of one value, from the codes of those that its operation reads."""
+        run: Callable[..., Codes] = getattr(self, f"_{node.op}")
+        return run(node, self.grids[node.name], *((values[name], self.grids[name]) for name in node.inputs))
 
     def __call__(self, x: Any) -> list[Reals]:
         """The network's outputs, dequantized to float32."""
@@ -153,13 +188,16 @@ class IntegerReference:
         name = node.inputs[0]
         return self._moved((tensors[name], self.grids[name]), layer_grid(self._acts[node.name]))
 
-    @staticmethod
-    def _moved(value: tuple[Codes, Grid], grid: Grid) -> Codes:
+    def _requantized(self, values: Codes, multiplier: Any, grid: Grid) -> Codes:
+        """Whole numbers times a multiplier, as codes."""
+        return requantized(values, multiplier, grid)
+
+    def _moved(self, value: tuple[Codes, Grid], grid: Grid) -> Codes:
         """Codes on another grid."""
         codes, old = value
         if old == grid:
             return codes
-        return requantized(codes - old.zero_point, np.float32(old.scale) / np.float32(grid.scale), grid)
+        return self._requantized(codes - old.zero_point, np.float32(old.scale) / np.float32(grid.scale), grid)
 
     def _layer_input(self, node: Node, value: tuple[Codes, Grid]) -> Codes:
         act = layer_grid(self._acts[node.name])
@@ -188,11 +226,11 @@ class IntegerReference:
             product = columns @ rows.transpose(0, 2, 1)
             acc = product.reshape(groups, n, h, w, outputs // groups).transpose(1, 0, 4, 2, 3).reshape(n, outputs, h, w)
         total = np.rint(acc).astype(np.int64) + self._bias[node.name].reshape(-1, 1, 1)
-        return requantized(total, self._multiplier[node.name].reshape(-1, 1, 1), grid)
+        return self._requantized(total, self._multiplier[node.name].reshape(-1, 1, 1), grid)
 
     def _linear(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         acc = self._layer_input(node, value) @ self._weights[node.name].T + self._bias[node.name]
-        return requantized(acc, self._multiplier[node.name], grid)
+        return self._requantized(acc, self._multiplier[node.name], grid)
 
     def _relu(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         return np.maximum(self._moved(value, grid), grid.zero_point)
@@ -204,6 +242,30 @@ class IntegerReference:
     def _add(self, node: Node, grid: Grid, a: tuple[Codes, Grid], b: tuple[Codes, Grid]) -> Codes:
         reals = [(codes - g.zero_point).astype(np.float32) * np.float32(g.scale) for codes, g in (a, b)]
         scaled = np.rint((reals[0] + reals[1]) / np.float32(grid.scale))
+        return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
+
+    def _mul(self, node: Node, grid: Grid, a: tuple[Codes, Grid], b: tuple[Codes, Grid]) -> Codes:
+        product = (a[0] - a[1].zero_point) * (b[0] - b[1].zero_point)
+        scale = np.float32(a[1].scale) * np.float32(b[1].scale)
+        return self._requantized(product, scale / np.float32(grid.scale), grid)
+
+    def _lookup(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        codes, old = value
+        every = np.arange(old.low, old.high + 1) - old.zero_point
+        reals = (every.astype(np.float32) * np.float32(old.scale)).astype(np.float64)
+        options = dict(node.options)
+        results = FUNCTIONS[options.pop("function")](reals, **options).astype(np.float32)
+        table = np.rint(results / np.float32(grid.scale)).astype(np.int64) + grid.zero_point
+        return np.asarray(np.clip(table, grid.low, grid.high)[codes - old.low])
+
+    def _softmax(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        codes, old = value
+        dim = node.options["dim"]
+        distances = np.arange(old.high - old.low + 1)
+        table = np.rint(65536 * np.exp(-distances * float(old.scale))).astype(np.int64)
+        powers = table[codes.max(dim, keepdims=True) - codes]
+        shares = powers.astype(np.float32) / powers.sum(dim, keepdims=True).astype(np.float32)
+        scaled = np.rint(shares / np.float32(grid.scale))
         return np.clip(scaled.astype(np.int64) + grid.zero_point, grid.low, grid.high)
 
     def _cat(self, node: Node, grid: Grid, *values: tuple[Codes, Grid]) -> Codes:
@@ -225,7 +287,7 @@ class IntegerReference:
 
         counts = sums(np.ones_like(x[:1, :1]), int(node.options.get("count_include_pad", True)))
         multiplier = np.float32(old.scale) / (counts.astype(np.float32) * np.float32(grid.scale))
-        pooled = requantized(sums(x, 0), multiplier, grid)
+        pooled = self._requantized(sums(x, 0), multiplier, grid)
         return pooled if node.options.get("keepdim", True) else pooled[:, :, 0, 0]
 
     def _max_pool2d(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
@@ -249,6 +311,15 @@ class IntegerReference:
         x = self._moved(value, grid)
         return x.reshape(x.shape[0], *node.options["shape"])
 
+    def _permute(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        return self._moved(value, grid).transpose(node.options["dims"])
+
+    def _pixel_unshuffle(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
+        x, factor = self._moved(value, grid), node.options["factor"]
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // factor, factor, w // factor, factor).transpose(0, 1, 3, 5, 2, 4)
+        return x.reshape(n, c * factor**2, h // factor, w // factor)
+
     def _slice(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         o = node.options
         x = np.moveaxis(self._moved(value, grid), o["dim"], 0)[o["start"] : o["end"] : o["step"]]
@@ -267,3 +338,41 @@ class IntegerReference:
 
     def _identity(self, node: Node, grid: Grid, value: tuple[Codes, Grid]) -> Codes:
         return self._moved(value, grid)
+
+
+class FixedPointReference(IntegerReference):
+    """The integer network with multipliers of 32 bits and shifts in place of fp32 arithmetic.
+
+    A multiplier m is M 2^-n with 2^30 <= M < 2^31, which holds every fp32 number exactly; a value v becomes
+    `clamp(floor((v M + 2^(n-1)) / 2^n) + zero_point)`: v m exactly, rounded half up, with a 64-bit product. A sum of
+    two values is `floor((a M_a + b M_b + 2^(n-1)) / 2^n)`: the larger multiplier sets n, the other one is rounded to
+    its steps. The input, tables and softmax are those of `IntegerReference`. (Multipliers and shifts: Jacob et al.,
+    arXiv 1712.05877, section 2.2.)
+    """
+
+    def _requantized(self, values: Codes, multiplier: Any, grid: Grid) -> Codes:
+        factor, shift = fixed_point(multiplier)
+        # Beyond 62 the exact product is below one half in magnitude, and both ways of rounding give 0.
+        half, most = np.int64(1), np.minimum(shift, 62)
+        scaled = np.where(shift > 62, 0, (values * factor + (half << (most - 1))) >> most)
+        return np.clip(scaled + grid.zero_point, grid.low, grid.high)
+
+    def _add(self, node: Node, grid: Grid, a: tuple[Codes, Grid], b: tuple[Codes, Grid]) -> Codes:
+        multipliers = [np.float32(g.scale) / np.float32(grid.scale) for _, g in (a, b)]
+        shift = min(int(fixed_point(max(multipliers))[1]), 62)
+        factors = [int(np.rint(float(m) * 2.0**shift)) for m in multipliers]
+        total = sum((codes - g.zero_point) * factor for (codes, g), factor in zip((a, b), factors, strict=True))
+        return np.clip(((total + (1 << (shift - 1))) >> shift) + grid.zero_point, grid.low, grid.high)
+
+
+def fixed_point(multiplier: Any) -> tuple[Codes, Codes]:
+    """M and n with multiplier = M 2^-n and 2^30 <= M < 2^31, for positive fp32 numbers; 0 is 0 2^-31.
+
+    Raises:
+        MixbitError: A multiplier is 2^30 or larger: no shift to the right is left.
+    """
+    fraction, exponent = np.frexp(np.asarray(multiplier, np.float32).astype(np.float64))
+    factor, shift = (fraction * 2.0**31).astype(np.int64), 31 - exponent.astype(np.int64)
+    if (shift < 1).any():
+        raise MixbitError(f"multiplier {float(np.max(multiplier))} is too large for a fixed point: expected below 2^30")
+    return factor, shift

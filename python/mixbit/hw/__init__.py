@@ -18,21 +18,26 @@ from mixbit.hw.mapper import (
     sweep,
 )
 from mixbit.hw.mapping import LevelMapping, Mapping, loop_nest
+from mixbit.hw.pe import PE_KINDS, LayerEnergy, NetworkEnergy, ProcessingElement, pe_energy, proportional_share
 from mixbit.hw.workload import Layer, Use, Workload
 
 __all__ = [
     "ENGINES",
     "OBJECTIVES",
+    "PE_KINDS",
     "Architecture",
     "Front",
     "Layer",
+    "LayerEnergy",
     "LayerMapping",
     "Level",
     "LevelMapping",
     "Mac",
     "Mapping",
+    "NetworkEnergy",
     "NetworkMapping",
     "Point",
+    "ProcessingElement",
     "Settings",
     "Sweep",
     "Use",
@@ -46,6 +51,8 @@ __all__ = [
     "mapper_table",
     "network_bits",
     "pareto",
+    "pe_energy",
+    "proportional_share",
     "random_search",
     "sweep",
 ]

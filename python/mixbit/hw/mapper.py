@@ -347,7 +347,7 @@ def network_bits(net: Workload, bits: Bits | HasPrecisions) -> list[dict[str, in
             add or concatenation it enters, or 8 bits at a network output.
 
     Raises:
-        MixbitError: A key is unknown or missing, or a recipe leaves a layer float.
+        MixbitError: A key is unknown or missing, or a recipe leaves a layer float or gives it extra levels.
     """
     if isinstance(bits, Mapping):
         given = known("bits", bits, ["act", "weight"], ["out", "partial"])
@@ -360,6 +360,11 @@ def network_bits(net: Workload, bits: Bits | HasPrecisions) -> list[dict[str, in
         acts, weights = {}, {}
         for name in net.names:
             precision = bits[name]
+            if name in getattr(bits, "extra_maps", {}):
+                raise MixbitError(
+                    f"bits: the recipe gives layer {name!r} extra levels, but a mapping has one width a layer; price "
+                    "it with mixbit.costs.mapper(...).total(recipe)"
+                )
             if precision.act is None or precision.weight is None:
                 raise MixbitError(
                     f"bits: the recipe leaves layer {name!r} float (act {precision.act}, weight {precision.weight}); "

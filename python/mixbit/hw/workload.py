@@ -137,12 +137,20 @@ class Use:
         calls: How often one image runs it.
         input_group: Layers with the same number read the same tensor; 0 is the network input.
         consumer: Name of the layer that reads the output, or the width of the tensor it goes to, or None (8 bits).
+        input_elements: Size of the input of one call; None: what the loop nest reads, a convolution's padding included.
     """
 
     layer: Layer
     calls: int
     input_group: int
     consumer: str | int | None
+    input_elements: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """An entry of `Workload.to_dict`."""
+        place = {"calls": self.calls, "input_group": self.input_group, "consumer": self.consumer}
+        known_size = {} if self.input_elements is None else {"input_elements": self.input_elements}
+        return {**self.layer.to_dict(), **place, **known_size}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +211,7 @@ class Workload:
         for layer in network.layers(model, example):
             consumer = layer.consumer if layer.consumer is not None else tensor_bits if layer.joined else None
             nest = Layer(_shape(layer, depthwise_as_full), None, layer.name)
-            uses.append(Use(nest, layer.calls, layer.input_group, consumer))
+            uses.append(Use(nest, layer.calls, layer.input_group, consumer, math.prod(layer.shapes.input)))
         return cls(tuple(uses))
 
     @classmethod
@@ -222,7 +230,10 @@ class Workload:
 
     @classmethod
     def from_dict(cls, document: Any) -> Workload:
-        """Builds a workload from what `to_dict` gives: {"layers": [{..., "calls", "input_group", "consumer"}, ...]}."""
+        """Builds a workload from what `to_dict` gives: {"layers": [{..., "calls", "input_group", "consumer"}, ...]}.
+
+        "input_elements" may be left out.
+        """
         given = known("workload", document, ["layers"])["layers"]
         if not isinstance(given, Sequence) or isinstance(given, str):
             raise MixbitError(f"workload: layers is {given!r}; expected a list")
@@ -231,23 +242,25 @@ class Workload:
             where = f"workload: layers[{i}]"
             place = ["calls", "input_group", "consumer"]
             rest = {
-                k: v for k, v in known(where, entry, place, [*_CONV, "K", *_PROJECTED, "bitwidths", "name"]).items()
+                k: v
+                for k, v in known(
+                    where, entry, place, [*_CONV, "K", *_PROJECTED, "bitwidths", "name", "input_elements"]
+                ).items()
             }
             calls, group, consumer = (rest.pop(k) for k in place)
+            elements = rest.pop("input_elements", None)
+            if elements is not None:
+                whole(f"{where}: input_elements", elements)
             if consumer is not None and not isinstance(consumer, str):
                 whole(f"{where}: consumer", consumer)
             layer = Layer.from_dict(rest, f"layer{i + 1}")
-            uses.append(Use(layer, whole(f"{where}: calls", calls), whole(f"{where}: input_group", group, 0), consumer))
+            group = whole(f"{where}: input_group", group, 0)
+            uses.append(Use(layer, whole(f"{where}: calls", calls), group, consumer, elements))
         return cls(tuple(uses))
 
     def to_dict(self) -> dict[str, Any]:
         """As `from_dict` takes it."""
-        return {
-            "layers": [
-                {**u.layer.to_dict(), "calls": u.calls, "input_group": u.input_group, "consumer": u.consumer}
-                for u in self.uses
-            ]
-        }
+        return {"layers": [use.to_dict() for use in self.uses]}
 
 
 def _shape(layer: network.Layer, depthwise_as_full: bool) -> dict[str, int]:

@@ -12,7 +12,18 @@ from mixbit.network.calling import (
     input_of,
     item_on,
 )
-from mixbit.network.graph import LAYER_OPS, PASS_OPS, Graph, Node, UnsupportedOperation, capture, run_node, run_pass
+from mixbit.network.graph import (
+    LAYER_OPS,
+    LOOKUPS,
+    PASS_OPS,
+    Graph,
+    Node,
+    UnsupportedOperation,
+    capture,
+    run_lookup,
+    run_node,
+    run_pass,
+)
 from mixbit.network.trace import (
     LAYER_MARK,
     FloatModule,
@@ -29,6 +40,7 @@ from mixbit.network.trace import (
 __all__ = [
     "LAYER_MARK",
     "LAYER_OPS",
+    "LOOKUPS",
     "PASS_OPS",
     "FloatModule",
     "Graph",
@@ -53,6 +65,7 @@ __all__ = [
     "item_on",
     "layers",
     "quantizable_modules",
+    "run_lookup",
     "run_node",
     "run_pass",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,20 @@ from mixbit.network.calling import input_of
 #: Operations that compute with weights.
 LAYER_OPS = ("conv2d", "linear")
 #: Operations that move or select values without computing: codes pass through them.
-PASS_OPS = ("max_pool2d", "reshape", "slice", "pad", "repeat", "identity")
+PASS_OPS = ("max_pool2d", "reshape", "permute", "pixel_unshuffle", "slice", "pad", "repeat", "identity")
+#: Functions of one element, which the integer network looks up in a table; `options["function"]` of a "lookup" node.
+LOOKUPS: dict[str, Callable[..., Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "clamp": torch.clamp,
+    "affine": lambda x, factor, offset: x * factor + offset,
+}
 
 
 class UnsupportedOperation(MixbitError):
@@ -30,7 +43,8 @@ class Node:
 
     Attributes:
         name: Unique; the name of the tensor.
-        op: "input", "conv2d", "linear", "relu", "relu6", "add", "cat", "avg_pool2d", or one of PASS_OPS.
+        op: "input", "conv2d", "linear", "relu", "relu6", "lookup", "softmax", "add", "mul", "cat", "avg_pool2d", or one
+            of PASS_OPS.
         inputs: Names of the values it reads.
         module: Path of the module that owns the weights of a layer, or whose forward adds or concatenates; else None.
         options: The operation's arguments.
@@ -187,12 +201,45 @@ def _node(fx: Any, parameters: dict[str, str]) -> Node:
         low = given.get("min_val", given.get("min", 0))
         high = given.get("max_val", given.get("max", 6))
         if low != 0 or (op != "relu6" and high not in (6, None)):
-            raise unsupported(f"{op} from {low} to {high}")
+            if not all(bound is None or isinstance(bound, (int, float)) for bound in (low, high)):
+                raise unsupported(f"{op} to bounds that are values")
+            return of(given["self"].name, kind="lookup", function="clamp", min=low, max=high)
         return of(given["self"].name, kind="relu6" if high is not None else "relu")
-    if op == "add":
+    if (
+        op in ("add", "sub", "mul", "div")
+        and isinstance(given["other"], (int, float))
+        and hasattr(given["self"], "name")
+    ):
+        if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
+            raise unsupported(f"{op} with alpha or rounding_mode")
+        constant = float(given["other"])
+        factor = {"mul": constant, "div": 1 / constant if constant else 0.0}.get(op, 1.0)
+        offset = {"add": constant, "sub": -constant}.get(op, 0.0)
+        if op == "div" and not constant:
+            raise unsupported("division by zero")
+        return of(given["self"].name, kind="lookup", function="affine", factor=factor, offset=offset)
+    if op in ("add", "mul"):
         if given.get("alpha", 1) != 1 or not hasattr(given["other"], "name"):
-            raise unsupported("add of a constant or with alpha")
+            raise unsupported(f"{op} with alpha")
         return of(given["self"].name, given["other"].name, module=_module(fx))
+    if op in ("sigmoid", "tanh", "silu", "hardsigmoid", "hardswish"):
+        return of(given["self"].name, kind="lookup", function=op)
+    if op == "leaky_relu":
+        slope = float(given["negative_slope"])
+        return of(given["self"].name, kind="lookup", function=op, negative_slope=slope)
+    if op == "elu":
+        if given["scale"] != 1 or given["input_scale"] != 1:
+            raise unsupported("elu with scales")
+        return of(given["self"].name, kind="lookup", function=op, alpha=float(given["alpha"]))
+    if op == "gelu":
+        if given["approximate"] != "none":
+            raise unsupported(f"gelu with approximate={given['approximate']!r}")
+        return of(given["self"].name, kind="lookup", function=op)
+    if op == "softmax":
+        dim = int(given["dim"]) % fx.meta["val"].dim()
+        if dim == 0:
+            raise unsupported("softmax over the batch")
+        return of(given["self"].name, dim=dim)
     if op in ("cat", "concat"):
         if given["dim"] not in (1, -3):
             raise unsupported(f"concatenation along dimension {given['dim']}")
@@ -237,6 +284,18 @@ def _node(fx: Any, parameters: dict[str, str]) -> Node:
         return of(given["self"].name, kind="reshape", shape=tuple(sizes))
     if op in ("squeeze", "unsqueeze"):
         return of(given["self"].name, kind="reshape", shape=tuple(int(s) for s in fx.meta["val"].shape[1:]))
+    if op == "pixel_unshuffle":
+        return of(given["self"].name, factor=int(given["downscale_factor"]))
+    if op in ("permute", "transpose"):
+        dims = list(range(fx.meta["val"].dim()))
+        if op == "permute":
+            dims = [int(d) % len(dims) for d in given["dims"]]
+        else:
+            a, b = int(given["dim0"]) % len(dims), int(given["dim1"]) % len(dims)
+            dims[a], dims[b] = b, a
+        if dims[0] != 0:
+            raise unsupported("permutation that moves the batch")
+        return of(given["self"].name, kind="permute", dims=tuple(dims))
     if op == "slice":
         if given["dim"] == 0 and given["start"] in (0, None) and given["step"] == 1:
             return of(given["self"].name, kind="identity")
@@ -280,8 +339,14 @@ def run_node(node: Node, inputs: list[Tensor], weights: Mapping[str, Any]) -> Te
         return F.relu(inputs[0])
     if node.op == "relu6":
         return F.relu6(inputs[0])
+    if node.op == "lookup":
+        return run_lookup(node, inputs[0])
+    if node.op == "softmax":
+        return inputs[0].softmax(o["dim"])
     if node.op == "add":
         return inputs[0] + inputs[1]
+    if node.op == "mul":
+        return inputs[0] * inputs[1]
     if node.op == "cat":
         return torch.cat(inputs, 1)
     if node.op == "avg_pool2d":
@@ -291,6 +356,12 @@ def run_node(node: Node, inputs: list[Tensor], weights: Mapping[str, Any]) -> Te
     return run_pass(node, inputs[0], 0.0)
 
 
+def run_lookup(node: Node, x: Tensor) -> Tensor:
+    """The function of a "lookup" node, elementwise in the type of x."""
+    options = dict(node.options)
+    return LOOKUPS[options.pop("function")](x, **options)
+
+
 def run_pass(node: Node, x: Tensor, zero: float) -> Tensor:
     """A node of PASS_OPS on values or codes; `zero` is what padding adds."""
     o = node.options
@@ -298,6 +369,10 @@ def run_pass(node: Node, x: Tensor, zero: float) -> Tensor:
         return F.max_pool2d(x, o["kernel"], o["stride"], o["padding"], o["dilation"], o["ceil_mode"])
     if node.op == "reshape":
         return x.reshape(x.shape[0], *o["shape"])
+    if node.op == "pixel_unshuffle":
+        return F.pixel_unshuffle(x, o["factor"])
+    if node.op == "permute":
+        return x.permute(o["dims"])
     if node.op == "slice":
         index = [slice(None)] * x.dim()
         index[o["dim"]] = slice(o["start"], o["end"], o["step"])

@@ -23,10 +23,15 @@ from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the
 __all__ = [
     "COST_FORMS",
     "GATE_FORMS",
+    "MAX_EXTRA_BITS",
     "ROUNDINGS",
+    "STEP_SHAPES",
+    "SWITCH_SCORES",
     "expected_cost",
+    "extra_level_fake_quantize",
     "fake_quantize",
     "fake_quantize_foreach",
+    "freeze_oscillating_",
     "gated_fake_quantize",
     "mixture_fake_quantize",
     "mse_scales",
@@ -34,12 +39,19 @@ __all__ = [
     "noise_power",
     "observe",
     "optimize_rounding",
+    "pack_bits",
     "quantization_noise",
     "quantization_noise_foreach",
     "quantization_noise_from_histogram",
     "quantized_conv2d",
     "quantized_linear",
     "sample_gates",
+    "scale_updates_",
+    "threshold_aware_adam_step_",
+    "threshold_aware_step_",
+    "threshold_multipliers",
+    "unpack_bits",
+    "update_level_switches_",
 ]
 
 _ops = torch.ops.mixbit
@@ -51,6 +63,14 @@ ROUNDINGS = {"half_even": 0, "half_up": 1}
 GATE_FORMS = {"difference": 0, "residual": 1}
 #: What `expected_cost` adds up, and the numbers in the op schema.
 COST_FORMS = {"expected": 0, "separate": 1, "joint": 2}
+#: What `update_level_switches_` counts, and the numbers in the op schema.
+SWITCH_SCORES = {"adj": 0, "pair": 1, "osc": 2, "ema": 3}
+
+
+#: Most extra bits of an element in `extra_level_fake_quantize`.
+MAX_EXTRA_BITS = 2
+#: How steps shrink towards a decision threshold, and the numbers in the op schemas.
+STEP_SHAPES = {"off": 0, "step": 1, "linear": 2, "gauss": 3}
 
 
 def _rounding(name: str) -> int:
@@ -167,6 +187,59 @@ def fake_quantize_foreach(
         axis=axis,
         rounding=_rounding(rounding),
         group_size=group_size,
+    )
+
+
+def extra_level_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor | float,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Rounds x to a signed grid and back that is finer for the elements that extra bits are given to.
+
+    With n = bit_width and e = extra_bits of the element: step = scale / 2^e, `c = clamp(round(x / step), lo, hi)`,
+    `y = c * step`, lo = -2^(n+e-1) (+1 with narrow_range), hi = 2^(n+e-1) - 1. All levels of the base grid stay, and
+    2^e - 1 appear between each two neighbours: for e = 1 the one in the middle, where the threshold was. The construct
+    is our reading of Kim et al. (IEEE TNNLS 32(7), 2021, doi 10.1109/TNNLS.2020.3008996), who give weights that keep
+    switching between two levels one more level.
+
+    Gradients are those of `fake_quantize` on the element's own grid: with v = x / step, inside (lo <= v <= hi) dx = g,
+    dscale = sum g (q - v) / 2^e; outside dx = 0, dscale = sum g q / 2^e. Without extra bits all of it has the bits of
+    `fake_quantize(x, scale, 0, bit_width, ...)`. The backward needs x and extra_bits, of which no copies are made.
+
+    Args:
+        x: Any shape; float32, float16 or bfloat16.
+        scale: Step of the base grid, > 0; float32 [1] or [x.shape[axis]].
+        bit_width: n, a whole number 1 ... 16; number or float32 [1] or [x.shape[axis]].
+        extra_bits: e, uint8 like x, each 0, 1 or 2; n + e at most 16.
+        axis: Dimension of the channels; None is per tensor.
+        narrow_range: Leaves out the lowest code, so that the grid is symmetric.
+        rounding: "half_up" = floor(x / step + 1/2), or "half_even".
+
+    Returns:
+        Like x (shape, dtype, layout).
+
+    Raises:
+        ValueError: A parameter has a wrong dtype or shape, a scale is not positive, a width is out of range.
+
+    Example:
+        >>> extra = torch.tensor([0, 1, 2], dtype=torch.uint8)
+        >>> extra_level_fake_quantize(torch.tensor([0.3, 0.3, 0.3]), torch.tensor([0.5]), 4, extra)
+        tensor([0.5000, 0.2500, 0.2500])
+    """
+    return _ops.extra_level_fake_quantize.default(
+        x,
+        scale,
+        _parameter(bit_width, x),
+        extra_bits,
+        axis=axis,
+        narrow_range=narrow_range,
+        rounding=_rounding(rounding),
     )
 
 
@@ -493,6 +566,52 @@ def optimize_rounding(
     )
 
 
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Packs integer codes along the last dimension, little end first.
+
+    Code i of a row takes its bits i * bits ... i * bits + bits - 1; bit k of a row is bit k % 8 of byte k // 8. Rows
+    start at a byte, unused bits are 0, signed codes are two's complement.
+
+    Args:
+        codes: [..., n], uint8, int8, int16, int32 or int64; all of them signed or all unsigned.
+        bits: Whole number 1 ... 16.
+
+    Returns:
+        uint8 [..., ceil(n * bits / 8)].
+
+    Raises:
+        ValueError: A wrong dtype or width, or a code that does not fit (on the CPU; on CUDA its low bits count, since a
+            check would synchronize).
+
+    Example:
+        >>> pack_bits(torch.tensor([-8, 7, 3]), 4)
+        tensor([120,   3], dtype=torch.uint8)
+    """
+    return _ops.pack_bits.default(codes, bits)
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
+    """Undoes `pack_bits`.
+
+    Args:
+        packed: uint8 [..., ceil(n * bits / 8)].
+        bits: Whole number 1 ... 16.
+        n: Codes of a row.
+        signed: Whether the codes are two's complement.
+
+    Returns:
+        [..., n]: int8 (signed) or uint8 up to 8 bits, above that int16, and int32 for 16 unsigned bits.
+
+    Raises:
+        ValueError: A wrong dtype or width, or rows of another length than n codes take.
+
+    Example:
+        >>> unpack_bits(torch.tensor([120, 3], dtype=torch.uint8), 4, 3, True)
+        tensor([-8,  7,  3], dtype=torch.int8)
+    """
+    return _ops.unpack_bits.default(packed, bits, n, signed)
+
+
 def sample_gates(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     """Hard-concrete gates (arXiv 1712.01312, eq. 10-12) stretched to -0.1 ... 1.1, differentiable to the logits.
 
@@ -625,3 +744,422 @@ def expected_cost(
     """
     number = COST_FORMS[check_choice("form", form, COST_FORMS)]
     return _ops.expected_cost.default(act_logits, weight_logits, values, number, temperature)
+
+
+def update_level_switches_(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    runs: Sequence[Tensor],
+    *,
+    score: str = "adj",
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Counts how often the weights of a model change their quantization level: one call after each optimizer step.
+
+    The code of a weight with e extra bits is `clamp(round(w / (scale / 2^e)))` on the signed grid of bit_width + e
+    bits; it is compared with that of the call before. A weight that is NaN keeps its code. Scores (retraining after
+    Kim et al., IEEE TNNLS 32(7), 2021; oscillations after Nagel et al., arXiv 2203.11086):
+
+    * "adj": switches between contiguous levels.
+    * "pair": the longest run of such switches between the same two levels.
+    * "osc": switches in the direction opposite to the weight's switch before.
+    * "ema": the exponential average `f = momentum [oscillates] + (1 - momentum) f` (0 below 2^-100).
+
+    State of each weight, in its shape and updated in place (zeros at first; call once to take in the first codes, then
+    set all but `codes` to zero): 3 bytes for "adj", 4 for "osc", 6 for "pair" and "ema". Counts saturate at 32767.
+
+    Args:
+        weights: Tensors of any shapes; float32, float16 or bfloat16.
+        scales: One for each weight: float32 [1] or [weight.shape[axis]].
+        bit_widths: One for each weight: number, or float32 [1] or [weight.shape[axis]]; with extra bits at most 8.
+        extra_bits: One for each weight: uint8 of its shape, values 0 ... 2, or an empty tensor for none.
+        codes: int8; the codes of the call before.
+        marks: int8; "adj": empty tensors.
+        counts: int16; "ema": float32.
+        runs: int16; other scores than "pair": empty tensors.
+        score: What to count.
+        momentum: Of "ema", above 0 and at most 1.
+        narrow_range: Of the weights' grids, for all.
+        axis: Dimension of the channels, for all; None is per tensor. Scales of one element fit any axis.
+        rounding: Of the weights' grids, for all.
+
+    Returns:
+        How many weights switched in this call, int64 [len(weights)], on the weights' device.
+
+    Raises:
+        ValueError: A shape, dtype or value does not fit; the message names argument and position. Where extra bits are
+            out of range, the state is not to be used any more. On CUDA such weights are left out instead.
+    """
+    if not weights:
+        return torch.zeros(0, dtype=torch.int64)
+    number = SWITCH_SCORES[check_choice("score", score, SWITCH_SCORES)]
+    return _ops.update_level_switches_.default(
+        list(weights),
+        list(scales),
+        [_parameter(b, w) for b, w in zip(bit_widths, weights, strict=True)],
+        list(extra_bits),
+        list(codes),
+        list(marks),
+        list(counts),
+        list(runs),
+        score=number,
+        momentum=momentum,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+    )
+
+
+@torch.no_grad()
+def freeze_oscillating_(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    frequencies: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Iterative weight freezing (Nagel et al., arXiv 2203.11086, algorithm 1): one call after each optimizer step.
+
+    The frequency of oscillations of a weight is their exponential average, `f = momentum o + (1 - momentum) f`, o being
+    1 where its code changed in the direction opposite to the change before. Once it is above `threshold`, the weight is
+    held at the level next to the exponential average of its codes (of the steps before: the code of this step has no
+    part in it): `weight = code * scale`, set anew in every call, so that it follows a learned scale.
+
+    State of each weight, in its shape and updated in place (zeros at first; one call with momentum 1 and threshold 0,
+    after which marks are set to zero, takes in the first codes): 10 bytes. Codes and their averages are in units of
+    scale / 4, so that extra levels given on the way change none.
+
+    Args:
+        weights: As in `update_level_switches_`; changed in place, without a gradient.
+        scales: As there.
+        bit_widths: As there; at most 6.
+        extra_bits: As there.
+        codes: int8.
+        marks: int8; the last direction -1, 0 or 1, or 2 of a frozen weight.
+        frequencies: float32.
+        averages: float32.
+        threshold: Frequency above which a weight is frozen, at most 1; 0 freezes none that is still free.
+        momentum: Above 0, at most 1.
+        narrow_range: As there.
+        axis: As there.
+        rounding: As there.
+
+    Returns:
+        How many weights are frozen, int64 [len(weights)], on the weights' device.
+
+    Raises:
+        ValueError: As `update_level_switches_`.
+    """
+    if not weights:
+        return torch.zeros(0, dtype=torch.int64)
+    return _ops.freeze_oscillating_.default(
+        list(weights),
+        list(scales),
+        [_parameter(b, w) for b, w in zip(bit_widths, weights, strict=True)],
+        list(extra_bits),
+        list(codes),
+        list(marks),
+        list(frequencies),
+        list(averages),
+        threshold=threshold,
+        momentum=momentum,
+        narrow_range=narrow_range,
+        axis=axis,
+        rounding=_rounding(rounding),
+    )
+
+
+def threshold_aware_step_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    lr: Tensor | float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first_step: bool = False,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    on_grad: bool = False,
+    narrow_range: bool | Sequence[bool] = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """A step of SGD that is smaller near decision thresholds, on all weights of a model in one call, in place.
+
+    `w -= lr g(d(w)) update`, the update being that of `torch.optim.SGD` (momentum and weight decay included), so that
+    momentum does not carry a weight across a threshold (the idea: Kim et al., IEEE TNNLS 32(7), 2021; the formulas are
+    ours). d is the distance of w from the nearest threshold between two levels of its own grid, in units of the grid's
+    step scale / 2^extra_bits, 0 to 1/2; beyond the outermost thresholds that from the outermost one. With r = d / rho:
+
+    - "step": alpha if r < 1, else 1
+    - "linear": alpha + (1 - alpha) min(1, r)
+    - "gauss": 1 - (1 - alpha) exp(-r^2)
+    - "off": 1, which gives the bits of torch's SGD in float32 on the CPU
+
+    Each weight is read and written once, in one parallel region or one launch a dtype; computed in float32. On CUDA
+    nothing synchronizes. Shards of DTensors: pass `to_local()` of everything that is sharded.
+
+    Args:
+        weights: Tensors of any shapes and layouts; float32, float16 or bfloat16.
+        grads: One for each weight, of its shape and dtype.
+        momenta: Momentum of each weight, of its shape and dtype; [] where `momentum` is 0.
+        scales: Step of each weight's base grid: float32 [1], or [size of dimension 0].
+        bit_widths: Of each signed base grid: number, or float32 [1] or [size of dimension 0].
+        extra_bits: Extra bits of each weight, uint8 of its shape with values 0 ... 2 (which are not checked here), or
+            None; None for no extra bits at all.
+        lr: Number, or a tensor of one element (on the CPU or the weights' device), which may change without a
+            recompile.
+        momentum: As in `torch.optim.SGD`.
+        dampening: As in `torch.optim.SGD`.
+        weight_decay: As in `torch.optim.SGD`.
+        nesterov: As in `torch.optim.SGD`.
+        maximize: As in `torch.optim.SGD`.
+        first_step: The momenta hold nothing yet and become the gradients, undampened.
+        shape: "step", "linear", "gauss" or "off".
+        alpha: Multiplier at a threshold, 0 ... 1.
+        rho: Reach of a threshold in steps of the grid, above 0, up to 1/2.
+        on_grad: g multiplies the gradient, before decay and momentum, instead of the update.
+        narrow_range: Whether the grids leave out their lowest code: for all, or one for each.
+        grad_scale: One number that gradients were multiplied with; they are divided by it, in place.
+        found_inf: One number; the step is left out unless it is 0.
+
+    Raises:
+        ValueError: Lists of different lengths; a shape, dtype or value that does not fit.
+    """
+    if not weights:
+        return
+    _ops.threshold_aware_step_.default(
+        list(weights),
+        list(grads),
+        list(momenta),
+        *_step_grids(weights, scales, bit_widths, extra_bits),
+        _number(lr),
+        **_step_options(weights, narrow_range, shape, alpha, rho),
+        on_grad=on_grad,
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+        first_step=first_step,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )
+
+
+def threshold_aware_adam_step_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    lr: Tensor | float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = True,
+    amsgrad: bool = False,
+    maximize: bool = False,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    on_grad: bool = False,
+    narrow_range: bool | Sequence[bool] = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """A step of Adam or AdamW that is smaller near decision thresholds: `threshold_aware_step_` with their update.
+
+    `w += g(d(w)) (w_adam - w)`, w_adam being the result of `torch.optim.AdamW` (decoupled) or `torch.optim.Adam`: a
+    decoupled decay is part of the scaled update.
+
+    Args:
+        weights: As in `threshold_aware_step_`.
+        grads: One for each weight, of its shape and dtype.
+        exp_avgs: First moments, as `grads`.
+        exp_avg_sqs: Second moments, as `grads`.
+        max_exp_avg_sqs: Their largest values, as `grads`; [] without `amsgrad`.
+        state_steps: Steps of each weight, this one included: a tensor of one element each.
+        scales: As in `threshold_aware_step_`.
+        bit_widths: As in `threshold_aware_step_`.
+        extra_bits: As in `threshold_aware_step_`.
+        lr: As in `threshold_aware_step_`.
+        betas: As in `torch.optim.Adam`.
+        eps: As in `torch.optim.Adam`.
+        weight_decay: As in `torch.optim.Adam`.
+        decoupled: Whether the decay is AdamW's.
+        amsgrad: As in `torch.optim.Adam`.
+        maximize: As in `torch.optim.Adam`.
+        shape: As in `threshold_aware_step_`.
+        alpha: As in `threshold_aware_step_`.
+        rho: As in `threshold_aware_step_`.
+        on_grad: As in `threshold_aware_step_`.
+        narrow_range: As in `threshold_aware_step_`.
+        grad_scale: As in `threshold_aware_step_`.
+        found_inf: As in `threshold_aware_step_`.
+
+    Raises:
+        ValueError: As `threshold_aware_step_`.
+    """
+    if not weights:
+        return
+    _ops.threshold_aware_adam_step_.default(
+        list(weights),
+        list(grads),
+        list(exp_avgs),
+        list(exp_avg_sqs),
+        list(max_exp_avg_sqs),
+        list(state_steps),
+        *_step_grids(weights, scales, bit_widths, extra_bits),
+        _number(lr),
+        **_step_options(weights, narrow_range, shape, alpha, rho),
+        on_grad=on_grad,
+        beta1=betas[0],
+        beta2=betas[1],
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled=decoupled,
+        amsgrad=amsgrad,
+        maximize=maximize,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+    )
+
+
+def scale_updates_(
+    weights: Sequence[Tensor],
+    before: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    narrow_range: bool | Sequence[bool] = False,
+) -> None:
+    """Shrinks the step that any optimizer has taken: `weight = before + g(d(before)) (weight - before)`, in place.
+
+    All weights of a model in one call; g as in `threshold_aware_step_`.
+
+    Args:
+        weights: After the step.
+        before: Copies of the weights before the step.
+        scales: As in `threshold_aware_step_`.
+        bit_widths: As in `threshold_aware_step_`.
+        extra_bits: As in `threshold_aware_step_`.
+        shape: As in `threshold_aware_step_`.
+        alpha: As in `threshold_aware_step_`.
+        rho: As in `threshold_aware_step_`.
+        narrow_range: As in `threshold_aware_step_`.
+
+    Raises:
+        ValueError: As `threshold_aware_step_`.
+    """
+    if weights:
+        _ops.scale_updates_.default(
+            list(weights),
+            list(before),
+            *_step_grids(weights, scales, bit_widths, extra_bits),
+            **_step_options(weights, narrow_range, shape, alpha, rho),
+        )
+
+
+def threshold_multipliers(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None = None,
+    *,
+    shape: str = "step",
+    alpha: float = 0.1,
+    rho: float = 0.125,
+    narrow_range: bool | Sequence[bool] = False,
+) -> list[Tensor]:
+    """The multiplier g(d(w)) of every weight's step; see `threshold_aware_step_`.
+
+    With shape "linear", alpha 0 and rho 1/2 this is 2 d: twice the distance from the nearest threshold.
+
+    Args:
+        weights: As in `threshold_aware_step_`.
+        scales: As in `threshold_aware_step_`.
+        bit_widths: As in `threshold_aware_step_`.
+        extra_bits: As in `threshold_aware_step_`.
+        shape: As in `threshold_aware_step_`.
+        alpha: As in `threshold_aware_step_`.
+        rho: As in `threshold_aware_step_`.
+        narrow_range: As in `threshold_aware_step_`.
+
+    Returns:
+        One tensor like each weight.
+
+    Raises:
+        ValueError: As `threshold_aware_step_`.
+
+    Example:
+        >>> threshold_multipliers([torch.tensor([0.25, 0.3, 0.5])], [torch.tensor([0.5])], [4])
+        [tensor([0.1000, 0.1000, 1.0000])]
+    """
+    if not weights:
+        return []
+    return _ops.threshold_multipliers.default(
+        list(weights),
+        *_step_grids(weights, scales, bit_widths, extra_bits),
+        **_step_options(weights, narrow_range, shape, alpha, rho),
+    )
+
+
+def _number(value: Tensor | float) -> Tensor:
+    """One number as a tensor; float64, since optimizers compute with Python's numbers."""
+    return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+
+
+def _step_grids(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor | float],
+    extra_bits: Sequence[Tensor | None] | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The lists of grids as the schemas have them: an empty tensor where there are no extra bits."""
+    none = torch.empty(0, dtype=torch.uint8, device=weights[0].device)
+    extra = [none] * len(weights) if extra_bits is None else [none if e is None else e for e in extra_bits]
+    bits = [b if isinstance(b, Tensor) else _parameter(b, weights[0]) for b in bit_widths]
+    return list(scales), bits, extra
+
+
+def _step_options(
+    weights: Sequence[Tensor], narrow_range: bool | Sequence[bool], shape: str, alpha: float, rho: float
+) -> dict[str, Any]:
+    narrow = [narrow_range] * len(weights) if isinstance(narrow_range, bool) else list(narrow_range)
+    number = STEP_SHAPES[check_choice("shape", shape, STEP_SHAPES)]
+    return {"narrow_range": narrow, "shape": number, "alpha": alpha, "rho": rho}

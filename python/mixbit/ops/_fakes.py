@@ -167,6 +167,42 @@ def _(grad: Tensor, mask: Tensor, strides: Sequence[int], *, axis: int | None) -
     return torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
 
 
+@_register("mixbit::extra_level_fake_quantize")
+def _(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: int = 1,
+) -> Tensor:
+    _check_parameter(scale, "scale", x)
+    _check_parameter(bit_width, "bit_width", x)
+    _check_device(extra_bits, "extra_bits", x)
+    return torch.empty_like(x)
+
+
+@_register("mixbit::_extra_level_fake_quantize_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor,
+    *,
+    axis: int | None,
+    narrow_range: bool,
+    rounding: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(x) if output_mask[0] else _none(x),
+        torch.empty_like(scale) if output_mask[1] else _none(scale),
+    )
+
+
 @_register("mixbit::quantized_conv2d")
 def _(
     x: Tensor,
@@ -353,6 +389,22 @@ def _(
     return weight.new_empty(weight.shape)
 
 
+@_register("mixbit::pack_bits")
+def _(codes: Tensor, bits: int) -> Tensor:
+    torch._check_value(codes.dim() >= 1, lambda: "codes has no dimension: expected at least one to pack along")
+    return codes.new_empty((*codes.shape[:-1], (codes.shape[-1] * bits + 7) // 8), dtype=torch.uint8)
+
+
+@_register("mixbit::unpack_bits")
+def _(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
+    torch._check_value(packed.dim() >= 1, lambda: "packed has no dimension: expected what pack_bits returned")
+    if bits <= 8:
+        dtype = torch.int8 if signed else torch.uint8
+    else:
+        dtype = torch.int16 if signed or bits < 16 else torch.int32
+    return packed.new_empty((*packed.shape[:-1], n), dtype=dtype)
+
+
 @_register("mixbit::sample_gates")
 def _(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return noise.new_empty(noise.shape)
@@ -437,3 +489,104 @@ def _(
     grad: Tensor, act_logits: Tensor, weight_logits: Tensor, values: Tensor, form: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     return act_logits.new_empty(act_logits.shape), weight_logits.new_empty(weight_logits.shape)
+
+
+@_register("mixbit::update_level_switches_")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    counts: Sequence[Tensor],
+    runs: Sequence[Tensor],
+    *,
+    score: int = 0,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 1,
+) -> Tensor:
+    return weights[0].new_empty((len(weights),), dtype=torch.int64)
+
+
+@_register("mixbit::freeze_oscillating_")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    codes: Sequence[Tensor],
+    marks: Sequence[Tensor],
+    frequencies: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: int = 1,
+) -> Tensor:
+    return weights[0].new_empty((len(weights),), dtype=torch.int64)
+
+
+def _check_step_lists(weights: Sequence[Tensor], **lists: Sequence[Any]) -> None:
+    for name, entries in lists.items():
+        message = f"{name} has {len(entries)} entries and weights {len(weights)}: expected one for each"
+        torch._check_value(len(entries) == len(weights), message.__str__)
+
+
+@_register("mixbit::threshold_aware_step_")
+def _(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    lr: Tensor,
+    **options: Any,
+) -> None:
+    _check_step_lists(weights, grads=grads, scales=scales, bit_widths=bit_widths, extra_bits=extra_bits)
+
+
+@_register("mixbit::threshold_aware_adam_step_")
+def _(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    lr: Tensor,
+    **options: Any,
+) -> None:
+    _check_step_lists(weights, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, scales=scales)
+
+
+@_register("mixbit::scale_updates_")
+def _(
+    weights: Sequence[Tensor],
+    before: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    **options: Any,
+) -> None:
+    _check_step_lists(weights, before=before, scales=scales, bit_widths=bit_widths, extra_bits=extra_bits)
+
+
+@_register("mixbit::threshold_multipliers")
+def _(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    bit_widths: Sequence[Tensor],
+    extra_bits: Sequence[Tensor],
+    **options: Any,
+) -> list[Tensor]:
+    _check_step_lists(weights, scales=scales, bit_widths=bit_widths, extra_bits=extra_bits)
+    return [torch.empty_like(w) for w in weights]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,32 @@ def fake_quantize(
     ghost = (to_x - to_x.detach()) + (to_scale - to_scale.detach()) + (to_zero - to_zero.detach())
     # Infinite x makes inf - inf in the ghost; it carries no value, only gradient.
     return (y + torch.nan_to_num(ghost, nan=0.0, posinf=0.0, neginf=0.0)).to(x.dtype)
+
+
+def extra_level_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor,
+    *,
+    axis: int | None = None,
+    narrow_range: bool = False,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Twin of `mixbit.ops.extra_level_fake_quantize`: each element takes what its own grid gives."""
+    y = torch.zeros_like(x)
+    for e in range(3):
+        local = fake_quantize(
+            x,
+            scale / 2**e,
+            torch.zeros(1),
+            bit_width + e,
+            narrow_range=narrow_range,
+            axis=axis,
+            rounding=rounding,
+        )
+        y = torch.where(extra_bits == e, local, y)
+    return y
 
 
 def quantized_conv2d(
@@ -298,3 +325,212 @@ def expected_cost(
     else:
         total = torch.einsum("la,lw,law->", act[:, 1:], weight[:, 1:], v[:, 1:, 1:])
     return total.to(act_logits.dtype)
+
+
+def level_codes(
+    weight: Tensor,
+    scale: Tensor,
+    bit_width: Tensor,
+    extra_bits: Tensor | None = None,
+    *,
+    narrow_range: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_up",
+) -> Tensor:
+    """Codes of weights on the grids of bit_width + extra_bits bits at the step scale / 2^extra_bits; float32."""
+    extra = torch.zeros_like(weight, dtype=torch.float32)
+    if extra_bits is not None and extra_bits.numel():
+        extra = extra_bits.float()
+    low, high = quant_range(along(bit_width, weight, axis) + extra, True, narrow_range)
+    v = weight.float() / (along(scale, weight, axis) / 2.0**extra)
+    code = torch.round(v) if rounding == "half_even" else torch.floor(v + 0.5)
+    return torch.minimum(torch.maximum(code, low), high)
+
+
+def update_level_switches_(
+    weight: Tensor,
+    codes: Tensor,
+    state: dict[str, Tensor],
+    *,
+    score: str,
+    momentum: float = 0.01,
+    **grid: Any,
+) -> int:
+    """Twin of `mixbit.ops.update_level_switches_` for one weight; `state` holds marks, counts and runs."""
+    code = level_codes(weight, **grid)
+    code = torch.where(code.isnan(), codes.float(), code).to(torch.int32)
+    change = code - codes.int()
+    if score == "ema":
+        oscillates = change.sign() * state["marks"] == -1
+        updated = torch.where(oscillates, momentum, 0.0) + (1 - torch.tensor(momentum)) * state["counts"]
+        state["counts"].copy_(torch.where(updated >= 2.0**-100, updated, 0.0))
+    for index in change.nonzero().tolist():
+        at = tuple(index)
+        d = int(change[at])
+        if score in ("adj", "pair") and abs(d) == 1:
+            if score == "pair":
+                pair = min(int(code[at]), int(codes[at]))
+                state["runs"][at] = min(int(state["runs"][at]) + 1, 32767) if pair == int(state["marks"][at]) else 1
+                state["marks"][at] = pair
+                state["counts"][at] = max(int(state["counts"][at]), int(state["runs"][at]))
+            else:
+                state["counts"][at] = min(int(state["counts"][at]) + 1, 32767)
+        elif score in ("osc", "ema"):
+            direction = 1 if d > 0 else -1
+            if score == "osc" and direction * int(state["marks"][at]) == -1:
+                state["counts"][at] = min(int(state["counts"][at]) + 1, 32767)
+            state["marks"][at] = direction
+    codes.copy_(code)
+    return int((change != 0).sum())
+
+
+def freeze_oscillating_(
+    weight: Tensor,
+    codes: Tensor,
+    marks: Tensor,
+    frequencies: Tensor,
+    averages: Tensor,
+    *,
+    threshold: float,
+    momentum: float = 0.01,
+    scale: Tensor,
+    extra_bits: Tensor | None = None,
+    axis: int | None = None,
+    **grid: Any,
+) -> int:
+    """Twin of `mixbit.ops.freeze_oscillating_` for one weight."""
+    units = torch.full_like(averages, 4.0)
+    if extra_bits is not None and extra_bits.numel():
+        units = 4.0 / 2.0 ** extra_bits.float()
+    m = torch.tensor(momentum)
+    code = level_codes(weight, scale, extra_bits=extra_bits, axis=axis, **grid) * units
+    code = torch.where(code.isnan(), codes.float(), code)
+    direction = (code - codes.float()).sign()
+    free = marks != 2
+    oscillates = direction * marks == -1
+    frequency = torch.where(oscillates, momentum, 0.0) + (1 - m) * frequencies
+    frequency = torch.where(frequency >= 2.0**-100, frequency, 0.0)
+    frozen = free & (frequency > torch.tensor(threshold)) if threshold > 0 else torch.zeros_like(free)
+    stays = free & ~frozen
+    held = torch.round(averages / units) * units  # the average before this step's code
+    averages.copy_(torch.where(stays, m * code + (1 - m) * averages, averages))
+    frequencies.copy_(torch.where(free, frequency, frequencies))
+    codes.copy_(torch.where(frozen, held, torch.where(stays, code, codes.float())))
+    marks.copy_(torch.where(frozen, 2, torch.where(stays & (direction != 0), direction, marks.float())))
+    level = codes.float() * (along(scale, weight, axis) / 4)
+    weight.copy_(torch.where(marks == 2, level, weight.float()))
+    return int((marks == 2).sum())
+
+
+def threshold_distance(
+    weight: Tensor, scale: Tensor, bit_width: Tensor, extra_bits: Tensor | None, narrow_range: bool
+) -> Tensor:
+    """Distance of each weight from the nearest threshold (k + 1/2) step of its own grid, in steps, at most 1/2."""
+    extra = torch.zeros_like(weight) if extra_bits is None else extra_bits.float()
+    v = weight.float() / (along(scale, weight, 0) / 2.0**extra)
+    low, high = quant_range(along(bit_width, weight, 0) + extra, True, narrow_range)
+    nearest = torch.minimum(torch.maximum(v.floor() + 0.5, low + 0.5), high - 0.5)
+    return (v - nearest).abs().nan_to_num(nan=0.5).clamp(max=0.5)
+
+
+def step_multiplier(distance: Tensor, shape: str, alpha: float, rho: float) -> Tensor:
+    """The multiplier of a step at a distance from a threshold; float32."""
+    a, r = (torch.tensor(v, dtype=torch.float32) for v in (alpha, rho))
+    if shape == "step":
+        return torch.where(distance < r, a, torch.ones(()))
+    if shape == "linear":
+        return torch.where(distance < r, torch.addcmul(a, 1 - a, distance / r), torch.ones(()))
+    if shape == "gauss":
+        return 1 - (1 - a) * torch.exp(-((distance / r) ** 2))
+    return torch.ones_like(distance)
+
+
+def sgd_step(
+    weight: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    multiplier: Tensor,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first_step: bool = False,
+    on_grad: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Twin of `mixbit.ops.threshold_aware_step_` for one weight: new weight and momentum, operations of torch's SGD."""
+    w, g = weight.float(), grad.float()
+    buffer = None if momentum_buffer is None else momentum_buffer.float()
+    g = -g if maximize else g
+    g = g * multiplier if on_grad else g
+    g = g.add(w, alpha=weight_decay) if weight_decay else g
+    update = g
+    if momentum:
+        assert buffer is not None
+        buffer = g.clone() if first_step else (buffer * momentum).add(g, alpha=1 - dampening)
+        update = g.add(buffer, alpha=momentum) if nesterov else buffer
+    rate = torch.tensor(lr, dtype=torch.float32) * (torch.ones(()) if on_grad else multiplier)
+    new = torch.addcmul(w, -rate.expand_as(w), update)
+    return new.to(weight.dtype), None if buffer is None else buffer.to(weight.dtype)
+
+
+def scaled_update(before: Tensor, after: Tensor, multiplier: Tensor) -> Tensor:
+    """Twin of `mixbit.ops.scale_updates_` for one weight."""
+    old, new = before.float(), after.float()
+    return torch.where(multiplier == 1, new, torch.addcmul(old, multiplier, new - old)).to(before.dtype)
+
+
+def adam_step(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    multiplier: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = True,
+    maximize: bool = False,
+    on_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Twin of `mixbit.ops.threshold_aware_adam_step_` for one weight: new weight and moments, operations of torch's."""
+    w, g, m, v = (t.float().clone() for t in (weight, grad, exp_avg, exp_avg_sq))
+    g = -g if maximize else g
+    g = g * multiplier if on_grad else g
+    g = g.add(w, alpha=weight_decay) if weight_decay and not decoupled else g
+    new = w * (1 - lr * weight_decay) if decoupled else w.clone()
+    m.lerp_(g, 1 - betas[0])
+    v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+    largest = None if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.float(), v)
+    # torch's own square root in float32 is not always the nearest number; through double it is.
+    root = (v if largest is None else largest).double().sqrt().float() / math.sqrt(1 - betas[1] ** step)
+    new.addcdiv_(m, root + eps, value=-lr / (1 - betas[0] ** step))
+    new = new if on_grad else scaled_update(w, new, multiplier)
+    dtype = weight.dtype
+    return new.to(dtype), m.to(dtype), v.to(dtype), None if largest is None else largest.to(dtype)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Twin of `mixbit.ops.pack_bits`, bit by bit."""
+    n = codes.shape[-1]
+    stream = torch.zeros(*codes.shape[:-1], (n * bits + 7) // 8 * 8, dtype=torch.int64)
+    for bit in range(bits):
+        stream[..., bit : n * bits : bits] = codes.long() >> bit & 1
+    places = 2 ** torch.arange(8)
+    return (stream.unflatten(-1, (stream.shape[-1] // 8, 8)) * places).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
+    """Twin of `mixbit.ops.unpack_bits`, bit by bit; int64."""
+    stream = (packed.long()[..., None] >> torch.arange(8) & 1).flatten(-2)
+    codes = torch.zeros(*packed.shape[:-1], n, dtype=torch.int64)
+    for bit in range(bits):
+        place = -(2**bit) if signed and bit == bits - 1 else 2**bit
+        codes += stream[..., bit : n * bits : bits] * place
+    return codes

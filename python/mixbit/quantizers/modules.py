@@ -39,10 +39,12 @@ class QuantizedLayer(nn.Module):
         operands = []
         for value, quantizer in ((x, self.act_quantizer), (self.weight, self.weight_quantizer)):
             quantized = value if quantizer is None else quantizer(value)
-            operands.append(quantized)
             repeat = None if quantizer is None else quantizer.repeat(value)
             if repeat is not None and quantized is not value:
+                # What autocast would keep is the lower copy, so that is what is made, and made again.
+                quantized, repeat = _lowered(quantized, repeat)
                 again.append((quantized, repeat))
+            operands.append(quantized)
         if not again or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return multiply(*operands)
 
@@ -54,16 +56,29 @@ class QuantizedLayer(nn.Module):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept() if callable(kept) else kept):
-            return multiply(*operands)
+            y = multiply(*operands)
+        again.clear()  # the graph keeps `pack`, which must not keep the operands
+        return y
 
     def _both(self) -> tuple[Quantizer, Quantizer] | None:
         """The two quantizers if both are on and the fused ops know their gradients."""
         act, weight = self.act_quantizer, self.weight_quantizer
         if act is None or weight is None or not act.enabled or not weight.enabled or not (act.fused and weight.fused):
             return None
+        if weight.extra_bits is not None:
+            return None
         act.check_calibrated()
         weight.check_calibrated()
         return act, weight
+
+
+def _lowered(quantized: Tensor, repeat: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Both in the type that autocast multiplies in, where it is on."""
+    kind = quantized.device.type
+    if not torch.is_autocast_enabled(kind):
+        return quantized, repeat
+    dtype = torch.get_autocast_dtype(kind)
+    return quantized.to(dtype), lambda: repeat().to(dtype)
 
 
 def pad_input(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, tuple[int, int]]:

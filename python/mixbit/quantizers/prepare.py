@@ -12,7 +12,7 @@ from torch import nn
 from mixbit.errors import MixbitError, check_choice, did_you_mean
 from mixbit.network import LayerList, is_quantizable, layers
 from mixbit.quantizers.modules import JoinedTensors, QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from mixbit.quantizers.quantizer import KINDS, LSQ, LSQPlus, Quantizer
+from mixbit.quantizers.quantizer import KINDS, LSQ, LSQPlus, Quantizer, check_extra_bits
 from mixbit.quantizers.space import SearchSpace
 from mixbit.recipe import FLOAT, LayerPrecision, Recipe, match_name
 
@@ -34,7 +34,9 @@ def prepare_(
 
     Parameters and their state_dict keys stay what they are; each layer gains `weight_quantizer` and `act_quantizer`.
     Preparing again with another recipe keeps the calibration and multiplies each scale by hi_old / hi_new. Layers that
-    read the same tensor share one act_quantizer, tied here if `example` is given, else by `calibrate_`.
+    read the same tensor share one act_quantizer, tied here if `example` is given, else by `calibrate_`. Extra levels
+    (`Recipe.extra_maps`) are given to the weights that have them; those that a layer has already stay while its weight
+    bits do, and go with them.
 
     Args:
         model: Any module; layers that the recipe leaves float are untouched.
@@ -50,8 +52,8 @@ def prepare_(
 
     Raises:
         MixbitError: The recipe names a layer that does not exist or cannot be quantized, or asks different act bits for
-            layers that read the same tensor; an unknown kind of quantizer; a search without an example. The model is
-            then unchanged.
+            layers that read the same tensor; an unknown kind of quantizer; a search without an example; extra levels
+            that do not fit a layer, or that the recipe names without carrying them. The model is then unchanged.
     """
     if isinstance(recipe, SearchSpace):
         for argument, value in (("weight_quantizer", weight_quantizer), ("act_quantizer", act_quantizer)):
@@ -73,6 +75,7 @@ def prepare_(
     if groups is not None:
         check_groups(groups, wanted)
     _check_tied(names, wanted)
+    maps = _checked_maps(names, recipe)
     tied = [(m, m.act_quantizer) for m in names.values() if isinstance(m, QuantizedLayer)]
     for name, module in names.items():
         precision = wanted[name]
@@ -80,6 +83,8 @@ def prepare_(
             _restore_layer(module)
         else:
             _prepare_layer(module, precision, weight_quantizer, act_quantizer)
+        if name in maps:
+            cast(QuantizedLayer, module).weight_quantizer.set_extra_bits_(maps[name])  # type: ignore[union-attr]
     model.mixbit_tensors = dict(recipe.tensors)  # type: ignore[assignment]
     first = next(model.parameters(), None)
     for module in model.modules():
@@ -193,6 +198,32 @@ def _check_names(model: nn.Module, recipe: Recipe) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if name in usable}
 
 
+def _checked_maps(names: dict[str, nn.Module], recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The recipe's extra levels by layer, each fitting its weight."""
+    for name in recipe.extra_maps:
+        if name not in names:
+            raise MixbitError(f"recipe: extra levels of {name!r}: no such layer{did_you_mean(name, names)}")
+    maps = {}
+    for name, module in names.items():
+        precision = recipe[name]
+        extra = recipe.extra_maps.get(name)
+        if extra is None:
+            if precision.extra_levels is not None:
+                raise MixbitError(
+                    f"recipe: layer {name!r} names extra levels in {precision.extra_levels!r}, which the recipe does "
+                    "not carry; read it with mixbit.Recipe.load, and let that file hold the layer"
+                )
+            continue
+        if precision.weight is None:
+            raise MixbitError(f"recipe: layer {name!r} has extra levels but float weights; expected bits")
+        try:
+            maps[name] = torch.as_tensor(extra)
+            check_extra_bits(maps[name], module.weight.shape, precision.weight)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise MixbitError(f"recipe: layer {name!r}: {error}") from error
+    return maps
+
+
 def _prepare_layer(module: nn.Module, precision: LayerPrecision, weight_kind: str | None, act_kind: str | None) -> None:
     layer = module
     if not isinstance(module, QuantizedLayer):
@@ -284,10 +315,15 @@ def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision, kind: ty
         narrow_range=precision.narrow_range,
         axis=0 if channels > 1 else None,
         rounding=precision.rounding,
+        shape=layer.weight.shape,
         device=layer.weight.device,
     )
     old = layer.weight_quantizer
-    if old is None or not old.is_calibrated:
+    if old is None:
+        return made
+    if not old.searching and int(old.bit_width) == precision.weight:
+        made.extra_bits = old.extra_bits
+    if not old.is_calibrated:
         return made
     old.settle_(layer.weight)
     old.set_bit_width_(precision.weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from mixbit.errors import MixbitError
 
 #: The forward uses at least this share of the calibrated scale, so that no optimizer step drives a scale through zero.
 SCALE_FLOOR = 2.0**-20
+
+#: Most bits of a weight with extra levels: the widest integer that packages hold.
+MAX_EXTRA_WIDTH = 8
 
 
 class Quantizer(nn.Module):
@@ -31,9 +34,11 @@ class Quantizer(nn.Module):
         axis: Dimension of the channels, None per tensor.
         rounding: "half_even" or "half_up".
         batched: Whether dimension 0 of the tensor is a batch (activations): kinds that count elements count one image.
+        shape: Of the tensor, for those that may get extra levels (weights).
         device: Of the state.
 
     Attributes:
+        extra_bits: Buffer uint8 of the tensor's shape, 0 ... 2 each, or None: see `set_extra_bits_`.
         signed: As given, or as `set_` found it.
         enabled: A disabled quantizer returns its input.
         fused: Whether the gradient is that of `ops.fake_quantize` behind `grid`, so that layers may use the fused ops.
@@ -48,6 +53,7 @@ class Quantizer(nn.Module):
     calibrated_scale: Tensor
     signed_flag: Tensor
     calibrated: Tensor
+    extra_bits: Tensor | None
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class Quantizer(nn.Module):
         axis: int | None = None,
         rounding: str = "half_even",
         batched: bool = False,
+        shape: Sequence[int] | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
@@ -66,6 +73,8 @@ class Quantizer(nn.Module):
         self.register_buffer("bit_width", torch.full((1,), float(bit_width), device=device))
         self.register_buffer("signed_flag", torch.tensor([int(signed)], dtype=torch.uint8, device=device))
         self.register_buffer("calibrated", torch.zeros(1, dtype=torch.uint8, device=device))
+        self.register_buffer("extra_bits", None)
+        self.shape = None if shape is None else tuple(shape)
         self.channels = channels
         self.signed = signed
         self.is_calibrated = False
@@ -122,8 +131,23 @@ class Quantizer(nn.Module):
         return x.reshape(1, -1) if self.axis is None else x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
 
     def repeat(self, x: Tensor) -> Callable[[], Tensor] | None:
-        """What makes the result of the last forward, which was on x, again; None for kinds that cannot."""
-        return None
+        """What makes the result of the last forward, which was on x, again; None where it is better kept.
+
+        Only where autograd holds x itself for the backward, and so notices when it is changed in between.
+        """
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not self.enabled or not self.fused:
+            return None
+        if self.extra_bits is None and not any(p.requires_grad for p in self.parameters()):
+            return None
+        given = x.detach()
+        with torch.no_grad():
+            scale, zero_point = (t.clone() for t in self.grid(x))
+
+        def again() -> Tensor:
+            with torch.no_grad():
+                return self._quantize(given, scale, zero_point)
+
+        return again
 
     def settle_(self, x: Tensor) -> None:
         """Brings state that follows the tensor up to date, for kinds that have such state."""
@@ -133,10 +157,58 @@ class Quantizer(nn.Module):
         """Bit-widths that need a scale of their own when the quantizer is calibrated."""
         return (int(self.bit_width),)
 
+    def set_extra_bits_(self, extra_bits: Tensor, *, max_bits: int = MAX_EXTRA_WIDTH) -> Quantizer:
+        """Gives single elements extra levels: an element with e extra bits has the step scale / 2^e.
+
+        The base grid stays: all its levels remain, 2^e - 1 appear between each two of them
+        (`ops.extra_level_fake_quantize`). The scale, its gradient's factor and `bit_width` are those of the base grid.
+        A map of zeros is none. The map is part of the state_dict. A state of a quantizer without one takes it away, and
+        so does another bit-width: the levels were given to a grid that is gone.
+
+        Args:
+            extra_bits: uint8 of the tensor's shape, each 0, 1 or 2; copied.
+            max_bits: Most bits of an element, bit_width + extra_bits; at most 8.
+
+        Raises:
+            MixbitError: The map does not fit, the bits are still being searched, or this is no weight quantizer.
+        """
+        if isinstance(max_bits, bool) or not isinstance(max_bits, int) or not 1 <= max_bits <= MAX_EXTRA_WIDTH:
+            raise MixbitError(f"max_bits={max_bits!r}: expected a whole number from 1 to {MAX_EXTRA_WIDTH}")
+        if self.searching or self.shape is None or not self.signed:
+            what = "its bits are still being searched" if self.searching else "it is not that of a weight"
+            raise MixbitError(f"this quantizer takes no extra levels: {what}")
+        check_extra_bits(extra_bits, self.shape, self.check_bit_width(), max_bits)
+        given = bool(extra_bits.any())
+        self.extra_bits = extra_bits.to(self.bit_width.device, copy=True).contiguous() if given else None
+        return self
+
+    def clear_extra_bits_(self) -> Quantizer:
+        """Takes the extra levels away: every element has the base grid again."""
+        self.extra_bits = None
+        return self
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of x, int32 like x: of `bit_width` bits, and of an element's extra bits more.
+
+        The value of a code is (code - zero_point) * scale / 2^e, e the element's extra bits.
+        """
+        with torch.no_grad():
+            scale, zero_point = self.grid(x)
+            step = _along(scale, x, self.axis)
+            if self.extra_bits is not None:
+                step = step * torch.exp2(-self.extra_bits.float())
+            # The quotient of a product by its factor is the other one to within a fraction of a code.
+            value = self._quantize(x.detach().float(), scale, zero_point)
+            return (torch.round(value / step) + torch.round(_along(zero_point, x, None))).to(torch.int32)
+
     def set_bit_width_(self, bit_width: int) -> Quantizer:
-        """Moves to another width at the same range: each scale is multiplied by hi_old / hi_new."""
+        """Moves to another width at the same range: each scale is multiplied by hi_old / hi_new.
+
+        Extra levels belong to the old grid and go with it.
+        """
         old = int(self.bit_width)
         if old != bit_width:
+            self.clear_extra_bits_()
             with torch.no_grad():
                 self.bit_width.fill_(float(bit_width))
                 self._rescale(self._range_steps(old) / self._range_steps(bit_width))
@@ -191,6 +263,16 @@ class Quantizer(nn.Module):
         return self._quantize(x, *self.grid(x))
 
     def _quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        if self.extra_bits is not None:
+            return ops.extra_level_fake_quantize(
+                x,
+                scale,
+                self.bit_width,
+                self.extra_bits,
+                axis=self.axis,
+                narrow_range=self.narrow_range,
+                rounding=self.rounding,
+            )
         return ops.fake_quantize(
             x,
             scale,
@@ -235,7 +317,10 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Bits, sign and granularity."""
         sign = "signed" if self.signed else "unsigned"
-        return f"bit_width={int(self.bit_width)}, {sign}, channels={self.channels}, calibrated={self.is_calibrated}"
+        text = f"bit_width={int(self.bit_width)}, {sign}, channels={self.channels}, calibrated={self.is_calibrated}"
+        if self.extra_bits is None:
+            return text
+        return f"{text}, extra_levels={(self.extra_bits > 0).float().mean():.1%}"
 
 
 class LSQ(Quantizer):
@@ -416,12 +501,11 @@ class PACT(Quantizer):
         if not torch.is_grad_enabled():
             return y
         half = torch.exp2(self.bit_width - 1)
-        high = half - 1 if self.signed else 2 * half - 1
-        low = -half if self.signed and not self.narrow_range else 1 - half if self.signed else 0 * half
-        shape = [1] * x.dim()
-        if self.axis is not None:
-            shape[self.axis] = -1
-        upper, lower = ((scale * end).reshape(shape).to(x.dtype) for end in (high, low))
+        # One step of an element's own grid, in steps of the base grid.
+        one = 1.0 if self.extra_bits is None else torch.exp2(-self.extra_bits.float())
+        high = half - one if self.signed else 2 * half - 1
+        low = -half if self.signed and not self.narrow_range else one - half if self.signed else 0 * half
+        upper, lower = ((_along(scale, x, self.axis) * end).to(x.dtype) for end in (high, low))
         # Values at the upper end count as clipped, as published.
         clipped = torch.where(x >= upper, upper, torch.where(x < lower, lower, x))
         return y + (clipped - clipped.detach())  # the difference is exactly zero: it carries the gradient only
@@ -464,13 +548,66 @@ KINDS: dict[str, type[Quantizer]] = {
 }
 
 
+def check_extra_bits(extra_bits: Tensor, shape: Sequence[int], bit_width: int, max_bits: int = MAX_EXTRA_WIDTH) -> None:
+    """Refuses a map of extra bits that does not fit a weight.
+
+    Args:
+        extra_bits: Expected uint8 of `shape`, each 0, 1 or 2.
+        shape: Of the weight.
+        bit_width: Of the base grid.
+        max_bits: Most bits of an element that has extra ones.
+
+    Raises:
+        MixbitError: Says what came and what was expected.
+    """
+    if not isinstance(extra_bits, Tensor) or extra_bits.dtype != torch.uint8:
+        found = extra_bits.dtype if isinstance(extra_bits, Tensor) else type(extra_bits).__name__
+        raise MixbitError(f"extra_bits is {found}; expected a uint8 tensor")
+    if tuple(extra_bits.shape) != tuple(shape):
+        raise MixbitError(f"extra_bits has shape {list(extra_bits.shape)}; expected {list(shape)} like the weight")
+    most = int(extra_bits.max()) if extra_bits.numel() else 0
+    if most > ops.MAX_EXTRA_BITS:
+        raise MixbitError(f"extra_bits holds {most}; expected whole numbers from 0 to {ops.MAX_EXTRA_BITS}")
+    if most and bit_width + most > max_bits:
+        raise MixbitError(
+            f"extra_bits holds {most} beside bit_width={bit_width}; expected at most {max_bits} bits in all"
+        )
+
+
+def _along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
+    """A parameter [1] or [channels], shaped to broadcast against x."""
+    shape = [1] * x.dim()
+    if axis is not None:
+        shape[axis] = -1
+    return parameter.reshape(shape)
+
+
 def _largest_code(bit_width: Tensor, signed: bool) -> Tensor:
     """hi as a tensor; 1 for one signed bit, which has no positive level."""
     return (torch.exp2(bit_width - 1 if signed else bit_width) - 1).clamp(min=1)
 
 
 def _fill_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A float checkpoint has no quantizer keys: they keep their present values, so that it loads strictly."""
+    """A float checkpoint has no quantizer keys: they keep their present values, so that it loads strictly.
+
+    A state of this quantizer says whether there are extra levels, too: the buffer comes and goes with it.
+    """
+    assert isinstance(module, Quantizer)
+    extra = state_dict.get(prefix + "extra_bits")
+    width = state_dict.get(prefix + "bit_width")
+    if extra is not None:
+        try:
+            if module.searching or module.shape is None:
+                raise MixbitError("this quantizer takes no extra levels")
+            bits = float(module.bit_width if width is None else width)
+            # A width that is none is refused once it is loaded.
+            check_extra_bits(extra, module.shape, int(bits) if math.isfinite(bits) else 0)
+        except MixbitError as error:
+            raise MixbitError(f"{prefix}extra_bits: {error}") from error
+        if module.extra_bits is None:
+            module.extra_bits = torch.zeros_like(extra, device=module.bit_width.device)
+    elif width is not None:
+        module.extra_bits = None
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
     for name, value in own.items():
         state_dict.setdefault(prefix + name, value.detach())

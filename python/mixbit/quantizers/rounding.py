@@ -42,8 +42,8 @@ def optimize_rounding_(
         The model.
 
     Raises:
-        MixbitError: The model is not prepared or in training mode, a layer is not calibrated or never reached, or the
-            data is empty, one-shot or not finite.
+        MixbitError: The model is not prepared or in training mode, a layer is not calibrated, never reached or has
+            extra levels, or the data is empty, one-shot or not finite.
     """
     check_batches(batches)
     check_eval_mode(model)
@@ -55,6 +55,8 @@ def optimize_rounding_(
         quantizer = module.weight_quantizer
         if quantizer is not None and quantizer.enabled and quantizer.check_bit_width() <= max_bits:
             quantizer.check_calibrated()
+            if quantizer.extra_bits is not None:
+                raise MixbitError(f"layer {name!r} has extra levels; call optimize_rounding_ before they are given")
             wanted[name] = module
     rounded: dict[str, Tensor] = {}  # written at the end: every pass sees the float network
     for part in _parts(wanted):

@@ -5,6 +5,20 @@ mixbit.calibrate_(model, batches)
 history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_model)
 """
 
+from mixbit.retrain import storage
 from mixbit.retrain.fit import MakeOptimizer, fit
+from mixbit.retrain.oscillations import Dampening, IterativeFreezing
+from mixbit.retrain.schedule import Schedule
+from mixbit.retrain.switches import SwitchTracker
+from mixbit.retrain.thresholds import ThresholdAware
 
-__all__ = ["MakeOptimizer", "fit"]
+__all__ = [
+    "Dampening",
+    "IterativeFreezing",
+    "MakeOptimizer",
+    "Schedule",
+    "SwitchTracker",
+    "ThresholdAware",
+    "fit",
+    "storage",
+]

@@ -114,21 +114,25 @@ def unfreeze_(model: nn.Module) -> nn.Module:
 def extract(model: nn.Module) -> Recipe:
     """The recipe that the search has come to, with the grids that were searched.
 
+    Of a prepared model that is not under search: the recipe that it runs at, extra levels included.
+
     A model prepared with the recipe anew computes what the model under search computes in eval mode, unless a budget
     moved layers. With a budget the result costs at most the budget and at least 99 % of the most that can be reached
     below it: where the choice made by the search itself does not, the likeliest one that does is taken (exactly, by an
     integer program over the candidates' probabilities), and `.report["moved"]` lists the layers.
 
     Args:
-        model: Under search; with a budget if a `Penalty` with one was made for it.
+        model: Under search, with a budget if a `Penalty` with one was made for it; or prepared with a recipe.
 
     Returns:
         A Recipe; `.report` holds method, cost and budget (by unit where there are several), feasible, misses_by,
         average bits, and for each layer the probabilities of its candidates.
 
     Raises:
-        MixbitError: The model is not under search, or one of its parameters is not finite.
+        MixbitError: The model is not prepared, or a parameter of the search is not finite.
     """
+    if not search_quantizers(model) and quantized_layers(model):
+        return _present(model)
     found = check_searching(model)
     for name, quantizer in found.items():
         parameter = quantizer.choice_parameter
@@ -177,6 +181,31 @@ def extract(model: nn.Module) -> Recipe:
                 "weight": _shares(choices, probabilities, choices.weight[i]),
             }
             for i, name in enumerate(names)
+        },
+    }
+    return recipe
+
+
+def _present(model: nn.Module) -> Recipe:
+    """The recipe of a model that is not under search."""
+    layers, maps = {}, {}
+    for name, module in quantized_layers(model).items():
+        act, weight = module.act_quantizer, module.weight_quantizer
+        act_bits = None if act is None else act.check_bit_width()
+        layers[name] = _precision(module, act_bits, None if weight is None else weight.check_bit_width())
+        if weight is not None and weight.extra_bits is not None:
+            maps[name] = weight.extra_bits.cpu().numpy().copy()
+    recipe = Recipe(layers=layers, made_by={"verb": "extract"}, extra_maps=maps)
+    recipe.tensors = {name: dict(entry) for name, entry in getattr(model, "mixbit_tensors", recipe.tensors).items()}
+    recipe.report = {
+        "method": "prepared",
+        "cost": None,
+        "budget": None,
+        "feasible": True,
+        "misses_by": 0.0,
+        "average_bits": {
+            operand: _mean([FLOAT_BITS if (b := getattr(p, operand)) is None else b for p in layers.values()])
+            for operand in ("act", "weight")
         },
     }
     return recipe

@@ -1,10 +1,14 @@
 // The bodies of the CUDA kernels, run on the host, against the CPU kernels: values bit by bit, sums to rounding.
 #include "simt.h"
 
+#include <cuda/extra_levels.cuh>
 #include <cuda/fake_quantize.cuh>
 #include <cuda/mixture.cuh>
 #include <cuda/noise.cuh>
+#include <cuda/packing.cuh>
 #include <cuda/statistics.cuh>
+#include <cuda/steps.cuh>
+#include <cuda/switches.cuh>
 
 #include <gtest/gtest.h>
 
@@ -177,6 +181,86 @@ TYPED_TEST(CudaBodies, Backward) {
       }
     }
   });
+}
+
+std::vector<uint8_t> extra_bits(int64_t n) {
+  std::mt19937 random(17);
+  std::vector<uint8_t> made(static_cast<size_t>(n));
+  for (uint8_t& e : made) e = static_cast<uint8_t>(random() % 3);
+  return made;
+}
+
+TYPED_TEST(CudaBodies, ExtraLevels) {
+  using T = TypeParam;
+  for_each_setting([](const View& view, const Setting& setting) {
+    if (!setting.arguments.is_signed) return;
+    const auto quantizer = [&](int64_t channel) {
+      cpu::Quantizer q = setting.quantizer(channel);
+      q.zero_point = 0.0f;
+      return q;
+    };
+    const auto extra = extra_bits(view.numel());
+    const auto any = values<T>(view.numel(), 18, false);
+    const auto x = values<T>(view.numel(), 19, true);
+    const auto grad = values<T>(view.numel(), 20, true);
+    std::vector<T> expected(x.size()), expected_dx(x.size());
+    std::vector<double> wanted(static_cast<size_t>(view.channels));
+    for (int64_t row = 0; row < view.outer * view.channels; ++row) {
+      const int64_t channel = row % view.channels;
+      for (int64_t at = 0; at < view.inner; at += cpu::kReduceBlock) {
+        const int64_t first = row * view.inner + at;
+        const int64_t length = std::min(cpu::kReduceBlock, view.inner - at);
+        double dscale;
+        oracle().extra_levels(kStorage<T>, any.data() + first, extra.data() + first, expected.data() + first, length,
+                              quantizer(channel), false);
+        oracle().extra_levels_backward(kStorage<T>, grad.data() + first, x.data() + first, extra.data() + first,
+                                       expected_dx.data() + first, length, quantizer(channel), &dscale, false);
+        wanted[static_cast<size_t>(channel)] += dscale;
+      }
+    }
+    const int64_t count = view.outer * view.inner;
+    const int64_t blocks = std::max<int64_t>(1, (count + cuda::kReduceBlock - 1) / cuda::kReduceBlock);
+    std::vector<double> aligned_partials;
+    for (const bool aligned : {true, false}) {
+      std::vector<T> y(x.size()), dx(x.size());
+      simt::launch(2, cuda::kThreads, cuda::extra_levels_kernel<T>, setting.arguments, any.data(), extra.data(),
+                   y.data(), aligned);
+      ASSERT_TRUE(same_bytes(expected, y)) << view.outer << " " << view.channels << " " << view.inner;
+      std::vector<double> partials(static_cast<size_t>(view.channels * blocks), -1.0);
+      for (const bool with_dx : {true, false}) {
+        simt::launch(static_cast<unsigned>(view.channels * blocks), cuda::kThreads,
+                     cuda::extra_levels_backward_kernel<T>, setting.arguments, blocks, grad.data(), x.data(),
+                     extra.data(), with_dx ? dx.data() : nullptr, aligned, partials.data());
+        if (aligned_partials.empty()) aligned_partials = partials;
+        ASSERT_TRUE(same_bytes(aligned_partials, partials));
+        ASSERT_TRUE(!with_dx || same_bytes(expected_dx, dx));
+      }
+      for (size_t c = 0; c < wanted.size(); ++c) {
+        double sum = 0.0;
+        for (int64_t b = 0; b < blocks; ++b) sum += partials[c * static_cast<size_t>(blocks) + static_cast<size_t>(b)];
+        ASSERT_NEAR(sum, wanted[c], 1e-5 * (1.0 + static_cast<double>(count)));
+      }
+    }
+  });
+}
+
+// Nothing synchronizes on a device, so wrong widths and extra bits cannot raise: they show as NaN.
+TEST(CudaBodiesExtra, WhatMakesNoGridIsNan) {
+  const float x[2] = {0.3f, 0.3f};
+  for (const auto& [bits, extra, valid] :
+       {std::tuple{4.0f, 2, true}, std::tuple{4.0f, 3, false}, std::tuple{15.0f, 2, false}, std::tuple{16.0f, 0, true},
+        std::tuple{17.0f, 0, false}, std::tuple{1.0f, 0, false}}) {
+    Setting setting({1, 1, 2}, false, true, true, Rounding::kHalfUp);
+    setting.bit_width[0] = bits;
+    const uint8_t map[2] = {static_cast<uint8_t>(extra), static_cast<uint8_t>(extra)};
+    float y[2], dx[2];
+    double partial;
+    simt::launch(1, cuda::kThreads, cuda::extra_levels_kernel<float>, setting.arguments, x, map, y, false);
+    simt::launch(1, cuda::kThreads, cuda::extra_levels_backward_kernel<float>, setting.arguments, int64_t{1}, x, x, map,
+                 dx, false, &partial);
+    EXPECT_EQ(std::isnan(y[1]), !valid) << bits << " " << extra;
+    EXPECT_EQ(std::isnan(dx[1]) && std::isnan(partial), !valid);
+  }
 }
 
 TYPED_TEST(CudaBodies, Mask) {
@@ -612,6 +696,148 @@ TYPED_TEST(CudaBodies, Lists) {
   }
 }
 
+// Weights of several shapes in one launch, with and without extra bits and grids of their rows, against the CPU.
+TYPED_TEST(CudaBodies, Steps) {
+  using T = TypeParam;
+  struct Weight {
+    int64_t channels, inner;
+    std::vector<float> scale, bit_width;
+    std::vector<uint8_t> extra_bits;
+    bool narrow_range;
+    std::vector<T> weight, grad, momentum, moment2, largest_moment2;
+
+    std::vector<std::vector<T>> all() const { return {weight, grad, momentum, moment2, largest_moment2}; }
+  };
+  std::vector<Weight> made;
+  for (const auto& [channels, inner, per_channel] :
+       {std::tuple{1, 37, false}, std::tuple{7, 33, true}, std::tuple{2, 16384, true}, std::tuple{1, 40000, false}}) {
+    Weight w{channels, inner, {}, {}, {}, made.size() % 2 == 0, {}, {}, {}, {}, {}};
+    for (int c = 0; c < (per_channel ? channels : 1); ++c) {
+      w.scale.push_back(0.21f + 0.03f * static_cast<float>(c));
+      w.bit_width.push_back(static_cast<float>(2 + c % 4));
+    }
+    const int64_t n = w.channels * w.inner;
+    if (made.size() != 1) {
+      for (int64_t i = 0; i < n; ++i) w.extra_bits.push_back(static_cast<uint8_t>(i % 3));
+    }
+    w.weight = values<T>(n, 31, false);
+    w.grad = values<T>(n, 32, true);
+    w.momentum = values<T>(n, 33, true);
+    w.moment2 = values<T>(n, 34, true);
+    for (T& v : w.moment2) v = static_cast<T>(std::abs(static_cast<float>(v)));
+    w.largest_moment2 = w.moment2;
+    made.push_back(w);
+  }
+  const auto entries_of = [](std::vector<Weight>& weights, int64_t* blocks) {
+    std::vector<cuda::StepEntry> entries;
+    *blocks = 0;
+    for (Weight& w : weights) {
+      cuda::StepEntry e{};
+      e.weight = w.weight.data();
+      e.grad = w.grad.data();
+      e.momentum = w.momentum.data();
+      e.moment2 = w.moment2.data();
+      e.largest_moment2 = w.largest_moment2.data();
+      e.extra_bits = w.extra_bits.empty() ? nullptr : w.extra_bits.data();
+      e.scale = w.scale.data();
+      e.scale_count = static_cast<int64_t>(w.scale.size());
+      e.bit_width = w.bit_width.data();
+      e.bit_width_count = static_cast<int64_t>(w.bit_width.size());
+      e.narrow_range = w.narrow_range;
+      e.numel = w.channels * w.inner;
+      e.inner = w.inner;
+      e.first_block = *blocks;
+      e.host_steps = 3.0;
+      *blocks += (e.numel + cuda::kReduceBlock - 1) / cuda::kReduceBlock;
+      entries.push_back(e);
+    }
+    return entries;
+  };
+  // f(run, quantizer) for the rows of every weight.
+  const auto on_cpu = [](std::vector<Weight>& weights, const auto& f) {
+    for (Weight& w : weights) {
+      for (int64_t c = 0; c < w.channels; ++c) {
+        const auto at = static_cast<size_t>(w.scale.size() == 1 ? 0 : c);
+        const int64_t i = c * w.inner;
+        f(cpu::StepRun{w.weight.data() + i, w.grad.data() + i, w.momentum.data() + i, w.moment2.data() + i,
+                       w.largest_moment2.data() + i, w.extra_bits.empty() ? nullptr : w.extra_bits.data() + i, w.inner},
+          cpu::Quantizer{w.scale[at], 0.0f,
+                         mixbit::quant_range(static_cast<int>(w.bit_width[at]), true, w.narrow_range),
+                         Rounding::kHalfEven});
+      }
+    }
+  };
+  const auto check = [&](const auto& launch, const auto& step) {
+    std::vector<Weight> device = made, host = made;
+    int64_t blocks;
+    const auto entries = entries_of(device, &blocks);
+    launch(entries.data(), static_cast<int64_t>(entries.size()), static_cast<unsigned>(blocks));
+    on_cpu(host, step);
+    for (size_t i = 0; i < made.size(); ++i) {
+      const auto got = device[i].all(), expected = host[i].all();
+      for (size_t j = 0; j < got.size(); ++j) ASSERT_TRUE(same_bytes(expected[j], got[j])) << i << " " << j;
+    }
+  };
+  const double rate = 0.05, scale = 8.0, fine = 0.0, not_finite = 1.0;
+  for (const auto shape :
+       {mixbit::StepShape::kOff, mixbit::StepShape::kStep, mixbit::StepShape::kLinear, mixbit::StepShape::kGauss}) {
+    const mixbit::StepMultiplier multiplier = {shape, 0.1f, 0.125f};
+    const cuda::StepArguments arguments = {multiplier, {nullptr, rate}, {&scale, 0.0}, {&fine, 1.0}};
+    mixbit::SgdRule sgd = {0.0f, 0.9f, 1.0f, 1e-2f, false, false, false, false};
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::sgd_step_list_kernel<T>, entries, count, arguments, sgd);
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          mixbit::SgdRule rule = sgd;
+          rule.lr = static_cast<float>(rate);
+          oracle().sgd_step(kStorage<T>, run, q, multiplier, rule, 8.0f);
+        });
+    mixbit::AdamRule adam{};
+    adam.epsilon = 1e-8f;
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::adam_step_list_kernel<T>, entries, count, arguments, adam,
+                       cuda::AdamArguments{0.9, 0.999, 0.1, true});
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          mixbit::AdamRule rule = adam;
+          mixbit::set_adam_step(&rule, rate, 0.9, 0.999, 0.1, 3.0, true);
+          oracle().adam_step(kStorage<T>, run, q, multiplier, rule, 8.0f);
+        });
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::scale_updates_list_kernel<T>, entries, count, multiplier);
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          oracle().scale_updates(kStorage<T>, run.grad, run.weight, run.extra_bits, run.n, q, multiplier);
+        });
+    check(
+        [&](const cuda::StepEntry* entries, int64_t count, unsigned blocks) {
+          simt::launch(blocks, cuda::kThreads, cuda::step_multipliers_list_kernel<T>, entries, count, multiplier);
+        },
+        [&](const cpu::StepRun& run, const cpu::Quantizer& q) {
+          oracle().step_multipliers(kStorage<T>, run.weight, run.grad, run.extra_bits, run.n, q, multiplier);
+        });
+    // A step that is left out, and a width that no grid has.
+    std::vector<Weight> device = made;
+    int64_t blocks;
+    auto entries = entries_of(device, &blocks);
+    cuda::StepArguments left_out = arguments;
+    left_out.found_inf = {&not_finite, 0.0};
+    simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::sgd_step_list_kernel<T>,
+                 static_cast<const cuda::StepEntry*>(entries.data()), static_cast<int64_t>(entries.size()), left_out,
+                 sgd);
+    ASSERT_TRUE(same_bytes(made[0].weight, device[0].weight));
+    device[0].bit_width = {2.5f};
+    entries = entries_of(device, &blocks);
+    simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::sgd_step_list_kernel<T>,
+                 static_cast<const cuda::StepEntry*>(entries.data()), static_cast<int64_t>(entries.size()), arguments,
+                 sgd);
+    ASSERT_TRUE(std::isnan(static_cast<float>(device[0].weight[0])));
+  }
+}
+
 TYPED_TEST(CudaBodies, Moments) {
   using T = TypeParam;
   for (const View& view : kViews) {
@@ -796,6 +1022,180 @@ TEST(CudaSearch, HistogramsGiveTheScalesAndTheNoiseOfTheCpu) {
   EXPECT_TRUE(std::isnan(scales[3]) && std::isnan(noise[3]));
 }
 
+// Weights with what counting and freezing keep of them, and a list of one entry each.
+template <typename T>
+struct LevelItem {
+  View view;
+  Setting setting;
+  std::vector<T> weight;
+  std::vector<uint8_t> extra_bits;
+  std::vector<int8_t> codes, marks;
+  std::vector<int16_t> counts, runs;
+  std::vector<float> frequencies, averages;
+  int64_t result = -1;
+
+  LevelItem(const View& v, unsigned seed, bool narrow, Rounding rounding)
+      : view(v), setting(v, true, true, narrow, rounding), weight(values<T>(v.numel(), seed, false)) {
+    const auto size = weight.size();
+    for (float& bits : setting.bit_width) bits = std::min(bits, 6.0f);
+    for (size_t i = 0; i < size; ++i) extra_bits.push_back(static_cast<uint8_t>(i % 3));
+    codes.assign(size, 0);
+    marks.assign(size, 0);
+    counts.assign(size, 0);
+    runs.assign(size, 0);
+    frequencies.assign(size, 0.0f);
+    averages.assign(size, 0.0f);
+  }
+  bool same_states(const LevelItem& other) const {
+    return codes == other.codes && marks == other.marks && counts == other.counts && runs == other.runs &&
+           frequencies == other.frequencies && averages == other.averages;
+  }
+};
+
+template <typename T>
+std::vector<cuda::LevelEntry> level_entries(std::vector<LevelItem<T>>& items, bool extra, int64_t* blocks) {
+  std::vector<cuda::LevelEntry> entries;
+  *blocks = 0;
+  for (LevelItem<T>& item : items) {
+    item.setting.point();
+    cuda::LevelEntry e{};
+    e.arguments = item.setting.arguments;
+    e.weight = item.weight.data();
+    e.extra_bits = extra ? item.extra_bits.data() : nullptr;
+    e.codes = item.codes.data();
+    e.marks = item.marks.data();
+    e.counts = item.counts.data();
+    e.runs = item.runs.data();
+    e.frequencies = item.frequencies.data();
+    e.averages = item.averages.data();
+    e.first_block = *blocks;
+    e.blocks = (item.view.numel() + cuda::kReduceBlock - 1) / cuda::kReduceBlock;
+    e.result = &item.result;
+    *blocks += e.blocks;
+    entries.push_back(e);
+  }
+  return entries;
+}
+
+// f(item, row offset, n, quantizer) for every row of a weight.
+template <typename T, typename F>
+void for_each_level_row(LevelItem<T>& item, const F& f) {
+  for (int64_t row = 0; row < item.view.outer * item.view.channels; ++row) {
+    cpu::Quantizer q = item.setting.quantizer(row % item.view.channels);
+    q.zero_point = 0.0f;
+    f(row * item.view.inner, item.view.inner, q);
+  }
+}
+
+template <typename T>
+std::vector<LevelItem<T>> level_items(unsigned seed) {
+  std::vector<LevelItem<T>> items;
+  for (const View& view : {View{1, 1, 37}, View{2, 7, 33}, View{1, 2, 16384}, View{1, 1, 40000}, View{3, 5, 24}}) {
+    items.emplace_back(view, seed, seed % 2 == 0, seed % 2 == 0 ? Rounding::kHalfUp : Rounding::kHalfEven);
+  }
+  return items;
+}
+
+template <typename T, mixbit::SwitchScore kScore>
+void compare_switches(bool extra) {
+  auto items = level_items<T>(50);
+  auto expected = items;
+  for (unsigned step = 0; step < 4; ++step) {
+    for (size_t t = 0; t < items.size(); ++t) {
+      items[t].weight = expected[t].weight = values<T>(items[t].view.numel(), 51 + step % 2, false);
+      int64_t count = 0;
+      LevelItem<T>& item = expected[t];
+      for_each_level_row(item, [&](int64_t at, int64_t n, const cpu::Quantizer& q) {
+        const bool ema = kScore == mixbit::SwitchScore::kEma;
+        count += oracle()
+                     .count_switches(
+                         kStorage<T>, item.weight.data() + at, extra ? item.extra_bits.data() + at : nullptr, n, q,
+                         kScore, 0.1f,
+                         {item.codes.data() + at, item.marks.data() + at, ema ? nullptr : item.counts.data() + at,
+                          item.runs.data() + at, ema ? item.frequencies.data() + at : nullptr})
+                     .count;
+      });
+      item.result = count;
+    }
+    int64_t blocks;
+    const auto entries = level_entries(items, extra, &blocks);
+    std::vector<double> partials(static_cast<size_t>(blocks), -1.0);
+    const auto count = static_cast<int64_t>(entries.size());
+    simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::count_switches_kernel<T, kScore>, entries.data(),
+                 count, 0.1f, partials.data());
+    simt::launch(1, cuda::kThreads, cuda::add_findings_kernel, entries.data(), count, partials.data());
+    for (size_t t = 0; t < items.size(); ++t) {
+      ASSERT_TRUE(items[t].same_states(expected[t])) << t;
+      ASSERT_EQ(items[t].result, expected[t].result);
+    }
+  }
+}
+
+TYPED_TEST(CudaBodies, Switches) {
+  for (const bool extra : {false, true}) {
+    compare_switches<TypeParam, mixbit::SwitchScore::kAdjacent>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kPair>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kOscillation>(extra);
+    compare_switches<TypeParam, mixbit::SwitchScore::kEma>(extra);
+  }
+}
+
+TYPED_TEST(CudaBodies, Freezing) {
+  using T = TypeParam;
+  for (const bool extra : {false, true}) {
+    auto items = level_items<T>(60);
+    auto expected = items;
+    for (unsigned step = 0; step < 6; ++step) {
+      const float threshold = step < 2 ? 0.0f : 0.15f;
+      for (size_t t = 0; t < items.size(); ++t) {
+        LevelItem<T>& item = expected[t];
+        items[t].weight = item.weight = values<T>(item.view.numel(), 61 + step % 2, false);
+        item.result = 0;
+        for_each_level_row(item, [&](int64_t at, int64_t n, const cpu::Quantizer& q) {
+          item.result += oracle()
+                             .freeze_oscillating(kStorage<T>, item.weight.data() + at,
+                                                 extra ? item.extra_bits.data() + at : nullptr, n, q, 0.1f, threshold,
+                                                 {item.codes.data() + at, item.marks.data() + at,
+                                                  item.frequencies.data() + at, item.averages.data() + at})
+                             .count;
+        });
+      }
+      int64_t blocks;
+      const auto entries = level_entries(items, extra, &blocks);
+      std::vector<double> partials(static_cast<size_t>(blocks), -1.0);
+      const auto count = static_cast<int64_t>(entries.size());
+      simt::launch(static_cast<unsigned>(blocks), cuda::kThreads, cuda::freeze_oscillating_kernel<T>, entries.data(),
+                   count, 0.1f, threshold, partials.data());
+      simt::launch(1, cuda::kThreads, cuda::add_findings_kernel, entries.data(), count, partials.data());
+      for (size_t t = 0; t < items.size(); ++t) {
+        ASSERT_TRUE(items[t].same_states(expected[t])) << t;
+        ASSERT_EQ(items[t].result, expected[t].result);
+        ASSERT_TRUE(same_bytes(items[t].weight, expected[t].weight));
+      }
+    }
+    ASSERT_GT(items[3].result, 0);
+  }
+}
+
+TEST(CudaLevels, WidthsThatDoNotFitLeaveEverythingAsItWas) {
+  for (const float bits : {0.0f, 2.5f, 7.0f, 17.0f, NAN}) {
+    std::vector<LevelItem<float>> items;
+    items.emplace_back(View{1, 1, 20}, 70, false, Rounding::kHalfUp);
+    items[0].setting.bit_width = {bits};
+    items[0].extra_bits.assign(20, 2);
+    auto before = items;
+    int64_t blocks;
+    const auto entries = level_entries(items, true, &blocks);
+    double partials;
+    simt::launch(1, cuda::kThreads, cuda::count_switches_kernel<float, mixbit::SwitchScore::kAdjacent>, entries.data(),
+                 int64_t{1}, 0.1f, &partials);
+    simt::launch(1, cuda::kThreads, cuda::freeze_oscillating_kernel<float>, entries.data(), int64_t{1}, 0.1f, 0.0f,
+                 &partials);
+    EXPECT_EQ(partials, 0.0);
+    EXPECT_TRUE(items[0].same_states(before[0]) && same_bytes(items[0].weight, before[0].weight)) << bits;
+  }
+}
+
 TEST(CudaWidths, OutsideOneToSixteenYieldNan) {
   const auto x = values<float>(20, 9, true);
   for (const float bits : {0.0f, 17.0f, 2.5f, -1.0f, 1.0f, NAN}) {
@@ -823,6 +1223,31 @@ TEST(CudaWidths, OutsideOneToSixteenYieldNan) {
       simt::launch(1, cuda::kThreads, cuda::mixture_backward_kernel<float, 0>, mixture.arguments, int64_t{1}, x.data(),
                    x.data(), dx.data(), true, partials);
       EXPECT_TRUE(std::isnan(dx[0]) && std::isnan(partials[0]) && std::isnan(partials[1]));
+    }
+  }
+}
+
+TEST(CudaBodies, PackedCodesAreThoseOfTheHost) {
+  std::mt19937 random(31);
+  for (int bits = 1; bits <= mixbit::kMaxPackedBits; ++bits) {
+    for (const auto& [rows, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 700}, {40, 9}}) {
+      for (const bool is_signed : {false, true}) {
+        std::vector<int32_t> codes;
+        for (int64_t i = 0; i < rows * n; ++i) {
+          const auto code = static_cast<int32_t>(random() % (1u << bits));
+          codes.push_back(is_signed ? code - (1 << (bits - 1)) : code);
+        }
+        const int64_t row_bytes = mixbit::packed_bytes(n, bits);
+        std::vector<uint8_t> packed(static_cast<size_t>(rows * row_bytes)), expected(packed.size());
+        for (int64_t row = 0; row < rows; ++row) {
+          mixbit::pack_row(codes.data() + row * n, n, bits, 0, row_bytes, expected.data() + row * row_bytes);
+        }
+        simt::launch(2, cuda::kThreads, cuda::pack_bits_kernel, codes.data(), rows, n, bits, packed.data());
+        EXPECT_TRUE(same_bytes(packed, expected)) << bits << " " << rows << " " << n;
+        std::vector<int32_t> back(codes.size());
+        simt::launch(2, cuda::kThreads, cuda::unpack_bits_kernel, packed.data(), rows, n, bits, is_signed, back.data());
+        EXPECT_EQ(back, codes);
+      }
     }
   }
 }

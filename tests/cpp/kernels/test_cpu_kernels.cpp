@@ -1,6 +1,7 @@
 // Every instruction set against scalar, bit by bit, and scalar against the formulas.
 #include <mixbit/common/gates.h>
 #include <mixbit/common/half.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/kernels/cpu.h>
 
 #include <gtest/gtest.h>
@@ -156,6 +157,61 @@ TEST_P(CpuKernels, BackwardEqualsScalarBitByBit) {
   }
 }
 
+TEST_P(CpuKernels, ExtraLevelsEqualScalarBitByBit) {
+  std::mt19937 random(11);
+  std::vector<uint8_t> extra(static_cast<size_t>(n())), none(extra.size());
+  for (uint8_t& e : extra) e = static_cast<uint8_t>(random() % 3);
+  auto finite = samples(n(), 0.37f, 12);
+  for (float& v : finite) {
+    if (!std::isfinite(v)) v = 1.0f;  // sums of NaN have no comparable payload
+  }
+  std::vector<float> grads = samples(n(), 0.1f, 13);
+  for (float& v : grads) {
+    if (!std::isfinite(v) || std::abs(v) > 1e10f) v = -0.25f;
+  }
+  const auto any = stored(samples(n(), 0.37f, 14), storage());
+  const auto x = stored(finite, storage());
+  const auto g = stored(grads, storage());
+  // Scales whose fractions lose bits next to underflow, too.
+  for (const float scale : {0.37f, 0x1.8p-126f, 1e-44f}) {
+    for (const int bits : {1, 2, 8, 14}) {
+      for (const bool narrow : {true, false}) {
+        if (bits == 1 && narrow) continue;
+        for (const auto rounding : {Rounding::kHalfEven, Rounding::kHalfUp}) {
+          const Quantizer q{scale, 0.0f, mixbit::quant_range(bits, true, narrow), rounding};
+          std::vector<std::byte> expected(bytes()), got(bytes());
+          scalar().extra_levels(storage(), any.data(), extra.data(), expected.data(), n(), q, false);
+          tested().extra_levels(storage(), any.data(), extra.data(), got.data(), n(), q, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          Aligned past_cache(bytes());
+          tested().extra_levels(storage(), any.data(), extra.data(), past_cache.data(), n(), q, true);
+          ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
+          double expected_sum, sum;
+          scalar().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), expected.data(), n(), q,
+                                         &expected_sum, false);
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), got.data(), n(), q, &sum, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          ASSERT_TRUE(same_bits(expected_sum, sum));
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), nullptr, n(), q, &sum, false);
+          ASSERT_TRUE(same_bits(expected_sum, sum));
+          tested().extra_levels_backward(storage(), g.data(), x.data(), extra.data(), past_cache.data(), n(), q,
+                                         nullptr, true);
+          ASSERT_EQ(std::memcmp(expected.data(), past_cache.data(), bytes()), 0);
+          // Without extra bits: fake_quantize.
+          tested().extra_levels(storage(), any.data(), none.data(), got.data(), n(), q, false);
+          tested().fake_quantize(storage(), any.data(), expected.data(), n(), q, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          tested().extra_levels_backward(storage(), g.data(), x.data(), none.data(), got.data(), n(), q, &sum, false);
+          tested().fake_quantize_backward(storage(), g.data(), x.data(), expected.data(), n(), q, &expected_sum,
+                                          nullptr, false);
+          ASSERT_EQ(std::memcmp(expected.data(), got.data(), bytes()), 0);
+          ASSERT_TRUE(same_bits(expected_sum, sum));
+        }
+      }
+    }
+  }
+}
+
 TEST_P(CpuKernels, MaskEqualsScalarAndIsTheBackward) {
   const auto x = stored(samples(n(), 0.37f, 8), storage());
   std::vector<float> grads = samples(n(), 0.1f, 9);
@@ -303,6 +359,189 @@ TEST_P(CpuKernels, MixturesEqualScalarBitByBit) {
   }
 }
 
+// Weights that walk about on their grids, with what is kept of them.
+struct Walking {
+  std::vector<uint8_t> extra_bits;
+  std::vector<int8_t> codes, marks;
+  std::vector<int16_t> counts, runs;
+  std::vector<float> frequencies, averages;
+
+  explicit Walking(int64_t n) {
+    const auto size = static_cast<size_t>(n);
+    codes.assign(size, 0);
+    marks.assign(size, 0);
+    counts.assign(size, 0);
+    runs.assign(size, 0);
+    frequencies.assign(size, 0.0f);
+    averages.assign(size, 0.0f);
+    for (size_t i = 0; i < size; ++i) {
+      extra_bits.push_back(static_cast<uint8_t>(i * 7 / 3 % 3));
+      if (i % 5 == 1) counts[i] = runs[i] = mixbit::kMaxSwitchCount - 1;
+      if (i % 5 == 2) frequencies[i] = i % 2 == 0 ? 0.3f : mixbit::kSmallestFrequency;
+    }
+  }
+  bool operator==(const Walking&) const = default;
+};
+
+std::vector<Quantizer> level_grids() {
+  std::vector<Quantizer> all;
+  for (const int bits : {2, 3, 6}) {
+    for (const bool narrow : {true, false}) {
+      for (const auto rounding : {Rounding::kHalfEven, Rounding::kHalfUp}) {
+        all.push_back({0.37f, 0.0f, mixbit::quant_range(bits, true, narrow), rounding});
+      }
+    }
+  }
+  return all;
+}
+
+TEST_P(CpuKernels, SwitchesEqualScalarBitByBit) {
+  using mixbit::SwitchScore;
+  for (const Quantizer& q : level_grids()) {
+    for (const auto score :
+         {SwitchScore::kAdjacent, SwitchScore::kPair, SwitchScore::kOscillation, SwitchScore::kEma}) {
+      for (const bool extra : {false, true}) {
+        Walking expected(n()), got(n());
+        const auto states = [&](Walking& w) {
+          const bool marks = score != SwitchScore::kAdjacent, ema = score == SwitchScore::kEma;
+          return SwitchStates{w.codes.data(), marks ? w.marks.data() : nullptr, ema ? nullptr : w.counts.data(),
+                              score == SwitchScore::kPair ? w.runs.data() : nullptr,
+                              ema ? w.frequencies.data() : nullptr};
+        };
+        for (unsigned step = 0; step < 5; ++step) {
+          // Values near zero switch often, those of every kind clip, and NaN keeps its code.
+          const auto x = stored(samples(n(), step % 2 == 0 ? 0.03f : 0.3f, 30 + step / 2), storage());
+          const uint8_t* bits = extra ? expected.extra_bits.data() : nullptr;
+          const LevelFindings wanted =
+              scalar().count_switches(storage(), x.data(), bits, n(), q, score, 0.1f, states(expected));
+          const LevelFindings found =
+              tested().count_switches(storage(), x.data(), bits, n(), q, score, 0.1f, states(got));
+          ASSERT_EQ(wanted.count, found.count);
+          ASSERT_EQ(wanted.most_extra_bits, found.most_extra_bits);
+          ASSERT_TRUE(expected == got);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, FreezingEqualsScalarBitByBit) {
+  for (const Quantizer& q : level_grids()) {
+    for (const bool extra : {false, true}) {
+      Walking expected(n()), got(n());
+      const auto states = [](Walking& w) {
+        return FreezeStates{w.codes.data(), w.marks.data(), w.frequencies.data(), w.averages.data()};
+      };
+      int64_t frozen = 0;
+      for (unsigned step = 0; step < 8; ++step) {
+        auto x = stored(samples(n(), step % 2 == 0 ? 0.03f : 0.3f, 40 + step % 3), storage());
+        auto y = x;
+        const uint8_t* bits = extra ? expected.extra_bits.data() : nullptr;
+        const float threshold = step < 3 ? 0.0f : 0.15f;
+        const LevelFindings wanted =
+            scalar().freeze_oscillating(storage(), x.data(), bits, n(), q, 0.1f, threshold, states(expected));
+        const LevelFindings found =
+            tested().freeze_oscillating(storage(), y.data(), bits, n(), q, 0.1f, threshold, states(got));
+        ASSERT_EQ(wanted.count, found.count);
+        ASSERT_TRUE(expected == got);
+        ASSERT_EQ(x, y);
+        ASSERT_GE(wanted.count, frozen);
+        frozen = wanted.count;
+      }
+      ASSERT_TRUE(frozen > 0 || n() < 100);
+    }
+  }
+}
+
+// Weights, gradients and states of threshold-aware steps, and what a step makes of them.
+struct StepData {
+  std::vector<std::byte> weight, grad, momentum, moment2, largest_moment2;
+  bool operator==(const StepData&) const = default;
+  StepRun run(const uint8_t* extra_bits, int64_t n) {
+    return {weight.data(), grad.data(), momentum.data(), moment2.data(), largest_moment2.data(), extra_bits, n};
+  }
+};
+
+StepData step_data(int64_t n, StorageType storage) {
+  const auto magnitudes = [n](float scale, unsigned seed) {
+    std::vector<float> values = samples(n, scale, seed);
+    // Second moments; NaN and infinity of one gradient would meet those of another there.
+    for (float& v : values) v = std::isfinite(v) && std::abs(v) < 1e10f ? v * v : 0.25f;
+    return values;
+  };
+  std::vector<float> grad = samples(n, 0.05f, 21), momentum = samples(n, 0.05f, 22);
+  for (float& v : grad) v = std::isnan(v) ? 0.125f : v;
+  for (float& v : momentum) v = std::isfinite(v) ? v : -0.5f;
+  return {stored(samples(n, 0.37f, 20), storage), stored(grad, storage), stored(momentum, storage),
+          stored(magnitudes(0.1f, 23), storage), stored(magnitudes(0.1f, 24), storage)};
+}
+
+// f(quantizer, multiplier, extra bits or null).
+template <typename F>
+void for_each_step_setting(int64_t n, const F& f) {
+  std::vector<uint8_t> extra(static_cast<size_t>(n));
+  for (size_t i = 0; i < extra.size(); ++i) extra[i] = static_cast<uint8_t>(i % 5 % 3);
+  for (const auto& [bits, narrow] : {std::pair{2, false}, std::pair{3, true}, std::pair{8, true}}) {
+    const Quantizer q{0.37f, 0.0f, mixbit::quant_range(bits, true, narrow), Rounding::kHalfEven};
+    for (const auto shape :
+         {mixbit::StepShape::kOff, mixbit::StepShape::kStep, mixbit::StepShape::kLinear, mixbit::StepShape::kGauss}) {
+      for (const bool with_extra : {false, true}) {
+        f(q, mixbit::StepMultiplier{shape, 0.1f, 0.125f}, with_extra ? extra.data() : nullptr);
+      }
+    }
+  }
+}
+
+TEST_P(CpuKernels, SgdStepsEqualScalarBitByBit) {
+  for_each_step_setting(n(), [&](const Quantizer& q, const mixbit::StepMultiplier& m, const uint8_t* extra) {
+    for (int option = 0; option < 6; ++option) {
+      const mixbit::SgdRule rule = {0.05f,       option == 1 ? 0.0f : 0.9f,
+                                    0.75f,       option == 2 ? 0.0f : 1e-2f,
+                                    option == 3, option == 4,
+                                    option == 5, option == 4};
+      const float grad_scale = option == 0 ? 1.0f : 8.0f;
+      StepData expected = step_data(n(), storage()), got = expected;
+      scalar().sgd_step(storage(), expected.run(extra, n()), q, m, rule, grad_scale);
+      tested().sgd_step(storage(), got.run(extra, n()), q, m, rule, grad_scale);
+      ASSERT_EQ(expected, got) << option;
+    }
+  });
+}
+
+TEST_P(CpuKernels, AdamStepsEqualScalarBitByBit) {
+  for_each_step_setting(n(), [&](const Quantizer& q, const mixbit::StepMultiplier& m, const uint8_t* extra) {
+    for (int option = 0; option < 4; ++option) {
+      mixbit::AdamRule rule{};
+      mixbit::set_adam_step(&rule, 0.01, option == 1 ? 0.3 : 0.9, 0.999, 0.1, 3.0, option != 2);
+      rule.epsilon = 1e-8f;
+      rule.maximize = option == 3;
+      rule.on_grad = option == 3;
+      StepData expected = step_data(n(), storage()), got = expected;
+      StepRun expected_run = expected.run(extra, n()), run = got.run(extra, n());
+      if (option == 2) expected_run.largest_moment2 = run.largest_moment2 = nullptr;
+      scalar().adam_step(storage(), expected_run, q, m, rule, option == 0 ? 1.0f : 8.0f);
+      tested().adam_step(storage(), run, q, m, rule, option == 0 ? 1.0f : 8.0f);
+      ASSERT_EQ(expected, got) << option;
+    }
+  });
+}
+
+TEST_P(CpuKernels, ScaledUpdatesAndMultipliersEqualScalarBitByBit) {
+  const auto before = stored(samples(n(), 0.37f, 25), storage());
+  std::vector<float> moved = samples(n(), 0.37f, 26);
+  for (float& v : moved) v = std::isfinite(v) ? v : 1.0f;
+  const auto after = stored(moved, storage());
+  for_each_step_setting(n(), [&](const Quantizer& q, const mixbit::StepMultiplier& m, const uint8_t* extra) {
+    auto expected = after, got = after;
+    scalar().scale_updates(storage(), before.data(), expected.data(), extra, n(), q, m);
+    tested().scale_updates(storage(), before.data(), got.data(), extra, n(), q, m);
+    ASSERT_EQ(expected, got);
+    scalar().step_multipliers(storage(), before.data(), expected.data(), extra, n(), q, m);
+    tested().step_multipliers(storage(), before.data(), got.data(), extra, n(), q, m);
+    ASSERT_EQ(expected, got);
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All, CpuKernels,
     testing::Combine(testing::Values(StorageType::kFloat32, StorageType::kFloat16, StorageType::kBFloat16),
@@ -346,6 +585,24 @@ TEST(ScalarKernels, FakeQuantizeIsTheFormula) {
     for (size_t i = 0; i < values.size(); ++i) {
       const float expected = mixbit::fake_quantize(values[i], q.scale, q.zero_point, q.range, q.rounding);
       ASSERT_TRUE(same_bits(expected, got[i])) << values[i];
+    }
+  }
+}
+
+TEST(ScalarKernels, ExtraLevelsAreTheFormula) {
+  const auto values = samples(1000, 0.37f, 15);
+  std::vector<uint8_t> extra(values.size());
+  for (size_t i = 0; i < extra.size(); ++i) extra[i] = static_cast<uint8_t>(i % 3);
+  for (const bool narrow : {true, false}) {
+    for (const auto rounding : {Rounding::kHalfEven, Rounding::kHalfUp}) {
+      const Quantizer q{0.37f, 0.0f, mixbit::quant_range(3, true, narrow), rounding};
+      std::vector<float> got(values.size());
+      kernels(Isa::kScalar)
+          .extra_levels(StorageType::kFloat32, values.data(), extra.data(), got.data(), 1000, q, false);
+      for (size_t i = 0; i < values.size(); ++i) {
+        const float expected = mixbit::extra_level_fake_quantize(values[i], q.scale, q.range, extra[i], q.rounding);
+        ASSERT_TRUE(same_bits(expected, got[i])) << values[i];
+      }
     }
   }
 }

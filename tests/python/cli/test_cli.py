@@ -141,7 +141,7 @@ def test_a_network_without_an_integer_twin_says_what_can_be_done(
 ) -> None:
     (tmp_path / "odd.py").write_text(
         "import torch\nfrom torch import nn\n\ndef model():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n\n"
         "def data():\n    return [(torch.rand(4, 3, 5, 5), torch.tensor([0, 1, 0, 1]))]\n"
     )
     mixbit.Recipe.uniform(["0"]).save(tmp_path / "mine.json")
@@ -149,7 +149,7 @@ def test_a_network_without_an_integer_twin_says_what_can_be_done(
     arguments = ["evaluate", f"{source}:model", "--data", f"{source}:data", "--test", f"{source}:data"]
     arguments += ["--output", str(tmp_path / "out"), "--recipe", str(tmp_path / "mine.json")]
     assert main(arguments) == 2
-    assert "no sigmoid.default (module '1'" in (error := capsys.readouterr().err)
+    assert "no softplus.default (module '1'" in (error := capsys.readouterr().err)
     assert "evaluate --no-integer" in error
     assert main([*arguments, "--no-integer"]) == 0
 

@@ -75,6 +75,18 @@ def test_the_programs_of_the_search_page_run_as_they_stand(tmp_path: Path) -> No
     assert int(widths) > 1
 
 
+@pytest.mark.parametrize("page", ["storage", "pe"])
+def test_the_programs_of_the_storage_and_pe_pages_print_what_the_pages_say(page: str, tmp_path: Path) -> None:
+    text = (EXAMPLES.parents[1] / "docs" / f"{page}.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = re.findall(r"^prints, .*?```\n(.*?)```", text, re.S | re.M)
+    assert len(printed) == (1 if page == "pe" else 0)
+    assert all(lines in done.stdout for lines in printed), done.stdout
+    assert page == "pe" or re.search(r"^entropy +2\.92", done.stdout, re.M), done.stdout
+
+
 @pytest.mark.slow
 def test_the_retraining_example_wins_accuracy_back(tmp_path: Path) -> None:
     Pipeline(dataclasses.replace(Config.load(EXAMPLES.parent / "retrain.yaml"), output=tmp_path)).run()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,15 @@ from torch import nn
 import mixbit
 from mixbit import LayerPrecision, Recipe, zoo
 from mixbit.errors import MixbitError
+from mixbit.export.grid import Grid
+from mixbit.export.reference import FixedPointReference, fixed_point
 from mixbit.network import LAYER_OPS, capture
 from mixbit.quantizers import bypass, record_tensors_
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from nets import Residual, seeded
+from networks import Functions
 
 
 def ready(model: nn.Module, batches: list[torch.Tensor], recipe: Recipe | None = None) -> nn.Module:
@@ -268,8 +274,8 @@ def test_batchnorm_and_unknown_operations_are_named() -> None:
     x = torch.randn(2, 3, 6, 6)
     with pytest.raises(MixbitError, match=r"module 'bn' is a batch normalization; call mixbit.fold_batchnorm_"):
         mixbit.calibrate_(mixbit.prepare_(seeded(Residual), _all()), [x], example=x)
-    odd = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid()).eval()
-    with pytest.raises(MixbitError, match=r"has no sigmoid.default \(module '1'"):
+    odd = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softplus()).eval()
+    with pytest.raises(MixbitError, match=r"has no softplus.default \(module '1'"):
         mixbit.calibrate_(mixbit.prepare_(odd, Recipe.uniform(["0"])), [x], example=x)
 
 
@@ -277,9 +283,97 @@ def test_an_accumulator_that_does_not_fit_is_refused() -> None:
     model = nn.Sequential(nn.Linear(200_000, 1)).eval()
     x = torch.randn(2, 200_000)
     mixbit.calibrate_(mixbit.prepare_(model, Recipe.uniform(["0"], weight=16, act=16)), [x], "maxabs", example=x)
-    for make in (mixbit.export.reference, mixbit.export.simulation):
+    for make in (mixbit.export.reference, mixbit.export.simulation, mixbit.export.program):
         with pytest.raises(MixbitError, match="layer '0': its accumulator"):
             make(model, x)
+    (entry,) = mixbit.export.report(model, x)
+    assert entry.layer == "0"
+    assert not entry.fits_int32
+    assert not entry.exact_fp32
+    assert entry.bits > 32
+
+
+def test_accumulators_are_bounded_for_every_input() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.5, -1.0, 0.25], [0.0, 0.75, 1.0]]))
+        model[0].bias.copy_(torch.tensor([0.3, -0.2]))
+    x = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.1, 0.9]])
+    layers = {"0": LayerPrecision(weight=4, act=8), "2": LayerPrecision(weight=16, act=10)}
+    mixbit.calibrate_(mixbit.prepare_(model, Recipe(layers=layers)), [x], "maxabs", example=x)
+    first, second = mixbit.export.report(model, x)
+    reference = mixbit.export.reference(model, x)
+    # Signed 8-bit inputs reach -128.
+    sums = np.abs(reference._weights["linear"]).sum(1) * 128
+    assert (first.products, first.reach) == (sums.max(), (sums + np.abs(reference._bias["linear"])).max())
+    assert (first.layer, first.fits_int32, first.exact_fp32) == ("0", True, True)
+    assert 2 ** (first.bits - 2) <= first.reach < 2 ** (first.bits - 1)
+    assert second.products == np.abs(reference._weights["linear_1"]).sum() * 1023 == second.reach
+    assert (second.fits_int32, second.exact_fp32) == (True, False)
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+def test_functions_are_looked_up(bits: int) -> None:
+    torch.manual_seed(0)
+    model, x = Functions().eval(), torch.randn(3, 3, 6, 6)
+    recipe = Recipe.uniform(mixbit.layers(model, x).names)
+    recipe.tensors["default"] = {"act": bits}
+    expected = model(x)
+    prepared = ready(model, [x], recipe)
+    assert_equal_everywhere(prepared, x)
+    if bits == 8:
+        reference = mixbit.export.reference(prepared, x)
+        for name, mine, real in zip(reference.outputs, reference(x), expected, strict=True):
+            # Steps of the function's grid, and of the grids it is computed from.
+            assert np.abs(mine - real.detach().numpy()).max() < 0.1, name
+        stem = next(n.name for n in reference.nodes if n.op == "conv2d")
+        codes = reference.tensors(x)
+        # By hand, in Python's own arithmetic.
+        function = next(n for n in reference.nodes if n.options.get("function") == "sigmoid")
+        old, new = reference.grids[stem], reference.grids[function.name]
+        assert (new.low, new.high) == (0, 255)
+        for code in (old.low, -7, 0, 1, 60, old.high):
+            value = 1 / (1 + math.exp(-float(np.float32(code) * np.float32(old.scale))))
+            wanted = min(255, round(float(np.float32(value) / np.float32(new.scale))))
+            table = reference._lookup(function, new, (np.array([code]), old))
+            assert table.tolist() == [wanted]
+        assert codes[function.name].max() <= 255
+
+
+def test_softmax_by_hand() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1)).eval(), torch.randn(16, 3)
+    reference = mixbit.export.reference(ready(model, [x]), x)
+    codes = reference.tensors(x)
+    linear, softmax = reference.nodes[1].name, reference.outputs[0]
+    step, scale = reference.grids[linear].scale, np.float32(reference.grids[softmax].scale)
+    for row, found in zip(codes[linear].tolist(), codes[softmax].tolist(), strict=True):
+        powers = [round(65536 * math.exp(-(max(row) - q) * step)) for q in row]
+        wanted = [min(255, round(float(np.float32(p) / np.float32(sum(powers)) / scale))) for p in powers]
+        assert found == wanted
+    assert np.abs(reference(x)[0].sum(1) - 1).max() < 0.02
+
+
+def test_fastestdet_is_integer_up_to_its_decoding() -> None:
+    model = zoo.fastestdet(zoo.data_dir() / "weights/fastestdet_coco_fp32.npz")
+    x = zoo.coco("train", 2, "fastestdet", size=96)[0]
+    mixbit.fold_batchnorm_(model, x[:1])
+    mixbit.prepare_(model, Recipe.uniform(mixbit.layers(model, x[:1]).names))
+    mixbit.calibrate_(model, [x], "maxabs", example=x)
+    assert_equal_everywhere(model, x[:1])
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: nn.GELU("tanh"), "no gelu with approximate='tanh'"),
+        (lambda: nn.Softmax(0), "no softmax over the batch"),
+        (lambda: nn.SELU(), "no .*elu"),
+    ],
+)
+def test_functions_that_are_missing_are_named(make, complaint: str) -> None:
+    with pytest.raises(MixbitError, match=complaint + r".*module '1'"):
+        capture(nn.Sequential(nn.Conv2d(3, 4, 1), make()).eval(), torch.randn(2, 3, 4, 4))
 
 
 class Joined(nn.Module):
@@ -379,3 +473,88 @@ def test_a_joining_module_used_twice_is_refused() -> None:
     model = mixbit.prepare_(Twice().eval(), Recipe.uniform(["stem", "a", "b"]))
     with pytest.raises(MixbitError, match="'add'.*called twice"):
         mixbit.calibrate_(model, [x], example=x)
+
+
+def test_a_channel_that_is_dead_but_for_its_bias_takes_coarser_steps() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval(), torch.randn(4, 3, 6, 6)
+    with torch.no_grad():
+        model[0].weight[1] *= 1e-12
+        model[0].weight[2] *= 1e-38
+        model[0].bias[2] = 0
+    prepared = ready(model, [x])
+    codes = assert_equal_everywhere(prepared, x)
+    reference = mixbit.export.reference(prepared, x)
+    node = reference.nodes[1].name
+    step = reference.grids[node].scale
+    assert 2**29 <= abs(int(reference._bias[node][1])) <= 2**30
+    assert (codes[node][:, 1] == round(model[0].bias[1].item() / step)).all()
+    assert (codes[node][:, 2] == 0).all()
+    assert np.abs(reference(x)[0] - prepared(x).detach().numpy()).max() < step
+
+
+class Retina(nn.Module):
+    """Unshuffled, permuted, joined per box, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(16, 6, 1), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x):
+        y = self.stem(x)
+        boxes = [z.permute(0, 2, 3, 1).reshape(x.shape[0], -1, 3) for z in (self.a(F.pixel_unshuffle(y, 2)), self.b(y))]
+        return torch.cat(boxes, 1)
+
+
+def test_boxes_of_several_maps_are_joined() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 6)
+    prepared = ready(Retina().eval(), [x])
+    assert assert_equal_everywhere(prepared, x)["cat"].shape == (2, 60, 3)
+
+
+def test_fixed_point_rounds_the_exact_product_half_up() -> None:
+    rng = np.random.default_rng(0)
+    grid = Grid(1.0, 3, -(2**15), 2**15 - 1)
+    multipliers = np.exp(rng.uniform(-25, 2, 200)).astype(np.float32)
+    multipliers[:3] = 0.5, 2.0**-60, 1e-30
+    values = rng.integers(-(2**31) + 1, 2**31, 200)
+    values[0] = -3  # a tie: -1.5 goes up
+    factor, _ = fixed_point(multipliers)
+    assert ((factor >= 2**30) & (factor < 2**31)).all()
+    found = FixedPointReference._requantized(None, values, multipliers, grid)
+    for v, m, code in zip(values.tolist(), multipliers.tolist(), found.tolist(), strict=True):
+        exact = math.floor(Fraction(v) * Fraction(m) + Fraction(1, 2)) + 3
+        assert code == min(max(exact, grid.low), grid.high)
+    assert found[0] == -1 + 3
+    with pytest.raises(MixbitError, match="too large for a fixed point"):
+        fixed_point(np.float32(2.0**31))
+
+
+def test_the_fixed_point_network_is_a_code_away_at_most_where_inputs_agree() -> None:
+    torch.manual_seed(0)
+    model, x = Everything(8, 2, 1).eval(), torch.randn(16, 3, 12, 12)
+    mixbit.prepare_(model, Recipe.uniform(mixbit.layers(model, x).names))
+    # Scales that are powers of two have many ties, which the two round apart.
+    prepared = mixbit.calibrate_(model, [x], "qformat", example=x)
+    reference = mixbit.export.reference(prepared, x)
+    fixed = mixbit.export.reference(prepared, x, requantize="fixed_point")
+    values = reference.tensors(x)
+    apart = total = 0
+    for node in reference.nodes:
+        if node.op != "input":
+            difference = np.abs(fixed.step(node, values) - values[node.name])
+            assert difference.max() <= 1, node.name
+            apart, total = apart + int((difference > 0).sum()), total + difference.size
+    print(f"{apart} of {total} codes differ")
+    assert 0 < apart < 0.1 * total
+    # The sum by hand.
+    node = next(n for n in reference.nodes if n.op == "add")
+    a, b = (Fraction(reference.grids[name].scale / reference.grids[node.name].scale) for name in node.inputs)
+    codes = [values[name] for name in node.inputs]
+    grid = reference.grids[node.name]
+    index = (0, 1, 2, 2)
+    exact = a * int(codes[0][index]) + b * int(codes[1][index])
+    assert abs(int(fixed.step(node, values)[index]) - min(max(exact, grid.low), grid.high)) <= Fraction(51, 100)
+    with pytest.raises(MixbitError, match="requantize='fixedpoint'.*did you mean 'fixed_point'"):
+        mixbit.export.reference(prepared, x, requantize="fixedpoint")

@@ -59,6 +59,30 @@ def test_forward_equals_the_cpu_bit_by_bit(
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_extra_levels_equal_the_cpu(shape: tuple[int, ...], axis: int | None, dtype: torch.dtype) -> None:
+    x, scale, _, bits = arguments(shape, axis, dtype)
+    extra = torch.randint(0, 3, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    for narrow_range, rounding in ((False, "half_up"), (True, "half_even")):
+        grid = {"narrow_range": narrow_range, "axis": axis, "rounding": rounding}
+        on_device = ops.extra_level_fake_quantize(*(t.cuda() for t in (x, scale, bits, extra)), **grid)
+        assert same(on_device.cpu(), ops.extra_level_fake_quantize(x, scale, bits, extra, **grid))
+    finite = x.nan_to_num(0.5, 3.0, -3.0).clamp(-5, 5)
+    grads = []
+    for device in ("cpu", "cuda"):
+        leaves = [t.to(device).requires_grad_() for t in (finite, scale)]
+        y = ops.extra_level_fake_quantize(*leaves, bits.to(device), extra.to(device), axis=axis)
+        y.backward(torch.linspace(-1, 1, x.numel()).view(x.shape).to(y))
+        grads.append([leaf.grad.cpu() for leaf in leaves])
+    assert torch.equal(grads[0][0], grads[1][0])
+    assert torch.allclose(grads[0][1], grads[1][1], rtol=1e-4, atol=1e-3)
+    if x.numel() > 0:
+        wrong = extra.cuda().fill_(3)
+        assert ops.extra_level_fake_quantize(x.cuda(), scale.cuda(), bits.cuda(), wrong, axis=axis).isnan().all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_backward_equals_the_cpu(shape: tuple[int, ...], axis: int | None, dtype: torch.dtype) -> None:
     x, scale, zero_point, bits = arguments(shape, axis, dtype)
     x = x.nan_to_num(0.5, 3.0, -3.0).clamp(-5, 5)
@@ -319,3 +343,18 @@ def test_gates_and_costs_equal_the_cpu() -> None:
         found.append((total.detach().cpu(), leaf.grad.cpu()))
     for cpu, cuda in zip(*found, strict=True):
         torch.testing.assert_close(cpu, cuda, rtol=1e-5, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("bits", [1, 3, 4, 8, 11, 16])
+@pytest.mark.parametrize("signed", [True, False])
+def test_packed_codes_are_those_of_the_cpu(bits: int, signed: bool) -> None:
+    low = -(2 ** (bits - 1)) if signed else 0
+    for shape in ((37,), (5, 1000), (0, 3), (3, 0)):
+        codes = torch.randint(low, low + 2**bits, shape, generator=torch.Generator().manual_seed(bits))
+        packed = ops.pack_bits(codes.cuda(), bits)
+        assert torch.equal(packed.cpu(), ops.pack_bits(codes, bits))
+        back = ops.unpack_bits(packed, bits, shape[-1], signed)
+        assert torch.equal(back.cpu(), ops.unpack_bits(packed.cpu(), bits, shape[-1], signed))
+        assert torch.equal(back.cpu().long(), codes)
+    opcheck(torch.ops.mixbit.pack_bits.default, (codes.cuda(), bits))

@@ -6,7 +6,10 @@
 #include <cstdint>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
+#include <mixbit/common/steps.h>
+#include <mixbit/common/switches.h>
 #include <mixbit/kernels/storage.h>
 
 namespace mixbit::kernels::cpu {
@@ -48,6 +51,41 @@ struct Mixture {
   MixtureForm form;
 };
 
+// What counting keeps of a run of weights, as in SwitchState; null where the score has none.
+struct SwitchStates {
+  int8_t* codes;
+  int8_t* marks;
+  int16_t* counts;
+  int16_t* runs;
+  float* frequencies;
+};
+
+// What freezing keeps of a run of weights, as in FreezeState.
+struct FreezeStates {
+  int8_t* codes;
+  int8_t* marks;
+  float* frequencies;
+  float* averages;
+};
+
+// What an op on the levels of a run of weights found: how many switched or are frozen, and the most extra bits, of
+// which more than kMaxExtraBits is an error of the caller (memory is safe, codes are not what they should be).
+struct LevelFindings {
+  int64_t count;
+  int32_t most_extra_bits;
+};
+
+// A run of one weight in an optimizer's step; what is absent is null. All of one storage type.
+struct StepRun {
+  void* weight;
+  void* grad;
+  void* momentum;  // the first moment for Adam
+  void* moment2;
+  void* largest_moment2;
+  const uint8_t* extra_bits;
+  int64_t n;
+};
+
 struct KernelTable {
   Isa isa;
   // y[i] = fake_quantize(x[i]); x == y is allowed. `stream` asks for stores that bypass the cache, for outputs that do
@@ -83,6 +121,34 @@ struct KernelTable {
   //     steps[0] = sum grad step_gradient of the last grid.
   void (*mixture_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                            const Mixture& mixture, double* levels, double* steps, bool stream);
+  // y[i] = extra_level_fake_quantize(x[i]) with extra[i] extra bits, each at most kMaxExtraBits. zero_point counts as
+  // 0; the range is that of the base grid.
+  void (*extra_levels)(StorageType storage, const void* x, const uint8_t* extra, void* y, int64_t n,
+                       const Quantizer& quantizer, bool stream);
+  // dx[i] and the sum of dscale; n <= kReduceBlock. Null: not asked for.
+  void (*extra_levels_backward)(StorageType storage, const void* grad, const void* x, const uint8_t* extra, void* dx,
+                                int64_t n, const Quantizer& quantizer, double* dscale, bool stream);
+  // Counts level switches of the signed weights x, whose grids have extra_bits[i] more bits (null: none), and keeps
+  // their codes, which must fit int8.
+  LevelFindings (*count_switches)(StorageType storage, const void* x, const uint8_t* extra_bits, int64_t n,
+                                  const Quantizer& quantizer, SwitchScore score, float momentum,
+                                  const SwitchStates& states);
+  // Takes x in and holds what is frozen at its level; bit_width + kMaxExtraBits <= 8.
+  LevelFindings (*freeze_oscillating)(StorageType storage, void* x, const uint8_t* extra_bits, int64_t n,
+                                      const Quantizer& quantizer, float momentum, float threshold,
+                                      const FreezeStates& states);
+  // sgd_step and adam_step of common/steps.h, everything read and written once. A grad_scale other than 1 divides the
+  // gradients, which are stored so.
+  void (*sgd_step)(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                   const StepMultiplier& multiplier, const SgdRule& rule, float grad_scale);
+  void (*adam_step)(StorageType storage, const StepRun& run, const Quantizer& quantizer,
+                    const StepMultiplier& multiplier, const AdamRule& rule, float grad_scale);
+  // weight[i] = scaled_update(before[i], weight[i], g(before[i])).
+  void (*scale_updates)(StorageType storage, const void* before, void* weight, const uint8_t* extra_bits, int64_t n,
+                        const Quantizer& quantizer, const StepMultiplier& multiplier);
+  // out[i] = g(weight[i]).
+  void (*step_multipliers)(StorageType storage, const void* weight, void* out, const uint8_t* extra_bits, int64_t n,
+                           const Quantizer& quantizer, const StepMultiplier& multiplier);
 };
 
 // The widest instruction set of this processor, not beyond the cap in MIXBIT_CPU_ISA.

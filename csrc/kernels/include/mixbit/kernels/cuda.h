@@ -6,8 +6,11 @@
 #include <cstdint>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/scale_search.h>
+#include <mixbit/common/steps.h>
+#include <mixbit/common/switches.h>
 #include <mixbit/kernels/storage.h>
 
 struct CUstream_st;
@@ -74,6 +77,16 @@ void launch_fake_quantize_mask(const QuantizeArguments& arguments, const void* x
 // dx[i] = grad[i] where the bit is set, else 0; rows as above.
 void launch_apply_mask(StorageType storage, int64_t rows, int64_t inner, const void* grad, const uint8_t* mask,
                        void* dx, CUstream_st* stream);
+
+// y[i] = extra_level_fake_quantize(x[i]) with extra[i] extra bits; extra bits that make no grid yield NaN. Of the
+// arguments, zero points are not read and grids are signed.
+void launch_extra_levels(const QuantizeArguments& arguments, const void* x, const uint8_t* extra, void* y,
+                         CUstream_st* stream);
+
+// dx[i] for every element (dx may be null), and per channel the sums of dscale.
+//   partials: [channels, blocks_per_channel] float64 scratch; dscale: [channels] float32
+void launch_extra_levels_backward(const QuantizeArguments& arguments, const void* grad, const void* x,
+                                  const uint8_t* extra, void* dx, double* partials, float* dscale, CUstream_st* stream);
 
 // x seen as [outer, channels, inner] against `count` candidate grids: scales [count] or [count, channels], bit_widths
 // [count], all on the device.
@@ -200,6 +213,89 @@ void launch_scale_search(const SearchArguments& arguments, const HistogramRow& r
 // noise: [count] float64 of given scales [count].
 void launch_histogram_noise(const SearchArguments& arguments, const HistogramRow& row, const float* scales,
                             double* noise, CUstream_st* stream);
+
+// One weight of a list with what counting or freezing keeps of it, as in cpu.h. `arguments` as in QuantizeEntry,
+// signed, without zero_point. A width with which codes do not fit int8 leaves weight and states as they are.
+struct LevelEntry {
+  QuantizeArguments arguments;
+  void* weight;               // counting reads it only
+  const uint8_t* extra_bits;  // null: none
+  int8_t* codes;
+  int8_t* marks;
+  int16_t* counts;
+  int16_t* runs;
+  float* frequencies;
+  float* averages;
+  int64_t first_block;  // over the whole list
+  int64_t blocks;       // of kReduceBlock elements
+  int64_t* result;      // [1]: how many switched or are frozen
+};
+
+// partials: [blocks] float64 scratch.
+void launch_count_switches(StorageType storage, const LevelEntry* entries, int64_t count, int64_t blocks,
+                           SwitchScore score, float momentum, double* partials, CUstream_st* stream);
+void launch_freeze_oscillating(StorageType storage, const LevelEntry* entries, int64_t count, int64_t blocks,
+                               float momentum, float threshold, double* partials, CUstream_st* stream);
+
+// A number that the host knows, or that lies on the device.
+struct StepNumber {
+  const double* device;  // null: host
+  double host;
+};
+
+// One weight of a threshold-aware step, in device memory; what is absent is null. Rows of `inner` elements have a grid
+// each where a parameter has more than one element.
+struct StepEntry {
+  void* weight;
+  void* grad;
+  void* momentum;  // the first moment for Adam
+  void* moment2;
+  void* largest_moment2;
+  const uint8_t* extra_bits;
+  const float* scale;
+  int64_t scale_count;
+  const float* bit_width;
+  int64_t bit_width_count;
+  bool narrow_range;
+  int64_t numel;
+  int64_t inner;
+  int64_t first_block;
+  const float* steps;  // Adam: null where host_steps holds
+  double host_steps;
+};
+
+// What all weights of a step share. A found_inf other than 0 leaves everything as it is; a grad_scale other than 1
+// divides the gradients, which are stored so.
+struct StepArguments {
+  StepMultiplier multiplier;
+  StepNumber lr;
+  StepNumber grad_scale;
+  StepNumber found_inf;
+};
+struct AdamArguments {
+  double beta1;
+  double beta2;
+  double weight_decay;
+  bool decoupled;
+};
+
+// Steps of common/steps.h on many weights of one storage type; blocks: of all of them.
+void launch_sgd_step_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                          const StepArguments& arguments, const SgdRule& rule, CUstream_st* stream);
+void launch_adam_step_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                           const StepArguments& arguments, const AdamRule& rule, const AdamArguments& adam,
+                           CUstream_st* stream);
+// weight = scaled_update(grad, weight, g(grad)): `grad` holds the weights of before.
+void launch_scale_updates_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                               const StepMultiplier& multiplier, CUstream_st* stream);
+// grad = g(weight).
+void launch_step_multipliers_list(StorageType storage, const StepEntry* entries, int64_t count, int64_t blocks,
+                                  const StepMultiplier& multiplier, CUstream_st* stream);
+
+// codes: [rows, n] of which the low bits count; packed: [rows, packed_bytes(n, bits)] (common/packing.h).
+void launch_pack_bits(const int32_t* codes, int64_t rows, int64_t n, int bits, uint8_t* packed, CUstream_st* stream);
+void launch_unpack_bits(const uint8_t* packed, int64_t rows, int64_t n, int bits, bool is_signed, int32_t* codes,
+                        CUstream_st* stream);
 
 // Blocks that reduce `elements` elements.
 int64_t reduce_blocks(int64_t elements);

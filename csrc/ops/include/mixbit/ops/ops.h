@@ -54,6 +54,15 @@ MIXBIT_OPS_API std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, 
                                                              std::optional<int64_t> axis = std::nullopt,
                                                              int64_t rounding = 0);
 
+// fake_quantize on signed grids whose step is scale / 2^e for an element with e extra bits (nested levels for single
+// weights); gradients to x and scale.
+MIXBIT_OPS_API at::Tensor extra_level_fake_quantize(const at::Tensor& x,           // any shape
+                                                    const at::Tensor& scale,       // [1] or [x.size(axis)], float32
+                                                    const at::Tensor& bit_width,   // [1] or [x.size(axis)], float32
+                                                    const at::Tensor& extra_bits,  // like x, uint8, 0 ... 2
+                                                    std::optional<int64_t> axis = std::nullopt,
+                                                    bool narrow_range = false, int64_t rounding = 1);
+
 // Signal sum x^2 and noise sum (x - fake_quantize_k(x))^2 of K grids, x read once. Not differentiable.
 // Returns float64: signal [] or [C], noise [K] or [K, C], C = x.size(axis).
 MIXBIT_OPS_API std::tuple<at::Tensor, at::Tensor> quantization_noise(
@@ -105,6 +114,34 @@ MIXBIT_OPS_API at::Tensor optimize_rounding(const at::Tensor& weight,     // [O,
                                             const at::Tensor& bit_width,  // [1] or [O], float32
                                             bool narrow_range = true, double damping = 0.01, int64_t sweeps = 20);
 
+// Counts how often weights change their level, after each step of an optimizer; see the schema in library.cpp for what
+// is kept. score: 0 adj, 1 pair, 2 osc, 3 ema. Returns how many switched, int64 [weights].
+MIXBIT_OPS_API at::Tensor update_level_switches_(
+    at::TensorList weights,     // float32, float16, bfloat16
+    at::TensorList scales,      // [1] or [size of axis], float32
+    at::TensorList bit_widths,  // [1] or [size of axis], float32; with extra_bits at most 8
+    at::TensorList extra_bits,  // like the weight, uint8, 0 to 2; or empty
+    at::TensorList codes, at::TensorList marks, at::TensorList counts, at::TensorList runs, int64_t score = 0,
+    double momentum = 0.01, bool narrow_range = false, std::optional<int64_t> axis = std::nullopt,
+    int64_t rounding = 1);
+
+// Holds weights at a level that oscillate more often than threshold (Nagel et al., arXiv 2203.11086). Returns how many
+// are frozen, int64 [weights]. Call it without gradients: the weights are changed.
+MIXBIT_OPS_API at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                              at::TensorList extra_bits,
+                                              at::TensorList codes,        // like the weight, int8
+                                              at::TensorList marks,        // like the weight, int8
+                                              at::TensorList frequencies,  // like the weight, float32
+                                              at::TensorList averages,     // like the weight, float32
+                                              double threshold, double momentum = 0.01, bool narrow_range = false,
+                                              std::optional<int64_t> axis = std::nullopt, int64_t rounding = 1);
+
+// Codes of `bits` bits (1 ... 16) along the last dimension, little end first; rows start at a byte.
+MIXBIT_OPS_API at::Tensor pack_bits(const at::Tensor& codes,     // [..., n], any integer type; signed or unsigned
+                                    int64_t bits);               // returns uint8 [..., ceil(n bits / 8)]
+MIXBIT_OPS_API at::Tensor unpack_bits(const at::Tensor& packed,  // uint8 [..., ceil(n bits / 8)]
+                                      int64_t bits, int64_t n, bool is_signed);  // returns the smallest integer type
+
 // Hard-concrete gates in 0 ... 1, shape of noise; gradient to the logits.
 MIXBIT_OPS_API at::Tensor sample_gates(const at::Tensor& gate_logits,  // [K - 1], float32
                                        const at::Tensor& noise,        // [K - 1] or [K - 1, N], float32 in 0 ... 1
@@ -132,5 +169,61 @@ MIXBIT_OPS_API at::Tensor expected_cost(const at::Tensor& act_logits,     // [L,
                                         const at::Tensor& values,         // [L, Ka, Kw], float32 or float64
                                         int64_t form,                     // 0 expected, 1 separate, 2 joint
                                         double temperature = 0.5);
+
+// How steps shrink near decision thresholds (python/mixbit/ops has the formulas), and the signed grids of the weights:
+// one entry for each weight.
+struct ThresholdRule {
+  std::vector<at::Tensor> scales;      // [1] or [weight.size(0)], float32
+  std::vector<at::Tensor> bit_widths;  // [1] or [weight.size(0)], float32
+  std::vector<at::Tensor> extra_bits;  // uint8 like the weight, or [0]
+  std::vector<bool> narrow_range;
+  int64_t shape = 1;     // 0 off, 1 step, 2 linear, 3 gauss
+  double alpha = 0.1;    // multiplier at a threshold
+  double rho = 0.125;    // reach of a threshold in steps of the grid
+  bool on_grad = false;  // multiplies gradients instead of updates; for the two steps
+};
+
+// As in torch.optim.SGD. first_step: momenta hold nothing yet.
+struct SgdOptions {
+  double momentum = 0.0;
+  double dampening = 0.0;
+  double weight_decay = 0.0;
+  bool nesterov = false;
+  bool maximize = false;
+  bool first_step = false;
+  std::optional<at::Tensor> grad_scale = std::nullopt;  // divides the gradients, in place
+  std::optional<at::Tensor> found_inf = std::nullopt;   // the step is left out unless 0
+};
+
+// As in torch.optim.Adam, or AdamW where decoupled.
+struct AdamOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.0;
+  bool decoupled = true;
+  bool amsgrad = false;
+  bool maximize = false;
+  std::optional<at::Tensor> grad_scale = std::nullopt;
+  std::optional<at::Tensor> found_inf = std::nullopt;
+};
+
+// A step of SGD on all weights of a model, in place and under no_grad; lists of one length, shapes and dtypes of a
+// weight's own. momenta: empty without momentum. lr: one number.
+MIXBIT_OPS_API void threshold_aware_step_(at::TensorList weights, at::TensorList grads, at::TensorList momenta,
+                                          const at::Tensor& lr, const ThresholdRule& rule,
+                                          const SgdOptions& options = {});
+
+// The same for Adam; state_steps: one number each, this step included; max_exp_avg_sqs: empty without amsgrad.
+MIXBIT_OPS_API void threshold_aware_adam_step_(at::TensorList weights, at::TensorList grads, at::TensorList exp_avgs,
+                                               at::TensorList exp_avg_sqs, at::TensorList max_exp_avg_sqs,
+                                               at::TensorList state_steps, const at::Tensor& lr,
+                                               const ThresholdRule& rule, const AdamOptions& options = {});
+
+// After a step of any optimizer: weight = before + g(before) (weight - before).
+MIXBIT_OPS_API void scale_updates_(at::TensorList weights, at::TensorList before, const ThresholdRule& rule);
+
+// g of every weight.
+MIXBIT_OPS_API std::vector<at::Tensor> threshold_multipliers(at::TensorList weights, const ThresholdRule& rule);
 
 }  // namespace mixbit

@@ -1,0 +1,312 @@
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include <mixbit/common/packing.h>
+#include <mixbit/runtime/package.h>
+
+#include "json.h"
+#include "manifest.h"
+#include "text.h"
+
+namespace mixbit::runtime {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "packages are mapped as they are: little end first");
+
+// The first byte is no text, and the line ends would not survive a transfer as text (as PNG has it).
+constexpr std::array<uint8_t, 8> kMagic = {0x89, 'M', 'X', 'B', '\r', '\n', 0x1A, '\n'};
+
+struct Header {
+  std::array<uint8_t, 8> magic;
+  uint32_t version;
+  uint32_t manifest_crc32;
+  uint64_t manifest_bytes;
+  uint64_t file_bytes;
+};
+static_assert(sizeof(Header) == 32);
+
+uint64_t aligned(uint64_t at) { return (at + kFileAlignment - 1) / kFileAlignment * kFileAlignment; }
+
+// Tables of slicing by eight: eight bytes a step instead of one.
+using CrcTables = std::array<std::array<uint32_t, 256>, 8>;
+
+CrcTables make_crc_tables() {
+  CrcTables tables{};
+  for (uint32_t i = 0; i < 256; ++i) {
+    uint32_t crc = i;
+    for (int bit = 0; bit < 8; ++bit) crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
+    tables[0][i] = crc;
+  }
+  for (size_t i = 0; i < 256; ++i) {
+    for (size_t k = 1; k < 8; ++k) tables[k][i] = tables[k - 1][i] >> 8 ^ tables[0][tables[k - 1][i] & 0xFF];
+  }
+  return tables;
+}
+
+class Mapping {
+ public:
+  explicit Mapping(const std::string& path) {
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) fail("cannot open '", path, "': ", std::strerror(errno));
+    struct stat status {};
+    if (::fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
+      ::close(file);
+      fail("cannot read '", path, "': it is no regular file");
+    }
+    size_ = static_cast<size_t>(status.st_size);
+    if (size_ > 0) {
+      address_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+    }
+    const int error = errno;
+    ::close(file);
+    if (address_ == MAP_FAILED) {
+      address_ = nullptr;
+      fail("cannot map '", path, "': ", std::strerror(error));
+    }
+  }
+  ~Mapping() {
+    if (address_ != nullptr) ::munmap(address_, size_);
+  }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  std::span<const uint8_t> bytes() const { return {static_cast<const uint8_t*>(address_), size_}; }
+
+ private:
+  void* address_ = nullptr;
+  size_t size_ = 0;
+};
+
+void check_zero(std::span<const uint8_t> padding) {
+  if (std::any_of(padding.begin(), padding.end(), [](uint8_t byte) { return byte != 0; })) {
+    fail("the package has bytes other than 0 between its parts");
+  }
+}
+
+template <typename T>
+std::vector<T> copied(std::span<const uint8_t> bytes) {
+  std::vector<T> out(bytes.size() / sizeof(T));
+  if (!out.empty()) std::memcpy(out.data(), bytes.data(), out.size() * sizeof(T));
+  return out;
+}
+
+}  // namespace
+
+uint32_t crc32(std::span<const uint8_t> bytes) {
+  static const CrcTables tables = make_crc_tables();
+  uint32_t crc = 0xFFFFFFFFu;
+  size_t i = 0;
+  for (; i + 8 <= bytes.size(); i += 8) {
+    uint32_t low, high;
+    std::memcpy(&low, bytes.data() + i, 4);
+    std::memcpy(&high, bytes.data() + i + 4, 4);
+    low ^= crc;
+    crc = 0;
+    for (size_t k = 0; k < 4; ++k) {
+      crc ^= tables[7 - k][low >> (8 * k) & 0xFF] ^ tables[3 - k][high >> (8 * k) & 0xFF];
+    }
+  }
+  for (; i < bytes.size(); ++i) crc = crc >> 8 ^ tables[0][(crc ^ bytes[i]) & 0xFF];
+  return ~crc;
+}
+
+Package Package::open(const std::string& path) {
+  const auto mapping = std::make_shared<Mapping>(path);
+  try {
+    Package package = parse(mapping->bytes());
+    package.mapping_ = mapping;
+    return package;
+  } catch (const Error& error) {
+    fail("'", path, "': ", error.what());
+  }
+}
+
+Package Package::parse(std::span<const uint8_t> bytes) {
+  Header header;
+  if (bytes.size() < sizeof(header) || !std::equal(kMagic.begin(), kMagic.end(), bytes.begin())) {
+    fail("no mixbit package: it does not start as one");
+  }
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  if (header.version == 0 || header.version > kFormatVersion) {
+    fail("the package has format version ", header.version, ", this mixbit reads ", kFormatVersion,
+         "; upgrade mixbit or export the package again");
+  }
+  if (header.file_bytes != bytes.size()) {
+    fail("the package has ", bytes.size(), " bytes, expected ", header.file_bytes, ": it was cut or added to");
+  }
+  if (header.manifest_bytes > kMaxManifestBytes || header.manifest_bytes > bytes.size() - sizeof(header)) {
+    fail("the package's manifest has ", header.manifest_bytes, " bytes, expected at most ",
+         std::min<uint64_t>(kMaxManifestBytes, bytes.size() - sizeof(header)));
+  }
+  const auto manifest = bytes.subspan(sizeof(header), header.manifest_bytes);
+  if (crc32(manifest) != header.manifest_crc32) fail("the package's manifest is damaged: its checksum differs");
+
+  Package package;
+  package.bytes_ = bytes;
+  package.manifest_ = {reinterpret_cast<const char*>(manifest.data()), manifest.size()};
+  Manifest read = read_manifest(json::parse(package.manifest_, "the manifest"));
+  package.nodes_ = std::move(read.nodes);
+  package.tensors_ = std::move(read.tensors);
+  package.outputs_ = std::move(read.outputs);
+
+  // Offsets follow each other (the manifest's reader checks it), so that exact sizes leave nothing out.
+  uint64_t at = sizeof(header) + header.manifest_bytes;
+  package.data_start_ = aligned(at);
+  for (size_t i = 0; i < package.tensors_.size(); ++i) {
+    const Tensor& tensor = package.tensors_[i];
+    const uint64_t start = package.data_start_ + tensor.offset;
+    if (start > bytes.size() || tensor.bytes > bytes.size() - start) {
+      fail("tensor '", tensor.name, "' ends beyond the package's ", bytes.size(), " bytes");
+    }
+    check_zero(bytes.subspan(at, start - at));
+    at = start + tensor.bytes;
+    if (crc32(package.data(static_cast<int>(i))) != tensor.crc32) {
+      fail("tensor '", tensor.name, "' is damaged: its checksum differs");
+    }
+  }
+  if (at != bytes.size()) {
+    fail("the package's tensors end at byte ", at, ", expected ", bytes.size());
+  }
+  return package;
+}
+
+std::span<const uint8_t> Package::data(int tensor) const {
+  const Tensor& entry = tensors_.at(static_cast<size_t>(tensor));
+  return bytes_.subspan(data_start_ + entry.offset, entry.bytes);
+}
+
+std::vector<int8_t> Package::codes(int tensor) const {
+  const Tensor& entry = tensors_.at(static_cast<size_t>(tensor));
+  if (entry.type != TensorType::kPacked) fail("tensor '", entry.name, "' is not packed");
+  if (entry.bits == 8) return copied<int8_t>(data(tensor));
+  std::vector<int8_t> out(static_cast<size_t>(entry.elements()));
+  const int64_t rows = entry.shape[0];
+  const int64_t n = entry.elements() / rows;
+  const int64_t stride = packed_bytes(n, entry.bits);
+  const uint8_t* packed = data(tensor).data();
+  for (int64_t row = 0; row < rows; ++row) {
+    unpack_row(packed + row * stride, entry.bits, entry.is_signed, 0, n, out.data() + row * n);
+  }
+  return out;
+}
+
+void Package::check_layer(const Node& layer) const {
+  const Tensor& weight = tensors_.at(static_cast<size_t>(layer.weight));
+  const std::vector<int32_t> bias = int32s(layer.bias);
+  const int64_t largest = std::max(layer.act.high - layer.act.zero_point, layer.act.zero_point - layer.act.low);
+  const auto rows = static_cast<int64_t>(bias.size());
+  const int64_t n = weight.elements() / rows;
+  const int64_t stride = packed_bytes(n, weight.bits);
+  std::vector<int8_t> row(static_cast<size_t>(n));
+  const uint8_t* packed = data(layer.weight).data();
+  for (int64_t channel = 0; channel < rows; ++channel) {
+    unpack_row(packed + channel * stride, weight.bits, weight.is_signed, 0, n, row.data());
+    int64_t sum = 0;
+    for (const int8_t code : row) sum += std::abs(int{code});
+    // A tensor has at most 2^30 elements: sum * largest stays below 2^46.
+    const int64_t reach = sum * largest + std::abs(int64_t{bias[static_cast<size_t>(channel)]});
+    if (reach > std::numeric_limits<int32_t>::max()) {
+      fail("node '", layer.name, "': its accumulator can exceed 32 bits (up to ", reach, ")");
+    }
+  }
+}
+
+std::vector<int32_t> Package::int32s(int tensor) const {
+  const Tensor& entry = tensors_.at(static_cast<size_t>(tensor));
+  if (entry.type != TensorType::kInt32) fail("tensor '", entry.name, "' is not int32");
+  return copied<int32_t>(data(tensor));
+}
+
+std::vector<float> Package::floats(int tensor) const {
+  const Tensor& entry = tensors_.at(static_cast<size_t>(tensor));
+  if (entry.type != TensorType::kFloat32) fail("tensor '", entry.name, "' is not float32");
+  std::vector<float> out = copied<float>(data(tensor));
+  for (const float value : out) {
+    if (!std::isfinite(value)) fail("tensor '", entry.name, "' holds ", value, ", expected finite numbers");
+  }
+  return out;
+}
+
+std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Array> arrays) {
+  json::Value document = json::parse(manifest, "the manifest");
+  std::vector<Tensor> tensors;
+  for (const Array& array : arrays) {
+    const bool packed = array.type == TensorType::kPacked;
+    if (packed && (array.bits < 1 || array.bits > 8)) {
+      fail("tensor '", array.name, "': ", array.bits, " bits, expected 1 to 8");
+    }
+    Tensor tensor;
+    tensor.name = array.name;
+    tensor.type = array.type;
+    tensor.bits = packed ? array.bits : 32;
+    tensor.shape = array.shape;
+    tensors.push_back(std::move(tensor));
+  }
+  complete_manifest(&document, tensors);
+  document.set("format", json::Value::of(std::string_view("mixbit-package")));
+  document.set("version", json::Value::of(int64_t{kFormatVersion}));
+
+  std::vector<uint8_t> data;
+  json::Value list = json::Value::array({});
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    Tensor& tensor = tensors[i];
+    data.resize(aligned(data.size()));
+    tensor.offset = data.size();
+    tensor.bytes = stored_bytes(tensor);
+    data.resize(tensor.offset + tensor.bytes);
+    uint8_t* out = data.data() + tensor.offset;
+    if (tensor.type == TensorType::kPacked) {
+      const auto* codes = static_cast<const int8_t*>(arrays[i].data);
+      const int64_t rows = tensor.shape[0];
+      const int64_t n = tensor.elements() / rows;
+      const int64_t stride = packed_bytes(n, tensor.bits);
+      const int half = 1 << (tensor.bits - 1);
+      for (int64_t k = 0; k < rows * n; ++k) {
+        if (codes[k] < -half || codes[k] >= half) {
+          fail("tensor '", tensor.name, "' holds the code ", int{codes[k]}, ", expected ", -half, " to ", half - 1);
+        }
+      }
+      for (int64_t row = 0; row < rows; ++row) pack_row(codes + row * n, n, tensor.bits, 0, stride, out + row * stride);
+    } else {
+      std::memcpy(out, arrays[i].data, tensor.bytes);
+    }
+    tensor.crc32 = crc32({out, tensor.bytes});
+    list.items.push_back(tensor_entry(tensor));
+  }
+  document.set("tensors", std::move(list));
+
+  const std::string text = json::dump(document);
+  Header header{};
+  header.magic = kMagic;
+  header.version = kFormatVersion;
+  header.manifest_bytes = text.size();
+  header.manifest_crc32 = crc32({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+  const uint64_t data_start = aligned(sizeof(header) + text.size());
+  std::vector<uint8_t> bytes(data_start + data.size());
+  if (data.empty()) bytes.resize(sizeof(header) + text.size());
+  header.file_bytes = bytes.size();
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  std::memcpy(bytes.data() + sizeof(header), text.data(), text.size());
+  if (!data.empty()) std::memcpy(bytes.data() + data_start, data.data(), data.size());
+
+  // What was written is what will be read.
+  const Package package = Package::parse(bytes);
+  for (const Node& node : package.nodes()) {
+    if (node.weight < 0) continue;
+    package.check_layer(node);
+    package.floats(node.multiplier);
+  }
+  return bytes;
+}
+
+}  // namespace mixbit::runtime

@@ -1,0 +1,119 @@
+"""The integer network compiled ahead of time (AOTInductor) into a package that Python and C++ load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from mixbit.errors import MixbitError, check_choice
+from mixbit.export.lowering import lower
+from mixbit.export.program import DIALECTS, exported
+from mixbit.files import PathLike, write_atomic
+
+#: Key of the dialect in a package's metadata.
+_NOTE = "mixbit_dialect"
+
+
+def package(
+    model: nn.Module,
+    example: Any,
+    path: PathLike,
+    dialect: str = "mixbit",
+    dynamic_batch: bool = True,
+    force: bool = False,
+) -> Path:
+    """Compiles the integer network with AOTInductor and writes a package.
+
+    `torch._inductor.aoti_load_package(path)` loads it in Python, `torch::inductor::AOTIModelPackageLoader` in C++
+    (`examples/cpp/run_package.cpp`); neither needs mixbit, since both dialects consist of ops of torch. The package
+    holds machine code for the processor that compiled it and works with the torch version that did. Compiling takes a
+    C++ compiler and up to some minutes.
+
+    Args:
+        model: Batch normalization folded, prepared and calibrated with `example=`.
+        example: An item of `batches`; all sizes but the batch are those of its input.
+        path: A file that ends in ".pt2".
+        dialect: As of `program`; "mixbit" equals `export.reference` in every output on the CPU.
+        dynamic_batch: Whether any batch size may be fed later; else the example's alone.
+        force: Replace an existing file.
+
+    Returns:
+        The path.
+
+    Raises:
+        MixbitError: As `program`; or the file exists, cannot be written, or compiling fails. Nothing is written then.
+    """
+    check_choice("dialect", dialect, DIALECTS)
+    target = check_output(path, ".pt2", force)
+    compile_package = _inductor("aoti_compile_and_package")
+    program = exported(lower(model, example), example, dialect, dynamic_batch)
+
+    def write(file: BinaryIO) -> None:
+        try:
+            compile_package(program, package_path=file, **_noted(dialect))
+        except OSError:
+            raise
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise MixbitError(
+                f"AOTInductor cannot compile the network: {first}. It needs a C++ compiler ({torch.__version__} of "
+                "torch looks for CXX, then g++)"
+            ) from error
+
+    return write_atomic(target, write)
+
+
+def load_package(path: PathLike) -> tuple[Callable[..., Any], str | None]:
+    """A package as a callable of the input tensor, and its dialect where it says.
+
+    Raises:
+        MixbitError: It was compiled for another torch or processor, or is damaged.
+    """
+    try:
+        loaded = _inductor("aoti_load_package")(str(path))
+    except (RuntimeError, OSError) as error:
+        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise MixbitError(
+            f"cannot load the package {str(path)!r}: {first}; a package works with the torch version and the processor "
+            "that compiled it"
+        ) from error
+    return loaded, loaded.get_metadata().get(_NOTE)
+
+
+def check_output(path: PathLike, suffix: str, force: bool) -> Path:
+    """A path that may be written.
+
+    Raises:
+        MixbitError: It has another ending, its folder does not exist, or the file exists and `force` is not set.
+    """
+    target = Path(path)
+    if target.suffix != suffix:
+        raise MixbitError(f"path {str(target)!r} ends in {target.suffix!r}; expected {suffix!r}")
+    if not target.parent.is_dir():
+        raise MixbitError(f"cannot write {str(target)!r}: folder {str(target.parent)!r} does not exist")
+    if target.exists() and not force:
+        raise MixbitError(f"{str(target)!r} exists; pass force=True to replace it")
+    return target
+
+
+def _noted(dialect: str) -> dict[str, Any]:
+    """Options that note the dialect in the package, where this torch has them."""
+    import torch._inductor.config as config
+
+    if not hasattr(config.aot_inductor, "metadata"):
+        return {}
+    return {"inductor_configs": {"aot_inductor.metadata": {_NOTE: dialect}}}
+
+
+def _inductor(name: str) -> Callable[..., Any]:
+    """A function of `torch._inductor`: private by name, though documented; it is looked for before it is called."""
+    import torch._inductor
+
+    found: Callable[..., Any] | None = getattr(torch._inductor, name, None)
+    if found is None:
+        raise MixbitError(f"torch {torch.__version__} has no torch._inductor.{name}; expected torch 2.11 or newer")
+    return found

@@ -1,0 +1,211 @@
+"""Against oscillating weights: iterative freezing and dampening (Nagel et al., ICML 2022, arXiv 2203.11086)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixbit import ops
+from mixbit.errors import MixbitError, check_choice
+from mixbit.retrain.levels import TrackedWeights
+from mixbit.retrain.schedule import Schedule, range_of, value_at
+
+#: How `Dampening` adds up the squares of a layer.
+AGGREGATIONS = ("kernel_mean", "mean", "sum")
+#: Codes are kept as int8 in units of a quarter of the scale.
+_MOST_FROZEN_BITS = 6
+
+
+class IterativeFreezing:
+    """Holds weights that oscillate between two levels at the one where they mostly were (section 4.3 of the paper).
+
+    Call `update_()` after each optimizer step. A weight oscillates where its code changes in the direction opposite to
+    the change before; the exponential average of this is its frequency. Once that is above the threshold, the weight is
+    set to the level next to the exponential average of its codes after every step, for the rest of training. Weights
+    that a `SwitchTracker` gives extra levels meanwhile go on with the counts they have.
+
+    The paper takes a threshold that falls along a cosine, from 0.1 to 0.01 for MobileNetV2 at 4 bits, from a quarter of
+    training on, and advises at least two to three times the momentum at its end.
+
+    Args:
+        model: Prepared and calibrated.
+        threshold: Frequency above which a weight is frozen, 0 ... 1; a number or a `Schedule` over the steps of the
+            run. 0 freezes nothing.
+        momentum: Of both averages, above 0 and at most 1.
+        max_bits: Layers of more weight bits are left alone; at most 6.
+
+    Attributes:
+        layers: Names of the layers that are watched.
+        steps: Updates so far.
+
+    Raises:
+        MixbitError: The model has no quantized weights of at most `max_bits` bits, is not calibrated or still under
+            search; an argument is out of range.
+    """
+
+    def __init__(
+        self, model: nn.Module, threshold: Schedule | float, *, momentum: float = 0.01, max_bits: int = 4
+    ) -> None:
+        low, high = range_of(threshold)
+        if not (low >= 0 and high <= 1):
+            raise MixbitError(f"threshold={threshold!r}: expected frequencies from 0 to 1")
+        if not 0 < momentum <= 1:
+            raise MixbitError(f"momentum={momentum!r}: expected a number above 0, at most 1")
+        if isinstance(max_bits, bool) or not isinstance(max_bits, int) or not 1 <= max_bits <= _MOST_FROZEN_BITS:
+            raise MixbitError(f"max_bits={max_bits!r}: expected a whole number from 1 to {_MOST_FROZEN_BITS}")
+        self._threshold = threshold
+        self._momentum = float(momentum)
+        kept = {
+            "codes": torch.int8,
+            "marks": torch.int8,
+            "frequencies": torch.float32,
+            "averages": torch.float32,
+        }
+        self._weights = TrackedWeights(model, max_bits, kept)
+        self._kept = list(kept.items())
+        self.layers = tuple(self._weights.layers)
+        self.steps = 0
+        # Takes in the first codes: with momentum 1 the averages become them.
+        self._weights.call(ops.freeze_oscillating_, self._kept, threshold=0.0, momentum=1.0)
+        for state in self._weights.state.values():
+            state["marks"].zero_()
+
+    @property
+    def threshold(self) -> float:
+        """What the next update compares with."""
+        return value_at(self._threshold, self.steps + 1)
+
+    def update_(self) -> Tensor:
+        """Watches the weights, freezes those that oscillate too often, and sets all frozen ones to their levels.
+
+        Returns:
+            How many weights of each layer are frozen, int64 [layers], on the device of the weights.
+        """
+        frozen = self._weights.call(
+            ops.freeze_oscillating_, self._kept, threshold=self.threshold, momentum=self._momentum
+        )
+        self.steps += 1
+        return frozen
+
+    def frozen(self, layer: str) -> Tensor:
+        """Which weights are frozen: bool of the weight's shape.
+
+        Raises:
+            MixbitError: The layer is not watched.
+        """
+        self._weights.check(layer)
+        return self._weights.state[layer]["marks"] == 2
+
+    def frequencies(self, layer: str) -> Tensor:
+        """How often each weight oscillates, per step: float32 of the weight's shape; of a frozen one until then.
+
+        Raises:
+            MixbitError: The layer is not watched.
+        """
+        self._weights.check(layer)
+        return self._weights.state[layer]["frequencies"].clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: plain tensors and numbers. Schedules are the program's."""
+        return {"momentum": self._momentum, "steps": self.steps, "layers": self._weights.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the state of an object for the same model; load the model first.
+
+        Raises:
+            MixbitError: The state is that of another model or momentum; names the layer.
+        """
+        if state["momentum"] != self._momentum:
+            raise MixbitError(
+                f"momentum is {state['momentum']!r} in the state and {self._momentum!r} here; expected the same"
+            )
+        self._weights.load_state_dict(state["layers"])
+        self.steps = int(state["steps"])
+
+
+class Dampening:
+    """A term of the loss that draws weights to the levels they are at: `strength * sum |q(w) - clip(w)|^2`.
+
+    Section 4.2 of the paper. q(w) is taken as constant; weights outside their grid, which clip(w) sets to its ends, add
+    nothing. Scales get no gradient. The paper lets the strength rise along a cosine from 0 on, from a quarter of
+    training: `Schedule(0, 0.1, steps)`.
+
+        dampening = mixbit.retrain.Dampening(model, mixbit.retrain.Schedule(0.0, 0.1, steps))
+        loss = loss + dampening()  # once a step
+
+    Args:
+        model: Prepared and calibrated.
+        strength: At least 0; a number or a `Schedule` over the calls.
+        aggregation: How the squares of a layer are added: "sum", "mean", or "kernel_mean", the sum over output channels
+            of the mean over the rest. Layers are summed.
+        max_bits: Layers of more weight bits are left alone.
+
+    Attributes:
+        layers: Names of the layers that count.
+        steps: Calls so far.
+
+    Raises:
+        MixbitError: The model has no quantized weights of at most `max_bits` bits, is not calibrated or still under
+            search; an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: Schedule | float,
+        *,
+        aggregation: str = "kernel_mean",
+        max_bits: int = 8,
+    ) -> None:
+        check_choice("aggregation", aggregation, AGGREGATIONS)
+        if not range_of(strength)[0] >= 0 or not range_of(strength)[1] < float("inf"):
+            raise MixbitError(f"strength={strength!r}: expected finite numbers, at least 0")
+        if isinstance(max_bits, bool) or not isinstance(max_bits, int) or not 1 <= max_bits <= 16:
+            raise MixbitError(f"max_bits={max_bits!r}: expected a whole number from 1 to 16")
+        self._strength = strength
+        self._aggregation = aggregation
+        self._weights = TrackedWeights(model, max_bits, {})
+        self.layers = tuple(self._weights.layers)
+        self.steps = 0
+
+    @property
+    def strength(self) -> float:
+        """What the next call multiplies with."""
+        return value_at(self._strength, self.steps)
+
+    def __call__(self) -> Tensor:
+        """The term at this step, a scalar; counts one step."""
+        strength = self.strength
+        self.steps += 1
+        weights = [(layer.weight, self._weights.quantizer(name)) for name, layer in self._weights.layers.items()]
+        if strength == 0:
+            return weights[0][0].new_zeros(())
+        return strength * torch.stack([self._term(w, q) for w, q in weights]).sum()
+
+    def _term(self, weight: Tensor, quantizer: nn.Module) -> Tensor:
+        # Where the gradient passes a quantizer, the weight is inside its grid; elsewhere q(w) is clip(w).
+        with torch.enable_grad():
+            given = weight.detach().requires_grad_()
+            quantized = quantizer(given)
+            (inside,) = torch.autograd.grad(quantized, given, torch.ones_like(quantized))
+        squares = ((quantized.detach() - weight) * inside).float().square()
+        if self._aggregation == "sum":
+            return squares.sum()
+        return squares.mean() if self._aggregation == "mean" else squares.sum(0).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"steps": self.steps, "layers": list(self.layers)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over the state of an object for the same model.
+
+        Raises:
+            MixbitError: Its layers are others.
+        """
+        for name in {*self.layers} ^ {*state["layers"]}:
+            raise MixbitError(f"layer {name!r} is in only one of model and state; expected the state of this model")
+        self.steps = int(state["steps"])

@@ -1,0 +1,373 @@
+"""Smaller steps near decision thresholds, around any optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mixbit import ops
+from mixbit.errors import MixbitError, check_choice
+from mixbit.quantizers import Quantizer, quantized_layers
+
+#: What a GradScaler sets on optimizers that divide gradients themselves.
+_SCALER = ("grad_scale", "found_inf")
+
+
+class ThresholdAware(torch.optim.Optimizer):
+    """An optimizer whose steps of quantized weights are smaller near the decision thresholds of their grids.
+
+    `w -= lr g(d(w)) update`: the whole update of the wrapped optimizer (after momentum, decay included) is multiplied
+    by g, d being the distance of the weight from the nearest threshold of its own grid in steps of it, 0 to 1/2. It
+    keeps gradient noise from switching weights back and forth between two levels (the idea: Kim et al., IEEE TNNLS
+    32(7), 2021; the formulas are ours, see `mixbit.ops.threshold_aware_step_`). The effect is that of a transient: with
+    a learning rate so large that weights reach their stationary distribution, they pile up near the thresholds whatever
+    their steps, and it is gone. Use it with the small rates of retraining.
+
+    With a wrapped `torch.optim.SGD`, `Adam` or `AdamW` the steps of all quantized weights are one call that reads and
+    writes each weight once; other optimizers step as they do, and their updates are scaled afterwards, at the price of
+    a copy of the weights. All other parameters take the wrapped optimizer's own step. Parameter groups, state and
+    `state_dict` are those of the wrapped optimizer: schedulers, GradScaler and checkpoints work on either.
+
+    Args:
+        optimizer: Any optimizer that holds quantized weights of `model`.
+        model: Prepared and calibrated. Weights of layers whose weight quantizer is None or off take the plain step.
+        shape: How g falls towards a threshold: "step", "linear", "gauss", or "off" (g = 1).
+        alpha: g at a threshold, 0 to 1.
+        rho: Reach of a threshold in steps of the grid, above 0, up to 1/2.
+        on_grad: g multiplies the gradient instead of the update, before decay and momentum.
+
+    Attributes:
+        optimizer: The wrapped one.
+
+    Raises:
+        MixbitError: The model has no quantized weights, is not calibrated or under search; the optimizer holds none of
+            the quantized weights; an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        shape: str = "step",
+        alpha: float = 0.1,
+        rho: float = 0.125,
+        *,
+        on_grad: bool = False,
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise MixbitError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+        check_choice("shape", shape, ops.STEP_SHAPES)
+        if not 0 <= alpha <= 1:
+            raise MixbitError(f"alpha={alpha!r}: expected a number from 0 to 1")
+        if not 0 < rho <= 0.5:
+            raise MixbitError(f"rho={rho!r}: expected a number above 0, up to 0.5")
+        self.optimizer = optimizer
+        self._layers = quantized_weights(model)
+        self._options: dict[str, Any] = {"shape": shape, "alpha": float(alpha), "rho": float(rho)}
+        self._on_grad = on_grad
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(layer.weight) in held for layer in self._layers.values()):
+            raise MixbitError(
+                "optimizer holds none of the model's quantized weights; make it from the parameters of this model, "
+                "after mixbit.prepare_"
+            )
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+
+    # State and groups are the wrapped optimizer's own objects, whoever replaces them (load_state_dict does).
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the wrapped optimizer."""
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        if value:  # the base class starts with an empty list
+            self.optimizer.param_groups = value
+
+    @property
+    def state(self) -> Any:
+        """That of the wrapped optimizer."""
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        if value:
+            self.optimizer.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Those of the wrapped optimizer."""
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.optimizer.defaults = value
+
+    # torch.amp.GradScaler asks whether the step itself divides gradients, and leaves two numbers for it.
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        owner = self.optimizer if name in _SCALER else self
+        object.__setattr__(owner, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self.optimizer if name in _SCALER else self, name)
+
+    def _scaler(self) -> dict[str, Any]:
+        return {name: getattr(self.optimizer, name, None) for name in _SCALER}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the wrapped optimizer."""
+        if not any(param_group is group for group in self.param_groups):  # the base class adds those that are there
+            self.optimizer.add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """That of the wrapped optimizer."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the wrapped optimizer: a checkpoint fits it with or without this wrapper."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads into the wrapped optimizer."""
+        self.optimizer.load_state_dict(state_dict)
+
+    def register_state_dict_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """On the wrapped optimizer."""
+        return self.optimizer.register_state_dict_pre_hook(*args, **kwargs)
+
+    def register_state_dict_post_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """On the wrapped optimizer."""
+        return self.optimizer.register_state_dict_post_hook(*args, **kwargs)
+
+    def register_load_state_dict_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """On the wrapped optimizer."""
+        return self.optimizer.register_load_state_dict_pre_hook(*args, **kwargs)
+
+    def register_load_state_dict_post_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """On the wrapped optimizer."""
+        return self.optimizer.register_load_state_dict_post_hook(*args, **kwargs)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """A step of the wrapped optimizer, scaled for quantized weights.
+
+        Args:
+            closure: Computes the loss again, with gradients; called once, as most optimizers do.
+
+        Returns:
+            What the closure returned, else None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with contextlib.nullcontext() if self._options["shape"] == "off" else self._scaled():
+            self.optimizer.step()
+        return loss
+
+    @contextlib.contextmanager
+    def _scaled(self) -> Iterator[None]:
+        """Around a step of the wrapped optimizer, between its own hooks: scales the steps of quantized weights."""
+        quantizers = {
+            id(layer.weight): q
+            for layer in self._layers.values()
+            if (q := layer.weight_quantizer) is not None and q.enabled
+        }
+        around = self._fused if fuses(self.optimizer) else self._rescaled
+        with contextlib.ExitStack() as stack:
+
+            def start(*_: Any) -> None:
+                stack.enter_context(around(quantizers))
+
+            # The last of the hooks: those that were there before may still change gradients.
+            stack.callback(self.optimizer.register_step_pre_hook(start).remove)
+            yield
+
+    @contextlib.contextmanager
+    def _fused(self, quantizers: dict[int, Quantizer]) -> Iterator[None]:
+        """Steps the quantized weights in one call a group; the wrapped optimizer sees the other parameters only."""
+        groups = self.optimizer.param_groups
+        everything = [group["params"] for group in groups]
+        with torch.no_grad():
+            for group in groups:
+                own = [p for p in group["params"] if id(p) in quantizers and p.grad is not None]
+                if own:
+                    step = self._sgd if isinstance(self.optimizer, torch.optim.SGD) else self._adam
+                    step(group, own, [quantizers[id(p)] for p in own])
+                    group["params"] = [p for p in group["params"] if id(p) not in quantizers]
+        try:
+            yield
+        finally:
+            for group, params in zip(groups, everything, strict=True):
+                group["params"] = params
+
+    def _sgd(self, group: dict[str, Any], own: list[Tensor], quantizers: list[Quantizer]) -> None:
+        keeps = group["momentum"] != 0
+        fresh = [keeps and self.state[p].get("momentum_buffer") is None for p in own]
+        for p, new in zip(own, fresh, strict=True):
+            if new:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        # Zeros are a first momentum but for dampening, which a first step does not have.
+        parts = [False] if group["dampening"] == 0 or not any(fresh) else sorted(set(fresh))
+        for first in parts:
+            chosen = [i for i in range(len(own)) if len(parts) == 1 or fresh[i] == first]
+            params = [own[i] for i in chosen]
+            ops.threshold_aware_step_(
+                [_local(p) for p in params],
+                [_local(p.grad) for p in params],
+                [_local(self.state[p]["momentum_buffer"]) for p in params] if keeps else [],
+                **self._grids(params, [quantizers[i] for i in chosen]),
+                lr=group["lr"],
+                momentum=group["momentum"],
+                dampening=group["dampening"],
+                weight_decay=float(group["weight_decay"]),
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                first_step=bool(fresh[chosen[0]] and group["dampening"] != 0),
+                on_grad=self._on_grad,
+                **self._options,
+                **self._scaler(),
+            )
+
+    def _adam(self, group: dict[str, Any], own: list[Tensor], quantizers: list[Quantizer]) -> None:
+        for p in own:
+            state = self.state[p]
+            if not state:
+                at_device = group["capturable"] or group["fused"]
+                dtype = torch.get_default_dtype() if not group["fused"] else torch.float32
+                if dtype != torch.float64:
+                    dtype = torch.float32
+                state["step"] = torch.zeros((), dtype=dtype, device=p.device if at_device else "cpu")
+                for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])):
+                    state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["step"] += 1
+
+        def states(name: str) -> list[Tensor]:
+            return [_local(self.state[p][name]) for p in own]
+
+        ops.threshold_aware_adam_step_(
+            [_local(p) for p in own],
+            [_local(p.grad) for p in own],
+            states("exp_avg"),
+            states("exp_avg_sq"),
+            states("max_exp_avg_sq") if group["amsgrad"] else [],
+            states("step"),
+            **self._grids(own, quantizers),
+            lr=group["lr"],
+            betas=tuple(float(b) for b in group["betas"]),  # type: ignore[arg-type]
+            eps=group["eps"],
+            weight_decay=float(group["weight_decay"]),
+            decoupled=group["decoupled_weight_decay"],
+            amsgrad=group["amsgrad"],
+            maximize=group["maximize"],
+            on_grad=self._on_grad,
+            **self._options,
+            **self._scaler(),
+        )
+        found = self._scaler()["found_inf"]
+        if found is not None:  # the step that was left out does not count
+            for p in own:
+                self.state[p]["step"] -= (found != 0).to(self.state[p]["step"])
+
+    @contextlib.contextmanager
+    def _rescaled(self, quantizers: dict[int, Quantizer]) -> Iterator[None]:
+        """Lets the wrapped optimizer step all parameters; the steps of quantized weights are scaled before or after."""
+        params = [
+            p for group in self.param_groups for p in group["params"] if id(p) in quantizers and p.grad is not None
+        ]
+        grids = self._grids(params, [quantizers[id(p)] for p in params]) | self._options
+        weights = [_local(p.detach()) for p in params]
+        if self._on_grad:
+            kept = [p.grad for p in params]
+            with torch.no_grad():
+                for p, g in zip(params, ops.threshold_multipliers(weights, **grids), strict=True):
+                    scaled = p.grad.clone()
+                    _local(scaled).mul_(g)
+                    p.grad = scaled
+            try:
+                yield
+            finally:
+                for p, grad in zip(params, kept, strict=True):
+                    p.grad = grad
+        else:
+            before = [w.clone() for w in weights]
+            yield
+            ops.scale_updates_(weights, before, **grids)
+
+    def _grids(self, params: list[Tensor], quantizers: list[Quantizer]) -> dict[str, Any]:
+        with torch.no_grad():
+            scales = [q.effective_scale().detach() for q in quantizers]
+        return {
+            "scales": [_local_scale(s) for s in scales],
+            "bit_widths": [_local_scale(q.bit_width) for q in quantizers],
+            "extra_bits": [_local_extra(p, q) for p, q in zip(params, quantizers, strict=True)],
+            "narrow_range": [q.narrow_range for q in quantizers],
+        }
+
+
+def quantized_weights(model: nn.Module) -> dict[str, Any]:
+    """The prepared layers of a model with a quantized weight, by name.
+
+    Raises:
+        MixbitError: There are none; one is not calibrated, or its bits are still being searched.
+    """
+    layers = {n: m for n, m in quantized_layers(model).items() if m.weight_quantizer is not None}
+    if not layers:
+        raise MixbitError("model has no quantized weights; call mixbit.prepare_(model, recipe) first")
+    for name, layer in layers.items():
+        quantizer = layer.weight_quantizer
+        assert quantizer is not None
+        if quantizer.searching:
+            raise MixbitError(
+                f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
+                "mixbit.search.extract(model)) first"
+            )
+        try:
+            quantizer.check_calibrated()
+        except MixbitError as error:
+            raise MixbitError(f"layer {name!r}: {error}") from error
+    return dict(layers)
+
+
+def fuses(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the steps of an optimizer are known to the ops: SGD, Adam or AdamW, no subclass, not differentiable."""
+    known = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+    return known and not any(group.get("differentiable") for group in optimizer.param_groups)
+
+
+def _local(t: Any) -> Any:
+    """This process's part of a DTensor."""
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def _local_scale(t: Tensor) -> Tensor:
+    """The part of a scale that goes with the part of its weight: rows are sharded alike; one scale is everyone's."""
+    if isinstance(t, DTensor):
+        return t.full_tensor() if t.numel() == 1 else t.to_local()
+    return t
+
+
+def _local_extra(weight: Tensor, quantizer: Quantizer) -> Tensor | None:
+    """The extra bits of this process's part of a weight: buffers are whole where parameters are sharded by rows."""
+    extra = getattr(quantizer, "extra_bits", None)
+    if extra is None or not isinstance(weight, DTensor) or isinstance(extra, DTensor):
+        return _local(extra)
+    for i, placement in enumerate(weight.placements):
+        if placement.is_shard(0):
+            size, rank = weight.device_mesh.size(i), weight.device_mesh.get_local_rank(i)
+            parts = extra.chunk(size)
+            extra = parts[rank] if rank < len(parts) else extra[:0]
+        elif not placement.is_replicate():
+            raise MixbitError(f"weight is placed as {placement}: expected parts along dimension 0, or copies")
+    return extra

@@ -1,0 +1,117 @@
+"""Integer packages, run by the C++ runtime: no torch in sight."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mixbit import _C
+from mixbit.errors import MixbitError
+
+__all__ = ["Network"]
+
+Reals = npt.NDArray[np.float32]
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """A function of the C++ room, whose bad arguments are ours."""
+    try:
+        return function(*arguments, **options)
+    except ValueError as error:
+        raise MixbitError(str(error)) from error
+
+
+class Network:
+    """A network from an integer package (docs/package_format.md), ready to run.
+
+    Outputs equal those of `mixbit.export.reference` bit for bit, for any number of threads and any instruction set.
+
+    Attributes:
+        input_shape: Sizes of one input, without the batch.
+        outputs: Name and shape (without the batch) of each output.
+        isa: Instruction set of the kernels: "scalar", "avx2", "avx512", "vnni" or "amx". `MIXBIT_CPU_ISA` caps it.
+        threads: Threads that work on a batch.
+        arena_bytes: Bytes that one image needs for its values.
+        weight_bytes: Bytes of all weights as the kernels lay them out.
+        manifest: The package's manifest.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int = 1, isa: str | None = None, keep_values: bool = False
+    ) -> None:
+        """Maps a package and lays out its weights.
+
+        Args:
+            path: A file that `mixbit.export.integer` wrote. It must not change while the network lives.
+            threads: 1 to 1024.
+            isa: Caps the instruction set; None is the processor's widest.
+            keep_values: Every value keeps its codes and nothing is fused, for `values`.
+
+        Raises:
+            MixbitError: The file is damaged, no package, or of a newer version; or an argument is wrong.
+        """
+        self._network = _call(
+            _C.runtime.Network, os.fspath(path), threads=threads, isa=isa or "", keep_values=keep_values
+        )
+        self.input_shape: tuple[int, ...] = tuple(self._network.input_shape)
+        self.outputs: list[tuple[str, tuple[int, ...]]] = [(n, tuple(shape)) for n, shape in self._network.outputs]
+        self.isa: str = self._network.isa
+        self.threads: int = self._network.threads
+        self.arena_bytes: int = self._network.arena_bytes
+        self.weight_bytes: int = self._network.weight_bytes
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The package's manifest: nodes, outputs and tensors."""
+        manifest: dict[str, Any] = json.loads(self._network.manifest)
+        return manifest
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """What runs, in order: node, module, op, kernel, bits, macs and bytes of one image."""
+        steps: list[dict[str, Any]] = self._network.steps
+        return steps
+
+    def __call__(self, x: Any) -> list[Reals]:
+        """The network's outputs.
+
+        Args:
+            x: float32 [batch, *input_shape]. NaN counts as the lowest code.
+
+        Returns:
+            float32 [batch, ...] for each output.
+
+        Raises:
+            MixbitError: Another dtype or shape.
+        """
+        outputs: list[Reals] = _call(self._network.run, self._checked(x))
+        return outputs
+
+    def values(self, x: Any) -> dict[str, npt.NDArray[np.int16]]:
+        """Codes of every value by name, as `IntegerReference.tensors` has them; needs `keep_values=True`.
+
+        Args:
+            x: As of a call.
+        """
+        values: dict[str, npt.NDArray[np.int16]] = _call(self._network.values, self._checked(x))
+        return values
+
+    def profile(self, x: Any) -> list[dict[str, Any]]:
+        """`steps` with the seconds that each took in one run.
+
+        Args:
+            x: As of a call.
+        """
+        steps: list[dict[str, Any]] = _call(self._network.profile, self._checked(x))
+        return steps
+
+    def _checked(self, x: Any) -> Reals:
+        array = np.asarray(x)
+        if array.dtype != np.float32:
+            raise MixbitError(f"input has dtype {array.dtype}, expected float32")
+        return np.ascontiguousarray(array)

@@ -1,0 +1,369 @@
+"""Integer packages in the C++ runtime: every value equals the integer reference; bad input is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mixbit
+from mixbit import LayerPrecision, MixbitError, Recipe, zoo
+from mixbit.runtime import Network
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from nets import Residual, seeded
+
+WEIGHTS = zoo.data_dir() / "weights"
+ISAS = ("scalar", "avx2", "avx512", "vnni", "amx")
+
+
+def mixed(model: nn.Module, x: torch.Tensor) -> Recipe:
+    """All widths of weights from 1 to 8, of inputs from 3 to 8, one input width a group."""
+    acts: dict[int, int] = {}
+    layers = {}
+    for i, layer in enumerate(mixbit.layers(model, x)):
+        act = acts.setdefault(layer.input_group, (8, 6, 7, 4, 5, 3)[i % 6])
+        narrow = i % 7 != 6
+        layers[layer.name] = LayerPrecision(weight=(8, 4, 2, 6, 3, 5, 1)[i % 7], act=act, narrow_range=narrow)
+    return Recipe(layers=layers)
+
+
+def ready(model: nn.Module, batches: list[torch.Tensor], kind: str = "8/8", method: str = "maxabs") -> nn.Module:
+    """Folded, prepared and calibrated at "weight/act" or "mixed"."""
+    model = mixbit.fold_batchnorm_(copy.deepcopy(model), batches[0])
+    if kind == "mixed":
+        recipe = mixed(model, batches[0])
+    else:
+        weight, act = (int(part) for part in kind.split("/"))
+        recipe = Recipe.uniform(mixbit.layers(model, batches[0]).names, weight=weight, act=act)
+    mixbit.prepare_(model, recipe, batches[0])
+    return mixbit.calibrate_(model, batches, method, example=batches[0])
+
+
+def check(model: nn.Module, x: torch.Tensor, path: Path, **options) -> Network:
+    """Every value of the network, planned for speed and to keep all, on each instruction set, for one thread and three."""
+    reference = mixbit.export.reference(model, x)
+    assert mixbit.export.integer(model, x, path) == path
+    tensors = reference.tensors(x)
+    values = Network(path, keep_values=True, **options).values(x.numpy())
+    assert list(values) == list(tensors)
+    for name, codes in tensors.items():
+        assert values[name].shape == codes.shape, name
+        assert np.array_equal(values[name], codes), name
+    expected = [reference.dequantize(name, tensors[name]) for name in reference.outputs]
+    network = Network(path, **options)
+    others = [Network(path, threads=3, **options), *(Network(path, threads=2, isa=isa) for isa in ISAS)]
+    for planned in (network, *others):
+        outputs = planned(x.numpy())
+        assert len(outputs) == len(expected)
+        for got, wanted in zip(outputs, expected, strict=True):
+            assert got.dtype == np.float32
+            assert np.array_equal(got, wanted)
+    return network
+
+
+class Everything(nn.Module):
+    """All operations of the integer network, read in several ways, with three outputs."""
+
+    def __init__(self, channels: int = 8, groups: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3, 1, 1)
+        self.depthwise = nn.Conv2d(channels, channels, 3, 2, 1, groups=channels, bias=False)
+        self.grouped = nn.Conv2d(2 * channels, channels, (1, 3), (1, 2), (0, 2), (1, 2), groups=groups)
+        self.side = nn.Conv2d(channels, channels, 1)
+        self.rows = nn.Linear(5, 5)
+        self.last = nn.Linear(6, 3)
+        self.linear = nn.Linear(channels, 7)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = F.relu6(self.conv(x))  # [8, 9, 9]
+        z = F.max_pool2d(F.relu(self.depthwise(y)), 2, 1, 1, ceil_mode=True)  # [8, 6, 6]
+        w = F.avg_pool2d(F.pad(y, (0, 3, 0, 3)), 3, 2, 1)[:, :, :6, :6]
+        v = self.grouped(torch.cat([z, w], 1))  # [8, 6, 4]
+        side = self.side(F.avg_pool2d(v, 3, 1, 1, count_include_pad=False))
+        s = F.relu(side + v)
+        up = F.interpolate(s[:, :, 1:6:2, :2], scale_factor=(2.0, 3.0), mode="nearest")  # [8, 6, 6]
+        wide = torch.cat([up, z], 1)[:, 4:12] + F.relu6(w)
+        flat = self.rows(wide[:, :, :5, :5].reshape(x.shape[0], 40, 5)).flatten(1)
+        return self.linear(wide.mean((2, 3)) + side.mean((2, 3))), flat, self.last(wide)
+
+
+@pytest.mark.parametrize(("kind", "groups"), [("8/8", 1), ("4/4", 2), ("mixed", 4)])
+def test_every_operation_equals_the_reference(kind: str, groups: int, tmp_path: Path) -> None:
+    torch.manual_seed(groups)
+    batches = [torch.randn(3, 3, 9, 9) for _ in range(2)]
+    model = ready(Everything(8, groups), batches, kind)
+    network = check(model, batches[1], tmp_path / "m.mixbit")
+    assert [shape for _, shape in network.outputs] == [(7,), (200,), (8, 6, 3)]
+    ops = {node["op"] for node in network.manifest["nodes"]}
+    assert ops == {
+        "input", "conv2d", "linear", "add", "cat", "avg_pool2d", "max_pool2d", "relu", "relu6", "reshape", "slice", "pad",
+        "repeat", "identity",
+    }  # fmt: skip
+
+
+def test_residual_network_with_bits_of_its_tensors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(5, 3, 8, 8) for _ in range(2)]
+    model = mixbit.fold_batchnorm_(seeded(Residual), batches[0])
+    recipe = mixed(model, batches[0])
+    recipe.tensors["add*"] = {"act": 5}
+    mixbit.prepare_(model, recipe, batches[0])
+    mixbit.calibrate_(model, batches, example=batches[0])
+    check(model, batches[1], tmp_path / "m.mixbit")
+
+
+def test_offset_grids(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6) + 0.5
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1)).eval()
+    mixbit.prepare_(model, Recipe.uniform(["0", "1"], weight=4, act=8), x, act_quantizer="lsq+")
+    mixbit.calibrate_(model, [x], "maxabs", example=x)
+    for name, zero_point in (("0", 100.0), ("1", 7.0)):
+        quantizer = model.get_submodule(name).act_quantizer
+        quantizer.set_(quantizer.scale.detach(), signed=False, zero_point=zero_point)
+    check(model, x, tmp_path / "m.mixbit")
+    model[1].act_quantizer.set_(model[1].act_quantizer.scale.detach(), signed=False, zero_point=-3.0)
+    with pytest.raises(MixbitError, match=r"has zero point -3 outside its codes 0 to 255"):
+        mixbit.export.integer(model, x, tmp_path / "other.mixbit")
+    assert not (tmp_path / "other.mixbit").exists()
+
+
+REAL = {
+    "resnet8": lambda: (
+        zoo.resnet8(WEIGHTS / "mlperf_tiny_resnet8_cifar10_fp32.npz"),
+        zoo.cifar10_pixels("train", 16)[0].float(),
+        zoo.cifar10_pixels("test", 6)[0].float(),
+    ),
+    "resnet20": lambda: (
+        zoo.cifar_resnet(20, WEIGHTS / "cifar10_resnet20_fp32.npz"),
+        zoo.cifar10("train", 16)[0],
+        zoo.cifar10("test", 3)[0],
+    ),
+    "mobilenet_v1": lambda: (
+        zoo.mobilenet_v1(0.25, WEIGHTS / "mobilenet_v1_0.25_128_qat_uint8.npz"),
+        zoo.imagenet_compat(4)[0][:, :, :128, :128],
+        zoo.imagenet_compat(6)[0][4:, :, 32:160, 32:160],
+    ),
+    "vww": lambda: (
+        zoo.vww_mobilenet(WEIGHTS / "mlperf_tiny_vww_mobilenetv1_0.25_96_fp32.npz"),
+        (zoo.imagenet_compat(4)[0][:, :, :96, :96] + 1) / 2,
+        (zoo.imagenet_compat(6)[0][4:, :, 32:128, 32:128] + 1) / 2,
+    ),
+}
+
+
+#: The other pairs take as long again and are of the long run.
+QUICK = {("resnet8", "8/8"), ("resnet8", "4/4"), ("resnet20", "mixed"), ("mobilenet_v1", "mixed"), ("vww", "4/4")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[] if (name, kind) in QUICK else pytest.mark.slow)
+        for name in REAL
+        for kind in ("8/8", "4/4", "mixed")
+    ],
+)
+def test_real_networks_equal_the_reference(name: str, kind: str, tmp_path: Path) -> None:
+    model, calibration, test = REAL[name]()
+    model = ready(model, list(calibration.split(8)), kind)
+    network = check(model, test.contiguous(), tmp_path / "m.mixbit")
+    macs = sum(layer.macs for layer in mixbit.layers(REAL[name]()[0], test))
+    assert sum(step["macs"] for step in network.steps) == macs
+
+
+def test_sizes_of_the_file(tmp_path: Path) -> None:
+    model, calibration, _ = REAL["mobilenet_v1"]()
+    model = ready(model, [calibration], "4/4")
+    path = mixbit.export.integer(model, calibration, tmp_path / "m.mixbit")
+    tensors = Network(path).manifest["tensors"]
+    packed = sum(t["bytes"] for t in tensors if t["dtype"] == "packed")
+    assert packed >= sum(np.prod(t["shape"]) * t["bits"] / 8 for t in tensors if t["dtype"] == "packed")
+    assert packed < 1.01 * sum(layer.weights for layer in mixbit.layers(model, calibration)) / 2
+    channels = sum(t["bytes"] for t in tensors if t["dtype"] != "packed")
+    assert channels == 8 * sum(t["shape"][0] for t in tensors if t["dtype"] == "packed")
+    # What is left, the manifest above all, does not grow with the network's width.
+    assert path.stat().st_size - packed - channels < 30_000
+
+
+def test_the_arena_reuses_memory(tmp_path: Path) -> None:
+    model, calibration, _ = REAL["resnet8"]()
+    path = mixbit.export.integer(ready(model, [calibration]), calibration, tmp_path / "m.mixbit")
+    assert Network(path).arena_bytes < 0.5 * Network(path, keep_values=True).arena_bytes
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, torch.Tensor, Path]:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    model = ready(seeded(Residual), [x], "4/8")
+    path = tmp_path_factory.mktemp("package") / "m.mixbit"
+    mixbit.export.integer(model, x, path)
+    return model, x, path
+
+
+def test_wrong_inputs_are_named(small) -> None:
+    _, x, path = small
+    network = Network(path)
+    with pytest.raises(MixbitError, match=r"input has dtype float64, expected float32"):
+        network(x.numpy().astype(np.float64))
+    with pytest.raises(MixbitError, match=r"input has shape \(4, 3, 8, 9\), expected \(batch, 3, 8, 8\)"):
+        network(np.zeros((4, 3, 8, 9), np.float32))
+    with pytest.raises(MixbitError, match=r"input has shape \(3, 8, 8\), expected"):
+        network(np.zeros((3, 8, 8), np.float32))
+    with pytest.raises(MixbitError, match=r"values need a network that keeps them"):
+        network.values(x.numpy())
+    with pytest.raises(MixbitError, match=r"threads is 0, expected 1 to 1024"):
+        Network(path, threads=0)
+    with pytest.raises(MixbitError, match=r"isa=sse is not known: expected scalar, avx2"):
+        Network(path, isa="sse")
+    assert network(np.zeros((0, 3, 8, 8), np.float32))[0].shape == (0, 5)
+    assert Network(path, isa="scalar").isa == "scalar"
+    # NaN counts as the lowest code, infinities saturate; slices are copied.
+    odd = x.numpy().copy()
+    odd[0, 0, 0] = [np.nan, np.inf, -np.inf, 0, 0, 0, 0, 0]
+    plain = odd.copy()
+    plain[0, 0, 0, :3] = [-1e9, 1e9, -1e9]
+    assert np.array_equal(network(odd)[0], network(plain)[0])
+    assert np.array_equal(network(x.numpy()[::2])[0], network(x.numpy())[0][::2])
+
+
+def test_steps_and_their_times(small) -> None:
+    _, x, path = small
+    steps = Network(path).profile(x.numpy())
+    assert [s["kernel"] for s in steps].count("convolve") == 5
+    assert all(s["seconds"] >= 0 for s in steps)
+    convolution = next(s for s in steps if s["module"] == "a")
+    assert (convolution["act_bits"], convolution["weight_bits"], convolution["macs"]) == (8, 4, 8 * 8 * 8 * 8 * 9)
+
+
+def rewritten(data: bytes, change) -> bytes:
+    """A package whose manifest was changed, with lengths and checksum that fit."""
+    length = struct.unpack_from("<Q", data, 16)[0]
+    manifest = json.loads(data[32 : 32 + length])
+    text = json.dumps(change(manifest) or manifest).encode()
+    body = data[-(-(32 + length) // 64) * 64 :]
+    start = -(-(32 + len(text)) // 64) * 64
+    head = data[:12] + struct.pack("<IQQ", zlib.crc32(text), len(text), start + len(body))
+    return (head + text).ljust(start, b"\0") + body
+
+
+def edit(**changes):
+    def change(manifest):
+        for path, value in changes.items():
+            *keys, last = path.split("__")
+            place = manifest
+            for key in keys:
+                place = place[int(key) if key.isdigit() else key]
+            place[int(last) if last.isdigit() else last] = value
+
+    return lambda data: rewritten(data, change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda d: d[:-1], r"bytes, expected \d+: it was cut or added to"),
+        (lambda d: d + b"\0", r"bytes, expected \d+: it was cut or added to"),
+        (lambda d: d[:20], "it does not start as one"),
+        (lambda d: b"PK" + d[2:], "it does not start as one"),
+        (lambda d: b"", "it does not start as one"),
+        (lambda d: d[:8] + struct.pack("<I", 2) + d[12:], r"has format version 2, this mixbit reads 1; upgrade mixbit"),
+        (lambda d: d[:40] + b"X" + d[41:], "manifest is damaged: its checksum differs"),
+        (lambda d: d[:-1] + bytes([d[-1] ^ 1]), r"tensor '\w+\.multiplier' is damaged: its checksum differs"),
+        (lambda d: d[:16] + struct.pack("<Q", 2**60) + d[24:], "manifest has 1152921504606846976 bytes"),
+        (edit(nodes__1__op="winograd"), r"node 'conv2d': operation 'winograd' is unknown to this mixbit"),
+        (edit(nodes__1__inputs=["nothing"]), "'nothing' is no node before it"),
+        (edit(nodes__1__shape=[8, 8, 9]), r"states shape \[8, 8, 9\], but its operation makes \[8, 8, 8\]"),
+        (edit(nodes__1__stride=[0, 1]), "stride is 0, expected 1 to"),
+        (edit(nodes__1__padding=[2**40, 1]), "padding is 1099511627776, expected 0 to"),
+        (edit(nodes__1__groups=7), "3 channels in 7 groups"),
+        (edit(nodes__1__grid__scale=0.0), "scale 0, expected a positive fp32 number"),
+        (edit(nodes__1__grid__scale=1e60), "expected a positive fp32 number"),
+        (edit(nodes__1__grid__high=256), "high is 256, expected"),
+        (edit(nodes__1__grid__zero_point=-1000), "zero_point is -1000"),
+        (edit(nodes__1__surprise=1), "unknown key 'surprise'"),
+        (edit(nodes__0__shape=[3, 2**31, 2**31]), "expected 1 to 1073741824"),
+        (edit(nodes__0__shape=[3, 2**29, 2**29]), "has more than 1073741824 elements"),
+        (edit(nodes=[]), "has no nodes"),
+        (edit(outputs=[]), "has no outputs"),
+        (edit(outputs=["gone"]), "'gone' is no node before it"),
+        (edit(tensors__1__offset=0), r"tensor 'stem.bias': offset 0, expected \d+ \(tensors follow each other"),
+        (edit(tensors__0__bits=9), "bits is 9, expected 1 to 8"),
+        (edit(tensors__0__shape=[8, 3, 3, 4]), r"108 bytes, expected 144|bytes, expected"),
+        (edit(tensors__0__dtype="float16"), "dtype 'float16', expected packed, int32 or float32"),
+        (edit(version=7), "its version is not the file's"),
+        (edit(format="zip"), "format is no mixbit-package"),
+        (lambda d: rewritten(d, lambda m: [m]), "the manifest is a list, expected an object"),
+    ],
+)  # fmt: skip
+def test_a_damaged_package_is_refused(small, damage, complaint: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mixbit"
+    bad.write_bytes(damage(small[2].read_bytes()))
+    with pytest.raises(MixbitError, match=complaint):
+        Network(bad)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MixbitError, match=r"cannot open '.*none.mixbit': No such file"):
+        Network(tmp_path / "none.mixbit")
+    with pytest.raises(MixbitError, match=r"it is no regular file"):
+        Network(tmp_path)
+
+
+def test_an_accumulator_that_overflows_is_refused_when_the_package_is_read(tmp_path: Path, small) -> None:
+    data = small[2].read_bytes()
+    network = Network(small[2])
+    tensor = next(t for t in network.manifest["tensors"] if t["name"] == "stem.bias")
+    start = -(-(32 + struct.unpack_from("<Q", data, 16)[0]) // 64) * 64 + tensor["offset"]
+    changed = struct.pack("<i", 2**31 - 1) + data[start + 4 : start + tensor["bytes"]]
+    body = data[:start] + changed + data[start + tensor["bytes"] :]
+    index = network.manifest["tensors"].index(tensor)
+    bad = tmp_path / "bad.mixbit"
+    bad.write_bytes(edit(**{f"tensors__{index}__crc32": zlib.crc32(changed)})(body))
+    with pytest.raises(MixbitError, match=r"node 'conv2d': its accumulator can exceed 32 bits \(up to 21474"):
+        Network(bad)
+
+
+def test_what_cannot_be_exported_is_named_and_nothing_is_written(small, tmp_path: Path) -> None:
+    model, x, path = small
+    before = path.read_bytes()
+    with pytest.raises(MixbitError, match=r"m.mixbit' exists; pass force=True to replace it"):
+        mixbit.export.integer(model, x, path)
+    assert mixbit.export.integer(model, x, path, force=True).read_bytes() == before
+    target = tmp_path / "new.mixbit"
+    with pytest.raises(MixbitError, match="no prepared layers"):
+        mixbit.export.integer(seeded(Residual), x, target)
+    wide = nn.Sequential(nn.Conv2d(3, 4, 1)).eval()
+    mixbit.prepare_(wide, Recipe.uniform(["0"], weight=9, act=8))
+    mixbit.calibrate_(wide, [x], example=x)
+    with pytest.raises(MixbitError, match=r"layer '0': weights of 9 bits; a package holds 1 to 8"):
+        mixbit.export.integer(wide, x, target)
+    wide = nn.Sequential(nn.Conv2d(3, 4, 1)).eval()
+    mixbit.prepare_(wide, Recipe.uniform(["0"], weight=8, act=9))
+    mixbit.calibrate_(wide, [x], example=x)
+    with pytest.raises(MixbitError, match=r"codes from -256 to 255; a package holds grids of 1 to 8 bits"):
+        mixbit.export.integer(wide, x, target)
+    searching = nn.Sequential(nn.Conv2d(3, 4, 1)).eval()
+    mixbit.prepare_(searching, mixbit.search.Gates(precisions=(2, 4, 8)), x)
+    with pytest.raises(MixbitError, match="under search"):
+        mixbit.export.integer(searching, x, target)
+    with pytest.raises(MixbitError, match="folder .* does not exist"):
+        mixbit.export.integer(model, x, tmp_path / "none" / "m.mixbit")
+    with pytest.raises(MixbitError, match=r"ends in '.onnx'; expected '.mixbit'"):
+        mixbit.export.integer(model, x, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
