@@ -5,7 +5,10 @@ MobileNetV1 1.0, batch 4, 224 x 224. Random images (time and memory do not depen
 SGD. Saved: bytes that autograd keeps between forward and backward, parameters and buffers aside, each storage counted
 once. Peak RSS: what steps add to the resident set of a process of their own.
 
-Usage: python bench/bench_training.py [--again] [--threads N] [--compiled] [--search gates|mixture|fractional]
+With --optimizers the step of all parameters of ResNet-20 and VGG-9 at 2 bits, momentum and decay, random gradients:
+torch's against ThresholdAware, alone and with the counting of level switches.
+
+Usage: python bench/bench_training.py [--again] [--threads N] [--compiled | --search KIND | --optimizers]
 """
 
 from __future__ import annotations
@@ -149,6 +152,55 @@ def search_figures(network: str, kind: str, threads: int) -> dict[str, Any]:
     }
 
 
+STEPPED: dict[str, Any] = {"ResNet-20": lambda: zoo.cifar_resnet(20), "VGG-9": zoo.vgg9}
+
+
+def optimizer_figures(network: str, threads: int) -> dict[str, Any]:
+    """One model a contender; none of them moves its weights far, at the rate of a fine-tuning."""
+    torch.set_num_threads(threads)
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        made = STEPPED[network]().eval()
+        x = torch.randn(4, 3, 32, 32)
+        recipe = mixbit.Recipe.uniform(
+            mixbit.layers(made, x).names, act=4, weight=2, rounding="half_up", narrow_range=False
+        )
+        mixbit.calibrate_(mixbit.prepare_(made, recipe, x), [x], method="maxabs")
+        for p in made.parameters():
+            p.grad = 1e-3 * torch.randn_like(p)
+        return made
+
+    def sgd(made: nn.Module, **options: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(made.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, **options)
+
+    models = {name: model() for name in ("foreach", "plain", "fused", "aware", "both")}
+    aware = {name: mixbit.retrain.ThresholdAware(sgd(models[name]), models[name]) for name in ("aware", "both")}
+    tracker = mixbit.retrain.SwitchTracker(models["both"])
+
+    def both() -> None:
+        aware["both"].step()
+        tracker.update_()
+
+    contenders: dict[str, Any] = {
+        "foreach": sgd(models["foreach"], foreach=True).step,
+        "plain": sgd(models["plain"], foreach=False).step,
+        "fused": sgd(models["fused"], fused=True).step,
+        "aware": aware["aware"].step,
+        "both": both,
+    }
+    times = side_by_side(contenders, repeats=30, warmup=5)
+    base = times["foreach"].least
+    return {
+        "weights": sum(p.numel() for p in models["aware"].parameters()),
+        "SGD(foreach=True) ms": round(base * 1e3, 3),
+        "SGD(foreach=False)": round(times["plain"].least / base, 3),
+        "SGD(fused=True)": round(times["fused"].least / base, 3),
+        "ThresholdAware": round(times["aware"].least / base, 3),
+        "ThresholdAware + switches": round(times["both"].least / base, 3),
+    }
+
+
 def peak_rss_mib(kind: str) -> float:
     """MiB that three steps, the first ones, add to a process that has its model: gradients, activations, workspaces."""
     code = f"import bench_training; print(bench_training.added_peak({kind!r}))"
@@ -196,7 +248,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compiled", action="store_true", help="compare the models through torch.compile")
     parser.add_argument("--search", choices=SPACES, help="steps of a search, on both networks")
+    parser.add_argument("--optimizers", action="store_true", help="compare the steps of optimizers alone")
     options = parser.parse_args()
+    for network in STEPPED if options.optimizers else ():
+        config = {"network": network, "optimizer": "SGD momentum 0.9 decay 1e-4", "threads": options.threads}
+        row = measure(
+            "training",
+            config,
+            lambda network=network: optimizer_figures(network, options.threads),
+            again=options.again,
+        )
+        print(config, row["figures"])
+    if options.optimizers:
+        return
     for network in SEARCHED if options.search else ():
         config = {"network": network, "search": options.search, "widths": "2 4 8", "threads": options.threads}
         row = measure(

@@ -34,6 +34,7 @@ from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import SearchSpace, TensorStatistics, first_images, input_statistics, record_tensors_
 from mixbit.recipe import Recipe, check_bits
+from mixbit.retrain import Mechanisms
 from mixbit.search import Found
 from mixbit.sources import fingerprint, load_data, load_images, load_model
 from mixbit.sweeps import SHARES, points_as_csv
@@ -62,6 +63,11 @@ _TRAINING: dict[str, Any] = {
     "checkpoint_every": 50,
 }
 
+#: What retraining may do beside plain steps: a switch for each mechanism, and what it is told.
+_MECHANISMS: dict[str, Any] = {
+    f.name: list(f.default) if isinstance(f.default, tuple) else f.default for f in dataclasses.fields(Mechanisms)
+}
+
 #: What a search may be asked for: one of these.
 _AIMS = ("budget", "budget_share", "strength")
 
@@ -85,6 +91,8 @@ STAGES: dict[str, dict[str, Any]] = {
         "metric": "top1",
         "first_last_min": None,
         "depthwise_min": None,
+        "rounding": None,
+        "narrow_range": None,
     },
     "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
@@ -115,7 +123,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "search_lr": 1e-3,
         **_TRAINING,
     },
-    "retrain": _TRAINING,
+    "retrain": {**_TRAINING, **_MECHANISMS},
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
     "verify": {"artifacts": None, "images": 64, "method": "mse"},
@@ -140,6 +148,8 @@ Say = Callable[[str], None]
 RECIPES = "recipes"
 #: Weights and grids of the network that was trained at the recipe's bits, batch normalization folded.
 TRAINED = "trained.safetensors"
+#: The recipe of the trained network, where training has given weights extra levels.
+TRAINED_RECIPE = "trained_recipe.json"
 #: Weights and grids of the network as a search left it, prepared at the recipe that was found.
 SEARCHED = "searched.safetensors"
 #: What a search may choose with.
@@ -348,6 +358,31 @@ def number(option: str, value: Any) -> float:
     raise MixbitError(f"{option}={value!r}: expected a number")
 
 
+def _on_grids(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+    """The recipe with the rounding and the ends of the grids that options name; what they leave out stays."""
+    given = {name: options[name] for name in ("rounding", "narrow_range") if options[name] is not None}
+    if not isinstance(given.get("narrow_range", True), bool):
+        raise MixbitError(f"narrow_range={given['narrow_range']!r}: expected true or false")
+    recipe.layers = {name: dataclasses.replace(precision, **given) for name, precision in recipe.layers.items()}
+    if recipe.default is not None:
+        recipe.default = dataclasses.replace(recipe.default, **given)
+    return recipe
+
+
+def _mechanisms(options: Mapping[str, Any]) -> Mechanisms:
+    """The mechanisms that a stage's options switch on."""
+    given = {name: options[name] for name in _MECHANISMS}
+    for name in ("alpha", "rho", "fraction", "rate", "window", "freeze_begin", "freeze_momentum", "dampen"):
+        given[name] = None if given[name] is None else number(name, given[name])
+    given["dampen_begin"] = number("dampen_begin", given["dampen_begin"])
+    for name in ("assign_at", "freeze"):
+        value = given[name]
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            value = [value]
+        given[name] = tuple(number(name, v) for v in value) if isinstance(value, (list, tuple)) else value
+    return Mechanisms(**given)
+
+
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -492,7 +527,7 @@ class Pipeline:
         check_choice("method", options["method"], METHODS)
         check_choice("mode", options["mode"], MODES)
         costs = self._costs(options, table)[0][1]
-        recipe = self._assigned(table, costs, options)
+        recipe = _on_grids(self._assigned(table, costs, options), options)
         recipe.save(self.folder / "recipe.json")
         costs.save(self.folder / "costs.json")
         write_text(self.folder / "assignment.json", json.dumps(_plain(recipe.report), indent=2) + "\n")
@@ -748,6 +783,7 @@ class Pipeline:
         Training goes on from the weights of a search where the recipe came from one.
         """
         recipe, _ = self._recipe()
+        mechanisms = _mechanisms(options)
         model = self._searched(recipe)
         if model is None:
             model = copy.deepcopy(self.model)
@@ -759,13 +795,34 @@ class Pipeline:
                 mixbit.optimize_rounding_(model, self.calibration)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
         torch.manual_seed(self.config.seed)  # whatever the stages before it have drawn
-        history = mixbit.retrain.fit(model, self.training, **fitting)
+        history = mixbit.retrain.fit(model, self.training, mechanisms=mechanisms, **fitting)
         self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
+        extra = self._save_trained_recipe(model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
         fitting["checkpoint"].unlink(missing_ok=True)
-        return [TRAINED, "history.json", "history.csv"]
+        return [TRAINED, "history.json", "history.csv", *extra]
+
+    def _save_trained_recipe(self, model: nn.Module, recipe: Recipe) -> list[str]:
+        """The recipe with the extra levels that training has given, if it has; the files."""
+        maps = mixbit.search.extract(model).extra_maps
+        names = [TRAINED_RECIPE, f"{Path(TRAINED_RECIPE).stem}.extra_levels.safetensors"]
+        if not maps:
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
+            return []
+        made_by = {**recipe.made_by, "retrained": self._trained_key(recipe)}
+        dataclasses.replace(recipe, extra_maps=maps, made_by=made_by).save(self.folder / names[0])
+        return names
+
+    def _trained_recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe that the trained network runs at: with the extra levels that training of this one has given."""
+        path = self.folder / TRAINED_RECIPE
+        if not (self._trains and path.exists()):
+            return recipe
+        trained = Recipe.load(path)
+        return trained if trained.made_by.get("retrained") == self._trained_key(recipe) else recipe
 
     def _finished(self, model: nn.Module, integer: bool) -> nn.Module:
         """A trained network as it is shipped: normalizations folded, tensors of the integer network recorded."""
@@ -1077,7 +1134,7 @@ class Pipeline:
             float_modules=[module._asdict() for module in found.float_modules],
             table=SensitivityTable.load(self._read("sensitivity.json", "analyze")),
             costs=costs,
-            recipe=recipe,
+            recipe=self._trained_recipe(recipe) if trained else recipe,
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             training=json.loads(history.read_text()) if trained else None,

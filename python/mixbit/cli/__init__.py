@@ -126,6 +126,11 @@ def _parser() -> _Parser:
     sub.add_argument("--test-images", type=int, help="at most so many test images")
     sub.add_argument("--first-last-min", type=int, help="least bits of the first and last layer")
     sub.add_argument("--depthwise-min", type=int, help="least bits of depthwise layers")
+    sub.add_argument(
+        "--rounding", help="of the grids: half_even (default) or half_up, what retraining with levels takes"
+    )
+    whole = "grids of weights with their lowest code"
+    sub.add_argument("--whole-range", dest="narrow_range", action="store_false", default=None, help=whole)
 
     sub = verb("refine", "bits raised in the recipe in the output folder where the target is not slower for it")
     latency = "FILE.csv, pulp:TARGET (8bit, xpulpv2, xpulpnn, xpulpnn-mixed; a stand-in) or mapper:ARCHITECTURE:delay"
@@ -172,6 +177,7 @@ def _parser() -> _Parser:
     sub = verb("retrain", "trains the network at the recipe in the output folder; goes on where it was stopped")
     _trained(sub)
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
+    _mechanisms(sub)
 
     sub = verb("evaluate", "accuracy of the float, quantized and integer network at the recipe in the output folder")
     sub.add_argument("--test", required=True, help="labelled data: zoo:NAME or path/to/file.py:function")
@@ -239,6 +245,29 @@ def _trained(sub: Any) -> None:
     sub.add_argument("--bf16", action="store_true", help="multiply in bfloat16")
     sub.add_argument("--no-reestimate", dest="reestimate", action="store_false", help="keep running batch statistics")
     sub.add_argument("--ranges", default="mse", help=f"of the network that training starts from: {_RANGES}")
+
+
+def _mechanisms(sub: Any) -> None:
+    """What `retrain` may do against weights that switch between levels."""
+    numbers = lambda text: [float(part) for part in text.split(",")]  # noqa: E731
+    sub.add_argument("--threshold-aware", metavar="SHAPE", help="smaller steps near thresholds: step, linear or gauss")
+    sub.add_argument("--alpha", type=float, help="their multiplier at a threshold (default: 0.1)")
+    sub.add_argument("--rho", type=float, help="their reach in steps of the grid (default: 0.125)")
+    sub.add_argument("--on-grad", action="store_true", help="they scale gradients instead of updates")
+    sub.add_argument("--count", metavar="SCORE", help="count level switches: adj, pair, osc or ema")
+    at = "extra levels for weights that switch most, after these shares of the run"
+    sub.add_argument("--assign-at", type=numbers, metavar="SHARE,...", help=at)
+    sub.add_argument("--fraction", type=float, help="of each layer's weights (default: 0.2)")
+    sub.add_argument("--rate", type=float, help="instead of --fraction: switches a step")
+    sub.add_argument("--per", help="whether --fraction is of each layer (default) or of the network")
+    sub.add_argument("--max-bits", type=int, help="most bits of a weight with extra levels (default: 4)")
+    sub.add_argument("--group", type=int, help="consecutive input channels that get levels together (default: 1)")
+    sub.add_argument("--window", type=float, help="epochs before an assignment that count (default: 1)")
+    sub.add_argument("--freeze", type=numbers, metavar="FIRST,LAST", help="thresholds of iterative freezing")
+    sub.add_argument("--freeze-begin", type=float, metavar="SHARE", help="of the run before it (default: 0.25)")
+    sub.add_argument("--freeze-momentum", type=float, help="of its averages (default: 0.01)")
+    sub.add_argument("--dampen", type=float, metavar="STRENGTH", help="of dampening, at the end")
+    sub.add_argument("--dampen-begin", type=float, metavar="SHARE", help="of the run before it (default: 0.25)")
 
 
 def _hardware(verb: Any) -> None:

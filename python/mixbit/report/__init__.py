@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -115,6 +116,8 @@ def render(
         sweep=sweep,
         training=training,
         curve="" if training is None else jinja2.filters.Markup(loss_curve(training["loss"])),
+        switching="" if training is None else jinja2.filters.Markup(switch_curve(training)),
+        levels=[] if training is None else extra_levels(recipe, training),
         searched=[] if search is None else [jinja2.filters.Markup(svg) for svg in search_pictures(search, assignment)],
         predicted=_predicted(assignment["predicted_sqnr_db"] if refinement is None else recipe.sqnr_db),
         refinement=refinement,
@@ -130,6 +133,26 @@ def loss_curve(losses: Sequence[float], points: int = 60) -> str:
     means = [(float(end), math.fsum(part) / len(part)) for end, part in zip(ends, parts, strict=True)]
     title = "Loss" if window == 1 else f"Loss, means of {window} steps"
     return line_chart([("loss", means)], ("step", "loss"), title)
+
+
+def switch_curve(history: Mapping[str, Any]) -> str:
+    """Switches per weight and step of a training run, and the share of frozen weights; empty where none was counted."""
+    shown = {"switches": "switches per weight and step", "frozen": "frozen weights (share)"}
+    figures = [(text, history["figures"].get(name)) for name, text in shown.items()]
+    series = [(text, [(float(step), float(value)) for step, value in points]) for text, points in figures if points]
+    return line_chart(series, ("step", "share"), "Level switches") if series else ""
+
+
+def extra_levels(recipe: Recipe, history: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each layer with extra levels: share of its weights that have them, and its mean bits without an index."""
+    rows = []
+    for name in history["figures"]:
+        layer = name.removeprefix("flagged:")
+        extra = recipe.extra_maps.get(layer)
+        if layer != name and extra is not None and extra.size:
+            bits = (recipe[layer].weight or 0) + float(extra.mean())
+            rows.append({"layer": layer, "share": 100.0 * float((extra > 0).mean()), "bits": bits})
+    return rows
 
 
 def search_pictures(history: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
@@ -234,7 +257,13 @@ def _db(ratio: float | None) -> str:
 
 def _cost_row(name: str, cost: CostTable, recipe: Recipe) -> dict[str, Any]:
     """Cost of the recipe and how much less it is than each uniform baseline, None where the table lacks its width."""
-    total = cost.total(recipe)
+    try:
+        total = cost.total(recipe)
+    except KeyError:
+        if not recipe.extra_maps:
+            raise
+        # A table of measured widths may lack those of weights with extra levels.
+        name, total = f"{name}, at base bits", cost.total(dataclasses.replace(recipe, extra_maps={}))
     known = {*cost.act_bits} & {*cost.weight_bits}
     less = [100.0 * (1.0 - total / cost.uniform(b, b)) if b in known else None for b in BASELINES]
     return {"name": name, "unit": cost.unit, "total": total, "less": less}

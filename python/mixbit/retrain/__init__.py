@@ -7,6 +7,7 @@ history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_mo
 
 from mixbit.retrain import storage
 from mixbit.retrain.fit import MakeOptimizer, fit
+from mixbit.retrain.mechanisms import Mechanisms
 from mixbit.retrain.oscillations import Dampening, IterativeFreezing
 from mixbit.retrain.schedule import Schedule
 from mixbit.retrain.switches import SwitchTracker
@@ -16,6 +17,7 @@ __all__ = [
     "Dampening",
     "IterativeFreezing",
     "MakeOptimizer",
+    "Mechanisms",
     "Schedule",
     "SwitchTracker",
     "ThresholdAware",

@@ -12,6 +12,7 @@ from mixbit.errors import MixbitError
 from mixbit.files import PathLike
 from mixbit.progress import Progress
 from mixbit.quantizers import TQT, quantized_layers
+from mixbit.retrain.mechanisms import Mechanisms, Retraining
 from mixbit.training import (
     AfterStep,
     History,
@@ -44,6 +45,7 @@ def fit(
     teacher: nn.Module | None = None,
     temperature: float = 1.0,
     teacher_weight: float = 1.0,
+    mechanisms: Mechanisms | None = None,
     bf16: bool = False,
     reestimate: bool | Iterable[Any] = True,
     clip_norm: float | None = None,
@@ -76,6 +78,10 @@ def fit(
         teacher: The float network, in eval mode, whose outputs are learned.
         temperature: Of the distillation.
         teacher_weight: Share of the distillation in the loss, 0 to 1.
+        mechanisms: Against weights that switch between levels: smaller steps near thresholds, extra levels, freezing,
+            dampening. Figures in the history: "switches" (per weight and step), "frozen" (share of the weights), and at
+            each assignment "flagged:LAYER" (share of a layer's weights with extra levels), "loss_before_assignment"
+            and "loss_after_assignment" (of that step's batch, in eval mode). None uses none.
         bf16: Runs the objective under bfloat16 autocast: operands are quantized in float32 and multiplied in bfloat16.
         reestimate: Whether the statistics of batch normalizations are averaged anew over `batches` at the end (see
             `mixbit.training.reestimate_batchnorm_`), or the batches to do so on. Where parts of the model were frozen
@@ -99,9 +105,11 @@ def fit(
     _check_bits(model)
     rates = {"lr": lr, "scale_lr": scale_lr}
     check_fit(model, batches, epochs, objective, teacher, rates, momentum=momentum, weight_decay=weight_decay)
-    steps = epochs * len(batches)  # type: ignore[arg-type]
+    of_epoch = len(batches)  # type: ignore[arg-type]
+    steps = epochs * of_epoch
+    used = Retraining(mechanisms or Mechanisms(), model, steps, of_epoch)
     groups = param_groups(model, lr, scale_lr=scale_lr, weight_decay=weight_decay)
-    made = torch.optim.SGD(groups, lr=lr, momentum=momentum) if optimizer is None else optimizer(groups)
+    made = used.optimizer(torch.optim.SGD(groups, lr=lr, momentum=momentum) if optimizer is None else optimizer(groups))
     thresholds = [module for module in model.modules() if isinstance(module, TQT)]
 
     def normalize(*_: Any) -> None:
@@ -114,20 +122,21 @@ def fit(
     history = train(
         model,
         batches,
-        in_bf16(objective) if bf16 else objective,
+        used.objective(in_bf16(objective) if bf16 else objective),
         made,
         epochs=epochs,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(made, steps),
-        modules=modules,
+        modules={**used.modules, **(modules or {})},
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
-        after_step=after_step,
+        after_step=used.after_step(after_step),
         progress=progress,
         clip_norm=clip_norm,
         identity={
             "bf16": bf16,
             "clip_norm": clip_norm,
             "teacher": describe_teacher(teacher, temperature, teacher_weight),
+            **({"mechanisms": used.given.describe()} if used.given.active else {}),
             **(identity or {}),
         },
     )

@@ -214,6 +214,12 @@ BAD: list[tuple[dict, dict, list[str]]] = [
     ({"checkpoint_every": 0}, {}, ["checkpoint_every=0"]),
     ({"ranges": "mes"}, {}, ["mes", "mse"]),
     ({"epoch": 1}, {}, ["epoch", "epochs"]),
+    ({"threshold_aware": "stop"}, {}, ["threshold_aware='stop'", "step"]),
+    ({"alpha": "low"}, {}, ["alpha='low'", "a number"]),
+    ({"assign_at": [0.5, 1.5]}, {}, ["assign_at=[0.5, 1.5]", "below 1"]),
+    ({"fraction": 0.2}, {}, ["fraction=0.2 without assign_at"]),
+    ({"assign_at": 0.5, "fraction": 0.7}, {}, ["fraction=0.7", "at most 0.5"]),
+    ({"freeze": 0.1}, {}, ["freeze=[0.1]", "two thresholds"]),
     ({}, {"augment": "crop"}, ["augment", "crop", "crop_flip"]),
     ({}, {"batch": 64}, ["32 images", "batch of 64"]),
     ({}, {"bach": 64}, ["bach", "batch"]),
@@ -350,3 +356,66 @@ def test_images_come_from_all_batches_with_their_labels() -> None:
     assert torch.equal(data.y, torch.cat([y for _, y in items]))
     assert data.describe()["seed"] == 2
     assert sources.load_images(f"{JOURNEY}:calibration", batch=8).y is None
+
+
+MECHANISMS = {
+    "epochs": 4,
+    "lr": 0.02,
+    "checkpoint_every": 1,
+    "threshold_aware": "linear",
+    "alpha": "2e-1",
+    "assign_at": [0.5],
+    "fraction": 0.3,
+    "max_bits": 8,
+    "freeze": [0.3, 0.1],
+    "dampen": 1e-3,
+}
+LEVELS = (
+    {"analyze": {"precisions": [2, 4, 8]}},
+    {"assign": {"budget_share": 0.15, "rounding": "half_up", "narrow_range": False}},
+)
+
+
+def test_every_mechanism_in_a_run_killed_and_resumed(tmp_path: Path) -> None:
+    stages = (*LEVELS, {"retrain": MECHANISMS}, "evaluate", "report")
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    run(document(calm, *stages))
+    for stop in (3, 9, 14):
+
+        def kill(done: int, total: int, text: str, stop: int = stop) -> None:
+            if (total, done) == (16, stop):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Pipeline(Config.from_dict(document(killed, *stages)), progress=kill).run()
+    run(document(killed, *stages))
+    for path in sorted(
+        p for p in calm.iterdir() if p.name not in ("timings.json", "report.html", "report.manifest.json")
+    ):
+        assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+    recipe, trained = (mixbit.Recipe.load(calm / f"{n}.json") for n in ("recipe", "trained_recipe"))
+    assert all(p.rounding == "half_up" and not p.narrow_range for p in recipe.layers.values())
+    state = load_file(calm / "trained.safetensors")
+    assert trained.extra_maps
+    for name, extra in trained.extra_maps.items():
+        assert torch.equal(torch.from_numpy(extra), state[f"{name}.weight_quantizer.extra_bits"])
+    evaluation = json.loads((calm / "evaluation.json").read_text())
+    assert abs(evaluation["integer"] - evaluation["quantized"]) <= 200 / 32
+    html = (calm / "report.html").read_text()
+    for word in ("Level switches", "weights with extra levels", "the loss of its batch went from"):
+        assert word in html, word
+    # Without the mechanism the files of the levels go, too.
+    run(document(calm, *LEVELS, {"retrain": {"epochs": 1}}, "evaluate"))
+    assert not list(calm.glob("trained_recipe*"))
+
+
+def test_the_verb_has_the_mechanisms(tmp_path: Path) -> None:
+    layers = ["stem", "a", "b", "side", "head"]
+    mixbit.Recipe.uniform(layers, weight=2, act=4).save(tmp_path / "mine.json")
+    train = ["retrain", MODEL, *DATA, "--output", str(tmp_path), "--training", f"{JOURNEY}:test", "--lr", "0.1"]
+    options = ["--training-batch", "8", "--recipe", str(tmp_path / "mine.json"), "--threshold-aware", "step"]
+    assert main([*train, *options, "--assign-at", "0.5", "--fraction", "0.2", "--freeze", "0.2,0.1"]) == 0
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert {"switches", "frozen", "flagged:a", "loss_before_assignment"} <= set(history["figures"])
+    assert (tmp_path / "trained_recipe.extra_levels.safetensors").exists()
+    assert main(["evaluate", MODEL, *DATA, "--output", str(tmp_path), "--test", f"{JOURNEY}:test"]) == 0

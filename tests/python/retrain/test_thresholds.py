@@ -131,8 +131,7 @@ def test_extra_levels_move_the_thresholds() -> None:
     for extra in (False, True):
         model = network()
         if extra:
-            quantizer = model.a.weight_quantizer
-            quantizer.register_buffer("extra_bits", torch.ones(model.a.weight.shape, dtype=torch.uint8), False)
+            model.a.weight_quantizer.set_extra_bits_(torch.ones(model.a.weight.shape, dtype=torch.uint8))
         aware = ThresholdAware(torch.optim.SGD(model.parameters(), lr=0.05), model)
         quantizers = {"a": model.a, "b": model.b}
         for layer in quantizers.values():
