@@ -209,12 +209,16 @@ void Package::check_layer(const Node& layer) const {
   const int64_t stride = packed_bytes(n, weight.bits);
   std::vector<int8_t> row(static_cast<size_t>(n));
   const uint8_t* packed = data(layer.weight).data();
+  // What no code of this width exceeds; nearly always it fits, and no weight need be read.
+  const int64_t bound = n * (int64_t{1} << (weight.bits - 1)) * largest;
   for (int64_t channel = 0; channel < rows; ++channel) {
+    const int64_t own_bias = std::abs(int64_t{bias[static_cast<size_t>(channel)]});
+    if (bound + own_bias <= std::numeric_limits<int32_t>::max()) continue;
     unpack_row(packed + channel * stride, weight.bits, weight.is_signed, 0, n, row.data());
     int64_t sum = 0;
     for (const int8_t code : row) sum += std::abs(int{code});
     // A tensor has at most 2^30 elements: sum * largest stays below 2^46.
-    const int64_t reach = sum * largest + std::abs(int64_t{bias[static_cast<size_t>(channel)]});
+    const int64_t reach = sum * largest + own_bias;
     if (reach > std::numeric_limits<int32_t>::max()) {
       fail("node '", layer.name, "': its accumulator can exceed 32 bits (up to ", reach, ")");
     }
