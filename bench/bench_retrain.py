@@ -1,4 +1,4 @@
-"""Retraining at two bits with extra levels, each mechanism off in turn: VGG-9 (quarter width) and ResNet-20 on CIFAR-10.
+"""Retraining at two bits with extra levels, each mechanism off in turn: VGG-9 (quarter width) and ResNet-20, CIFAR-10.
 
 All networks start from the same float weights and train alike: three epochs on 10,000 JPEG images (a fixed list for
 each seed; crops and flips, batch 128, bfloat16), SGD with momentum, cosine from 0.01. Inputs of layers have 4 bits
@@ -6,15 +6,16 @@ each seed; crops and flips, batch 128, bfloat16), SGD with momentum, cosine from
 last layer keep 4-bit weights throughout. Networks with extra levels train half of the steps, then a share f of each
 layer's weights gets one more bit, ranked by how often they switched between contiguous levels.
 
-The test set is the 10,000 JPEG images, the 1,000 lossless ones stand beside; differences to uniform 4/4 of the same seed
-are paired bootstrap intervals over the test images (95 %, 2,000 samples). "not re-estimated" is the same network before
-the statistics of its batch normalizations were averaged anew. Bits of a weight are what `retrain.storage` writes,
-"without index" and in the cheapest mode that knows where the extra levels are; scales and biases are left out (they are
-equal). "switches" is the mean share of weights that change level in a step, in the last quarter of the steps.
+The test set is the 10,000 JPEG images, the 1,000 lossless ones stand beside; differences to uniform 4/4 of the same
+seed are paired bootstrap intervals over the test images (95 %, 2,000 samples). "not re-estimated" is the same network
+before the statistics of its batch normalizations were averaged anew. Bits of a weight are what `retrain.storage`
+writes, "without index" and in the cheapest mode that knows where the extra levels are; scales and biases are left out
+(they are equal). "switches" is the mean share of weights that change level in a step, in the last quarter of the steps.
 
 A run that is stopped goes on at its last checkpoint, in runs/bench_retrain; rows that exist are not measured again.
 
-Usage: MIXBIT_DATA=folder python bench/bench_retrain.py [--network NAME] [--arm NAME] [--seeds N] [--threads N] [--again]
+Usage: MIXBIT_DATA=folder python bench/bench_retrain.py [--network NAME] [--arm NAME] [--seeds N] [--threads N]
+    [--again]
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from rows import BENCH, config_hash, measure
 from torch import Tensor, nn
 
 import mixbit
-from mixbit import retrain, sources, zoo
+from mixbit import sources, zoo
 from mixbit.retrain import Dampening, IterativeFreezing, Schedule, SwitchTracker, ThresholdAware, storage
 from mixbit.training import Images, cross_entropy, reestimate_batchnorm_, train
 
@@ -113,7 +114,9 @@ class Mechanisms:
         self.tracker = SwitchTracker(model, arm.get("score", "adj"))
         self.freezing = None
         if arm.get("freezing"):
-            self.freezing = IterativeFreezing(model, Schedule(0.1, 0.02, steps, begin=0.5 if "fraction" in arm else 0.25))
+            self.freezing = IterativeFreezing(
+                model, Schedule(0.1, 0.02, steps, begin=0.5 if "fraction" in arm else 0.25)
+            )
         self.dampening = Dampening(model, Schedule(0.0, 0.1, steps)) if arm.get("dampening") else None
         self.parts: dict[str, Any] = {"tracker": self.tracker}
         for name, part in (("freezing", self.freezing), ("dampening", self.dampening)):
@@ -141,7 +144,9 @@ def trained(study: Study, arm: dict[str, Any], seed: int, checkpoint: Path) -> t
     weight = arm.get("weight", 2)
     made = None
     if weight is not None:
-        mixbit.prepare_(model, study.recipe(weight), study.example, act_quantizer="pact", weight_quantizer=arm.get("kind"))
+        mixbit.prepare_(
+            model, study.recipe(weight), study.example, act_quantizer="pact", weight_quantizer=arm.get("kind")
+        )
         mixbit.calibrate_(model, study.calibration)
         made = Mechanisms(model, arm, steps, seed)
     groups = mixbit.training.param_groups(model, LEARNING_RATE, weight_decay=1e-4)
@@ -228,7 +233,8 @@ def main() -> None:
             study = functools.cache(lambda network=network, seed=seed: Study(network, seed))
             for name in options.arm or ARMS:
                 config = {
-                    "network": network, "arm": name, "images": IMAGES, "epochs": EPOCHS, "lr": LEARNING_RATE, "seed": seed
+                    "network": network, "arm": name, "images": IMAGES, "epochs": EPOCHS, "lr": LEARNING_RATE,
+                    "seed": seed,
                 }  # fmt: skip
                 path = checkpoints / f"{config_hash('retrain', config, seed)}.partial"
                 row = measure(
