@@ -280,7 +280,7 @@ def _package(key: Key, dilation: tuple[int, int], act: int, weight: int) -> byte
     }
     most = 2 ** (weight - 1) - 1
     codes = np.random.default_rng(0).integers(-most, most + 1, weight_shape, dtype=np.int8)
-    arrays = [
+    arrays: list[tuple[str, int, np.ndarray[Any, Any]]] = [
         ("weight", weight, codes),
         ("bias", 0, np.zeros(cout, np.int32)),
         ("multiplier", 0, np.full(cout, 1.0 / high, np.float32)),
