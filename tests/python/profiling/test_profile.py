@@ -18,6 +18,7 @@ import mixbit
 from mixbit import MixbitError, profiling
 from mixbit.cli import main
 from mixbit.costs.latency import COLUMNS, shape_key
+from mixbit.pipeline import Config, Pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from nets import Residual, seeded
@@ -205,3 +206,32 @@ def test_the_verb_and_what_reads_its_table(
     refined = mixbit.Recipe.load("out/refined_recipe.json")
     # Acts are bytes in the runtime: none costs a thing, but the network's input keeps its width.
     assert {refined[name].act for name in ("a", "b", "side", "head")} == {8}
+
+
+def test_the_stage_and_stages_that_wait_for_its_table(tmp_path: Path) -> None:
+    mixbit.Recipe.uniform(["stem", "a", "b", "side", "head"], act=4, weight=2).save(tmp_path / "mine.json")
+    table = str(tmp_path / "out" / "profile.csv")
+
+    def run(repeats: int, *, first: bool = True) -> list[str]:
+        stages: list[Any] = [{"profile": {"repeats": repeats}}] if first else []
+        stages.append({"refine": {"latency": table, "mode": "no_slower", "recipe": str(tmp_path / "mine.json")}})
+        document = {
+            "model": f"{JOURNEY}:network",
+            "data": {"calibration": f"{JOURNEY}:calibration"},
+            "output": str(tmp_path / "out"),
+            "stages": stages,
+        }
+        said: list[str] = []
+        Pipeline(Config.from_dict(document), say=said.append).run()
+        return said
+
+    with pytest.raises(MixbitError, match="there is no latency table"):
+        run(1, first=False)
+    assert not any("kept" in line for line in run(1))
+    measured = Path(table).read_bytes()
+    found = json.loads((tmp_path / "out" / "refinement.json").read_text())
+    assert (found["latency"], found["unit"]) == ("latency-profile", "us")
+    assert all("kept" in line for line in run(1))
+    assert Path(table).read_bytes() == measured
+    assert not any("kept" in line for line in run(2))
+    assert json.loads(Path(table).with_suffix(".json").read_text())["machine"]["repeats"] == 2
