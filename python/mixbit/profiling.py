@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -190,6 +191,7 @@ def profile(
     processors = _processors()
     _check_count("threads", threads, len(processors))
     target = None if path is None else _check_output(path, force)
+    state_path = None if target is None else _state_path(target)
     names: dict[tuple[Key, tuple[int, int]], dict[str, None]] = {}
     for layer in layers(model, example):
         dilation = (layer.dilation[0], layer.dilation[1]) if layer.dilation else (1, 1)
@@ -206,11 +208,11 @@ def profile(
             "repeats": repeats,
             "mixbit": VERSION,
         }
-        state = _State(None if target is None else target.with_name(f".{target.name}.state"), machine, list(names))
+        state = _State(state_path, machine, list(names))
         turns = [repeats // _PASSES + (i < repeats % _PASSES) for i in range(min(_PASSES, repeats))]
         with reporter(progress, "profile") as report:
             for done, (turn, (key, dilation)) in enumerate((t, at) for t in range(len(turns)) for at in names):
-                if not state.has(turn, key, dilation):
+                if not state.has(turn, key, dilation, turns[turn]):
                     state.add(turn, key, dilation, runner.measure(key, dilation, turns[turn]))
                 report(done + 1, len(turns) * len(names), "layers")
     found = Profile(
@@ -222,7 +224,7 @@ def profile(
         machine,
     )
     if target is not None:
-        found.save(target, force=force)
+        found.save(target, force=True)  # checked above, before the work
         state.remove()
     return found
 
@@ -311,9 +313,14 @@ class _State:
     def _name(turn: int, key: Key, dilation: tuple[int, int]) -> str:
         return ",".join(map(str, (turn, *key, *dilation)))
 
-    def has(self, turn: int, key: Key, dilation: tuple[int, int]) -> bool:
-        """Whether a layer was measured in a pass."""
-        return self._name(turn, key, dilation) in self.done
+    def has(self, turn: int, key: Key, dilation: tuple[int, int], repeats: int) -> bool:
+        """Whether a layer was measured in a pass, at each pair so many times."""
+        found = self.done.get(self._name(turn, key, dilation))
+        return (
+            isinstance(found, list)
+            and [len(mine) for mine in found if isinstance(mine, list)] == [repeats] * len(KERNEL_BITS) ** 2
+            and all(isinstance(value, float) and math.isfinite(value) for mine in found for value in mine)
+        )
 
     def add(self, turn: int, key: Key, dilation: tuple[int, int], samples: list[list[float]]) -> None:
         """Notes what a pass has measured of a layer."""
@@ -333,13 +340,20 @@ class _State:
             self.path.unlink(missing_ok=True)
 
 
+def _state_path(target: Path) -> Path:
+    """What a run that was stopped leaves beside its CSV."""
+    return target.with_name(f".{target.name}.state")
+
+
 def _check_output(path: PathLike, force: bool) -> Path:
     target = Path(path)
     if target.suffix != ".csv":
         raise MixbitError(f"path={str(path)!r}: expected a file that ends in '.csv'")
     if not target.parent.is_dir():
         raise MixbitError(f"path={str(path)!r}: the folder {str(target.parent)!r} does not exist")
-    for file in (target, target.with_suffix(".json")):
+    beside = target.with_suffix(".json")
+    # A run that was stopped between its two files has left its state, too.
+    for file in (target,) if _state_path(target).exists() else (target, beside):
         if file.exists() and not force:
             raise MixbitError(f"{str(file)!r} exists; use force=True (--force) to replace it, or another path")
     return target

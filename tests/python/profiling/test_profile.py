@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(os.listdir(tmp_path)) == ["table.csv", "table.json"]
 
 
-@pytest.mark.parametrize("state", ["other options", "damaged"])
+@pytest.mark.parametrize("state", ["other options", "damaged", "short"])
 def test_a_state_of_another_run_does_not_count(tmp_path: Path, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = nn.Sequential(nn.Linear(4, 2)).eval(), tmp_path / "table.csv"
     calls: list[int] = []
@@ -148,8 +148,30 @@ def test_a_state_of_another_run_does_not_count(tmp_path: Path, state: str, monke
         mixbit.profile(model, torch.rand(1, 4), path, repeats=3)
     if state == "damaged":
         (tmp_path / ".table.csv.state").write_text('{"key": ')
-    mixbit.profile(model, torch.rand(1, 4), path, repeats=3 if state == "damaged" else 6)
+    if state == "short":
+        document = json.loads((tmp_path / ".table.csv.state").read_text())
+        assert len(document["done"]) == 2
+        document["done"] = {name: samples[:8] for name, samples in document["done"].items()}
+        (tmp_path / ".table.csv.state").write_text(json.dumps(document))
+    mixbit.profile(model, torch.rand(1, 4), path, repeats=6 if state == "other options" else 3)
     assert len(calls) == 3 + 3
+
+
+def test_a_run_that_was_stopped_between_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, path = nn.Sequential(nn.Linear(4, 2)).eval(), torch.rand(1, 4), tmp_path / "table.csv"
+
+    def stops(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(profiling, "write_latencies", stops)
+        with pytest.raises(KeyboardInterrupt):
+            mixbit.profile(model, x, path, repeats=3)
+    assert sorted(os.listdir(tmp_path)) == [".table.csv.state", "table.json"]
+    before = json.loads((tmp_path / "table.json").read_text())["measurements"]
+    mixbit.profile(model, x, path, repeats=3)
+    assert sorted(os.listdir(tmp_path)) == ["table.csv", "table.json"]
+    assert json.loads((tmp_path / "table.json").read_text())["measurements"] == before
 
 
 def test_bad_input(tmp_path: Path) -> None:
