@@ -50,6 +50,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "costs": _DATA | {"network", "hw", "_C"},
     "assignment": _DATA | {"_C"},
     "refinement": {"errors", "recipe", "tables"},
+    "profiling": _BASE | {"costs", "network", "progress", "runtime", "tables", "_C"},
     "sweeps": _DATA | {"assignment", "pareto", "progress"},
     "export": _DATA | {"ops", "network", "quantizers", "runtime", "_C"},
     "runtime": {"errors", "_C"},

@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,7 +15,7 @@ class Threads {
   explicit Threads(int count) {
     try {
       for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
-    } catch (const std::system_error&) {
+    } catch (...) {
       stop();
       throw;
     }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mixbit.errors import MixbitError
     from mixbit.evaluation import evaluate
     from mixbit.network import layers
+    from mixbit.profiling import profile
     from mixbit.quantizers import (
         calibrate_,
         correct_bias_,
@@ -51,6 +52,7 @@ __all__ = [
     "ops",
     "optimize_rounding_",
     "prepare_",
+    "profile",
     "quantizers",
     "refine",
     "report",
@@ -76,6 +78,7 @@ _WHERE: dict[str, tuple[str, str | None]] = {
     "assign": ("mixbit.assignment", "assign"),
     "sweep": ("mixbit.sweeps", "sweep"),
     "refine": ("mixbit.refinement", "refine"),
+    "profile": ("mixbit.profiling", "profile"),
     "prepare_": ("mixbit.quantizers", "prepare_"),
     "restore_": ("mixbit.quantizers", "restore_"),
     "calibrate_": ("mixbit.quantizers", "calibrate_"),

@@ -94,6 +94,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "rounding": None,
         "narrow_range": None,
     },
+    "profile": {"threads": 1, "repeats": 30, "isa": None},
     "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),
@@ -161,6 +162,8 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
 
 #: What the stage `verify` found, by artifact.
 VERIFICATION = "verification.json"
+#: What the stage `profile` measures; later stages may name it before it exists.
+PROFILE = "profile.csv"
 #: What a refinement makes of recipe.json.
 REFINED = "refined_recipe.json"
 
@@ -248,7 +251,8 @@ class Config:
             if known.get("search") is not None:
                 own = {k: v for k, v in STAGES["search"].items() if k not in ("cost", *_AIMS)}
                 known["search"] = _known(f"config: stages: {verb}: search", known["search"], own)
-            named_costs(known)
+            if "profile" not in [v for v, _ in stages] or not _awaits(known, Path(top["output"]) / PROFILE):
+                named_costs(known)
             _check_exports(verb, known)
             makers = [v for v, _ in stages if v in ("assign", "search")]
             if makers and known.get("recipe") is not None:
@@ -328,6 +332,14 @@ def named_costs(options: Mapping[str, Any]) -> list[NamedCost]:
     if not isinstance(given, list):
         raise MixbitError(f"costs={given!r}: expected a list of at least one entry")
     return [named_cost("costs", entry, COSTS) for entry in given]
+
+
+def _awaits(options: Mapping[str, Any], path: Path) -> bool:
+    """Whether a stage's options name a latency table that is not there yet."""
+    costs = options.get("costs")
+    given = [options.get("cost"), options.get("latency"), *(costs if isinstance(costs, list) else [])]
+    tables = [Path(entry.removeprefix("latency:")) for entry in given if isinstance(entry, str)]
+    return path in tables and not path.exists()
 
 
 def refinement_of(folder: Path) -> dict[str, Any] | None:
@@ -561,6 +573,12 @@ class Pipeline:
         else:
             arguments["budget"] = float(options["budget_share"]) * costs.uniform(8, 8)
         return mixbit.assign(table, costs, **arguments)
+
+    def profile(self, options: dict[str, Any]) -> list[str]:
+        """profile.csv: latencies on this machine, with profile.json beside it; goes on where it was stopped."""
+        path = self.folder / PROFILE
+        mixbit.profile(self.model, self.example, path, force=True, progress=self.progress, **options)
+        return [PROFILE, str(Path(PROFILE).with_suffix(".json"))]
 
     def refine(self, options: dict[str, Any]) -> list[str]:
         """refined_recipe.json, refinement.json and the latency table; recipe.json too where a recipe is given."""

@@ -237,7 +237,12 @@ class Recipe:
             write_bytes(beside, safetensors.numpy.save(maps))
             # Layers that a glob or the default speaks for get an entry of their own: it names the file.
             own = {name: dataclasses.replace(self[name], extra_levels=beside.name) for name in self.extra_maps}
-            saved = dataclasses.replace(self, layers=self.layers | own)
+            # The file that a glob or the default names may not be where this one goes.
+            others = {
+                n: dataclasses.replace(p, extra_levels=None) if _GLOB.search(n) else p for n, p in self.layers.items()
+            }
+            default = None if self.default is None else dataclasses.replace(self.default, extra_levels=None)
+            saved = dataclasses.replace(self, layers=others | own, default=default)
         body = {k: v for k, v in saved.to_dict().items() if k not in ("format", "version")}
         write_document(path, FORMAT, VERSION, body)
 

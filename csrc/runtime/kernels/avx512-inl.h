@@ -126,6 +126,10 @@ inline void clear_beyond(int64_t depth, int64_t end, uint8_t* codes) {
   }
 }
 
+// Up to this many k, the sums of few rows (see below) fit 32 bits however much too large they are: 2^16 products of at
+// most 255 * 128 each.
+constexpr int64_t kExactDepth = int64_t{1} << 18;
+
 // kRows rows times a panel by dot products. Rows are unsigned bytes, or with kFlip signed ones that become unsigned by
 // an offset of 128, which product.zero includes.
 template <int kWidth, int kRows, bool kFlip>
@@ -135,18 +139,33 @@ void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish
   // stay where they lie, and the sums are shifted at the end.
   constexpr bool kFew = kRows <= 2;
   constexpr int kSums = kFew ? 4 : 1;
-  __m512i total[kRows][2][kSums];
+  __m512i total[kRows][2][kSums], sums[kRows][2];
   const uint8_t* rows[kRows];
   for (int r = 0; r < kRows; ++r) {
     rows[r] = product.a + (first + r) * product.stride;
     for (int t = 0; t < 2; ++t) {
+      sums[r][t] = _mm512_setzero_si512();
       for (int s = 0; s < kSums; ++s) {
         total[r][t][s] = _mm512_setzero_si512();
       }
     }
   }
+  const auto take_totals = [&] {
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < 2; ++t) {
+        for (int s = 0; s < kSums; ++s) {
+          const unsigned shift = kFew && kWidth < 8 ? static_cast<unsigned>(s % (8 / kWidth) * kWidth) : 0;
+          sums[r][t] = _mm512_add_epi32(sums[r][t], _mm512_srai_epi32(total[r][t][s], shift));
+          total[r][t][s] = _mm512_setzero_si512();
+        }
+      }
+    }
+  };
   const uint8_t* codes = product.codes;
   for (int64_t k = 0; k < product.depth; k += 16, codes += kStepBytes) {
+    if constexpr (kFew && kWidth < 8) {
+      if (k != 0 && k % kExactDepth == 0) take_totals();
+    }
     if constexpr (kFew) {
       // Few rows wait for their weights, which lie one after the other, those of the next panel too.
       for (int line = 0; line < kStepBytes; line += 64) {
@@ -168,17 +187,14 @@ void multiply_rows(const PanelProduct& product, int64_t first, const PanelFinish
       }
     }
   }
-  __m512i sums[kRows][2];
+  take_totals();
   for (int r = 0; r < kRows; ++r) {
     const __m512i surplus = kWidth == 8
                                 ? _mm512_setzero_si512()
                                 : _mm512_set1_epi32(lower_sum<kWidth>(rows[r], product.depth, kFlip) << (kWidth - 1));
     for (int t = 0; t < 2; ++t) {
-      sums[r][t] = _mm512_sub_epi32(offset_of(product.data, 16 * t, product.zero), surplus);
-      for (int s = 0; s < kSums; ++s) {
-        const unsigned shift = kFew && kWidth < 8 ? static_cast<unsigned>(s % (8 / kWidth) * kWidth) : 0;
-        sums[r][t] = _mm512_add_epi32(sums[r][t], _mm512_srai_epi32(total[r][t][s], shift));
-      }
+      sums[r][t] =
+          _mm512_add_epi32(sums[r][t], _mm512_sub_epi32(offset_of(product.data, 16 * t, product.zero), surplus));
     }
   }
   uint8_t* y = product.y + first * product.y_stride;

@@ -81,7 +81,7 @@ void multiply_rows(const PanelProduct& product, int64_t first, int64_t half, con
     rows[r] = product.a + (first + r) * product.stride;
     int32_t surplus = 0;
     if constexpr (kWidth < 8) {
-      surplus = lower_sum<kWidth>(rows[r], product.depth) * (1 << (kWidth - 1));
+      surplus = lower_sum<kWidth>(rows[r], product.depth) << (kWidth - 1);
     }
     for (int t = 0; t < 2; ++t) {
       const int64_t at = half * kHalf + 8 * t;

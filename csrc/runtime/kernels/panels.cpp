@@ -51,9 +51,9 @@ struct ChannelArrays {
         sums(reinterpret_cast<int32_t*>(static_cast<char*>(packed) + layout.sums_at)),
         multiplier(reinterpret_cast<float*>(static_cast<char*>(packed) + layout.multiplier_at)) {}
 
-  void set(int64_t at, const Weights& weights, int64_t channel, int32_t sum) const {
+  void set(int64_t at, const Weights& weights, int64_t channel, uint32_t sum) const {
     bias[at] = weights.bias == nullptr ? 0 : weights.bias[channel];
-    sums[at] = sum;
+    sums[at] = static_cast<int32_t>(sum);
     multiplier[at] = weights.multiplier[channel];
   }
 };
@@ -83,7 +83,7 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
     const int64_t panel = channel / outputs * layout.panels_of_group + channel % outputs / kPanel;
     const int64_t n = channel % outputs % kPanel;
     uint8_t* codes = static_cast<uint8_t*>(packed) + panel * layout.panel_bytes;
-    int32_t sum = 0;
+    uint32_t sum = 0;  // modulo 2^32, as all totals
     // Four k at a time: the codes of a group, one a byte. Lower fields are code + 2^(width - 1), which turns the top
     // bit.
     const auto place_group = [&](int64_t group, uint32_t word, int64_t valid) {
@@ -106,11 +106,11 @@ void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
       word = 0;
       std::memcpy(&word, row + c.taps() / 4 * 4, static_cast<size_t>(c.taps() % 4));
       for (int64_t k = 0; k < c.taps(); ++k) {
-        sum += static_cast<int8_t>(row[k]);
+        sum += static_cast<uint32_t>(static_cast<int8_t>(row[k]));
       }
     } else {
       for_codes(c, weights, channel, [&](int64_t k, int32_t code) {
-        sum += code;
+        sum += static_cast<uint32_t>(code);
         word |= static_cast<uint32_t>(static_cast<uint8_t>(code)) << (8 * (k & 3));
         if ((k & 3) == 3) {
           place_group(k / 4, word, 4);
@@ -149,10 +149,10 @@ void pack_depthwise(const Convolution& c, const Weights& weights, void* packed, 
     const int64_t lane = (channel - first) / 16, quarter = channel % 16 / 4;
     const int64_t within = (quarter * (size / 16) + lane) * 4 + channel % 4;
     uint8_t* codes = static_cast<uint8_t*>(packed) + first * layout.depth;
-    int32_t sum = 0;
+    uint32_t sum = 0;  // modulo 2^32, as all totals
     for_codes(c, weights, channel, [&](int64_t k, int32_t code) {
       const int64_t place = depthwise_place(c, k / c.kernel_width, k % c.kernel_width);
-      sum += code;
+      sum += static_cast<uint32_t>(code);
       codes[(place / 4 * size + within) * 4 + place % 4] = static_cast<uint8_t>(code);
     });
     arrays.set(first + within, weights, channel, sum);

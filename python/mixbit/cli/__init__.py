@@ -70,7 +70,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="mixbit",
         description="Bits per layer: analyze, assign, search, refine, sweep, retrain, evaluate, export, verify, "
-        "report, map, cosearch.",
+        "report, profile, map, cosearch.",
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
@@ -218,6 +218,24 @@ def _parser() -> _Parser:
     sub.add_argument("--refcheck", action="store_true", help="compare every result with the reference")
     sub.add_argument("--json", metavar="FILE", help="write the rows as JSON")
     sub.add_argument("--csv", metavar="FILE", help="write the rows as CSV")
+
+    sub = verb("profile", "latency of every layer on this machine at every pair of widths, as a CSV", data=False)
+    sub.add_argument("model", help="zoo:NAME, torchvision:NAME or path/to/file.py:function")
+    sub.add_argument(
+        "--model-option",
+        type=key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="argument of the model's builder, e.g. depth=56 (may be repeated)",
+    )
+    sub.add_argument("--input", type=_bits, metavar="C,H,W", help="sizes of one image (default: 3,224,224)")
+    sub.add_argument("--data", help="instead of --input, data whose items the model takes")
+    sub.add_argument("--threads", type=int, default=1, help="of the runtime (default: 1)")
+    sub.add_argument("--repeats", type=int, default=30, help="timed runs of each layer at each pair (default: 30)")
+    sub.add_argument("--isa", help="cap of the instruction set: scalar, avx2, avx512, vnni or amx")
+    sub.add_argument("--output", required=True, metavar="FILE.csv", help="the table; a .json beside it has the spread")
+    sub.add_argument("--force", action="store_true", help="replace results that exist")
 
     _hardware(verb)
 
@@ -446,6 +464,52 @@ def _bench(arguments: argparse.Namespace) -> None:
             print(f"wrote {write_text(path, text(outcome))}")
 
 
+def _profile(arguments: argparse.Namespace) -> None:
+    """Measures, prints what the widths cost in each layer, and writes the table with a manifest."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    import mixbit
+    from mixbit.files import file_digest, write_text
+    from mixbit.pipeline import versions
+    from mixbit.report import number
+    from mixbit.sources import load_data, load_model
+
+    if arguments.input is not None and arguments.data is not None:
+        raise MixbitError("--input and --data: expected one of them")
+    sizes = arguments.input or [3, 224, 224]
+    if min(sizes) < 1:
+        raise MixbitError(f"--input {','.join(map(str, sizes))}: expected sizes of at least 1, e.g. 3,224,224")
+    model = load_model(arguments.model, None, dict(arguments.model_option))
+    example = load_data(arguments.data, 1)[0] if arguments.data else torch.zeros(1, *sizes)
+    options = {k: getattr(arguments, k) for k in ("threads", "repeats", "isa", "force")}
+    try:
+        found = mixbit.profile(model, example, arguments.output, progress=True, **options)
+    except RuntimeError as error:
+        where = f"--data {arguments.data}" if arguments.data else f"--input {','.join(map(str, sizes))}"
+        raise MixbitError(f"{where} does not fit the model: {error}") from error
+    costs = found.costs(model, example)
+    widths = (2, 4, 8)
+    title = f"{found.machine['processor']}, {found.machine['isa']} kernels, {found.machine['threads']} thread(s)"
+    table = Table("layer", *(f"{w} weight bits" for w in widths), title=f"{title}; {found.unit}, any act bits")
+    for name in costs.layers:
+        table.add_row(name, *(number(costs.entry(name, 8, w)) for w in widths))
+    table.add_row("total", *(number(costs.uniform(8, w)) for w in widths))
+    Console().print(table)
+    output = Path(arguments.output)
+    files = [output, output.with_suffix(".json")]
+    manifest = output.with_suffix(".manifest.json")
+    document = {
+        "verb": "profile",
+        "options": {k: v for k, v in vars(arguments).items() if k not in ("debug", "force", "verb", "version")},
+        "versions": versions(),
+        "outputs": {file.name: file_digest(file) for file in files},
+    }
+    write_text(manifest, json.dumps(document, indent=2) + "\n")
+    print("\n".join(f"wrote {file}" for file in [*files, manifest]))
+
+
 def _summary(folder: Path, trained: bool) -> None:
     """A table of what is known so far."""
     from rich.console import Console
@@ -534,6 +598,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             hardware.run_map(arguments) if arguments.verb == "map" else hardware.run_cosearch(arguments)
         elif arguments.verb == "bench":
             _bench(arguments)
+        elif arguments.verb == "profile":
+            _profile(arguments)
         else:
             return _run(arguments)
         return 0

@@ -54,7 +54,7 @@ class TrackedWeights:
             MixbitError: The layer is not watched.
         """
         self.check(name)
-        quantizer = self.layers[name].weight_quantizer
+        quantizer = getattr(self.layers[name], "weight_quantizer", None)
         if quantizer is None:
             raise MixbitError(f"layer {name!r} has lost its weight quantizer since it is watched")
         return quantizer

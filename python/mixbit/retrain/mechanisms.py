@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
+from mixbit.quantizers.quantizer import MAX_EXTRA_WIDTH
 from mixbit.retrain.oscillations import Dampening, IterativeFreezing
 from mixbit.retrain.schedule import Schedule
 from mixbit.retrain.switches import LARGEST_FRACTION, SwitchTracker
@@ -79,6 +81,13 @@ class Mechanisms:
                 object.__setattr__(self, name, tuple(value))
             elif value is not None and not isinstance(value, tuple):
                 raise MixbitError(f"{name}={value!r}: expected a list of numbers")
+        for name in ("alpha", "rho", "fraction", "rate", "window", "freeze_begin", "freeze_momentum", "dampen"):
+            value = getattr(self, name)
+            if value is not None or name in ("alpha", "rho", "freeze_begin", "freeze_momentum"):
+                _check_number(name, value)
+        _check_number("dampen_begin", self.dampen_begin)
+        for value in self.freeze or ():
+            _check_number("freeze", value)
         shares = self.assign_at
         inside = all(isinstance(s, (int, float)) and 0 < s < 1 for s in shares)
         if not inside or any(a >= b for a, b in itertools.pairwise(shares)):
@@ -97,10 +106,26 @@ class Mechanisms:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise MixbitError(f"{name}={value!r}: expected a whole number above 0")
+        if self.max_bits > MAX_EXTRA_WIDTH:
+            raise MixbitError(f"max_bits={self.max_bits}: expected a whole number from 1 to {MAX_EXTRA_WIDTH}")
         if self.window is not None and not self.window > 0:
             raise MixbitError(f"window={self.window!r}: expected a number of epochs above 0")
         if self.freeze is not None and len(self.freeze) != 2:
             raise MixbitError(f"freeze={list(self.freeze)}: expected two thresholds, the first and the last")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Refuses an option of a mechanism that is not used. "off" is a shape: a study may keep its options."""
+        for switch, used, names in (
+            ("threshold_aware", self.threshold_aware is not None, ("alpha", "rho", "on_grad")),
+            ("assign_at", bool(self.assign_at), ("per", "max_bits", "group", "window")),
+            ("freeze", self.freeze is not None, ("freeze_begin", "freeze_momentum")),
+            ("dampen", self.dampen is not None, ("dampen_begin",)),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not used and value != type(self).__dataclass_fields__[name].default:
+                    raise MixbitError(f"{name}={value!r} has no effect without {switch}; give that too, or neither")
 
     @property
     def active(self) -> bool:
@@ -122,6 +147,11 @@ class Mechanisms:
             used |= {"dampen", "dampen_begin"}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in used}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isinf(value):
+        raise MixbitError(f"{name}={value!r}: expected a number")
 
 
 class Retraining:
@@ -158,8 +188,15 @@ class Retraining:
             self.dampening = self.modules["dampening"] = Dampening(model, strength)
         # After how many steps levels are assigned; and after how many a window begins.
         self._events = [max(1, round(share * steps)) for share in given.assign_at]
+        if len({*self._events}) < len(self._events) or (self._events and self._events[-1] >= steps):
+            raise MixbitError(
+                f"assign_at={list(given.assign_at)}: a run of {steps} steps would assign levels after the steps "
+                f"{self._events}; expected different ones, each below {steps}"
+            )
         length = None if given.window is None else max(1, round(given.window * steps_of_epoch))
-        self._resets = set() if length is None else {event - length for event in self._events if event > length}
+        # A window that is longer than the time since the assignment before begins with that.
+        starts = zip(self._events, [0, *self._events], strict=False)
+        self._resets = set() if length is None else {at - length for at, before in starts if at - length > before}
         self._counted = 0 if self.tracker is None else self._weights_of(self.tracker.layers)
         self._freezable = 0 if self.freezing is None else self._weights_of(self.freezing.layers)
         self._objective: Objective | None = None

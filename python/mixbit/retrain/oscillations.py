@@ -118,9 +118,9 @@ class IterativeFreezing:
         Raises:
             MixbitError: The state is that of another model or momentum; names the layer.
         """
-        if state["momentum"] != self._momentum:
+        if state.get("momentum") != self._momentum:
             raise MixbitError(
-                f"momentum is {state['momentum']!r} in the state and {self._momentum!r} here; expected the same"
+                f"momentum is {state.get('momentum')!r} in the state and {self._momentum!r} here; expected the same"
             )
         self._weights.load_state_dict(state["layers"])
         self.steps = int(state["steps"])

@@ -321,8 +321,8 @@ class SwitchTracker:
             MixbitError: The state is that of another score or model; names the layer.
         """
         for name, own in (("score", self.score), ("momentum", self._momentum)):
-            if state[name] != own:
-                raise MixbitError(f"{name} is {state[name]!r} in the state and {own!r} here; expected the same")
+            if state.get(name) != own:
+                raise MixbitError(f"{name} is {state.get(name)!r} in the state and {own!r} here; expected the same")
         self._weights.load_state_dict(state["layers"])
         self.steps = int(state["steps"])
         first = next(iter(self._weights.layers.values())).weight

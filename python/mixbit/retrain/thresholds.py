@@ -37,7 +37,7 @@ class ThresholdAware(torch.optim.Optimizer):
     `state_dict` are those of the wrapped optimizer: schedulers, GradScaler and checkpoints work on either.
 
     Args:
-        optimizer: Any optimizer that holds quantized weights of `model`.
+        optimizer: Any optimizer but LBFGS that holds quantized weights of `model`.
         model: Prepared and calibrated. Weights of layers whose weight quantizer is None or off take the plain step.
         shape: How g falls towards a threshold: "step", "linear", "gauss", or "off" (g = 1).
         alpha: g at a threshold, 0 to 1.
@@ -64,6 +64,8 @@ class ThresholdAware(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise MixbitError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise MixbitError("optimizer is a LBFGS, which takes several steps in one; expected one of single steps")
         check_choice("shape", shape, ops.STEP_SHAPES)
         if not 0 <= alpha <= 1:
             raise MixbitError(f"alpha={alpha!r}: expected a number from 0 to 1")
@@ -185,7 +187,7 @@ class ThresholdAware(torch.optim.Optimizer):
         quantizers = {
             id(layer.weight): q
             for layer in self._layers.values()
-            if (q := layer.weight_quantizer) is not None and q.enabled
+            if (q := getattr(layer, "weight_quantizer", None)) is not None and q.enabled  # None too once restored
         }
         around = self._fused if fuses(self.optimizer) else self._rescaled
         with contextlib.ExitStack() as stack:

@@ -18,19 +18,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return std::vector<uint8_t>(sample.begin() + static_cast<std::ptrdiff_t>(start), sample.end());
   }();
   open_and_run(assembled(sample, bytes, tail));
+  open_and_run(assembled(sample, bytes, {}));
   return 0;
 }
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
 
 // Starts from a sound manifest instead of nothing.
-extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned) {
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned seed) {
   using namespace mixbit::runtime;
-  static const std::vector<uint8_t> manifest = [] {
-    const std::vector<uint8_t> sample = sample_package();
+  const auto manifest_of = [](const std::vector<uint8_t>& sample) {
     const auto end = static_cast<std::ptrdiff_t>(32 + number_at<uint64_t>(sample, 16));
     return std::vector<uint8_t>(sample.begin() + 32, sample.begin() + end);
-  }();
+  };
+  static const std::vector<uint8_t> manifests[] = {manifest_of(sample_package()), manifest_of(sample_moves_package())};
+  const std::vector<uint8_t>& manifest = manifests[seed % 2];
   if (size < 64 && manifest.size() <= max_size) {
     std::copy(manifest.begin(), manifest.end(), data);
     size = manifest.size();

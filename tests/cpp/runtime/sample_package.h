@@ -1,7 +1,7 @@
 #pragma once
 
-// A small package with most operations, and mutations of it that keep lengths and checksums true, so that they reach
-// what lies behind them. Shared by the tests and the fuzzer.
+// Two small packages that have all operations between them, and mutations of it that keep lengths and checksums true,
+// so that they reach what lies behind them. Shared by the tests and the fuzzer.
 
 #include <algorithm>
 #include <cstdint>
@@ -52,6 +52,24 @@ inline std::vector<uint8_t> sample_package() {
   return make_package(manifest, arrays);
 }
 
+// The operations that the other sample lacks; it holds no tensors.
+inline std::vector<uint8_t> sample_moves_package() {
+  const std::string wide = sample_grid(0.05, -128, 127), positive = sample_grid(0.1, 0, 255);
+  const std::string manifest =
+      R"({"nodes":[{"name":"x","op":"input","shape":[3,5,4],"grid":)" + wide +
+      R"(},{"name":"pad","op":"pad","inputs":["x"],"grid":)" + wide + R"(,"amounts":[1,2,0,1]},)" +
+      R"({"name":"mean","op":"avg_pool2d","inputs":["pad"],"grid":)" + positive +
+      R"(,"kernel":[3,2],"stride":[2,1],"padding":[1,1],"count_include_pad":false},)" +
+      R"({"name":"six","op":"relu6","inputs":["mean"],"grid":)" + positive + "}," +
+      R"({"name":"part","op":"slice","inputs":["six"],"grid":)" + positive +
+      R"(,"dim":-1,"start":-7,"end":null,"step":2},)" + R"({"name":"twice","op":"repeat","inputs":["part"],"grid":)" +
+      positive + R"(,"counts":[2,3]},)" + R"({"name":"same","op":"identity","inputs":["twice"],"grid":)" + wide + "}," +
+      R"({"name":"all","op":"cat","inputs":["twice","same","same"],"grid":)" + wide + "}," +
+      R"({"name":"whole","op":"avg_pool2d","inputs":["all"],"grid":)" + wide + R"(,"keepdim":false}],)" +
+      R"("outputs":["whole","six","x"]})";
+  return make_package(manifest, {});
+}
+
 template <typename T>
 T number_at(const std::vector<uint8_t>& bytes, size_t at) {
   T value;
@@ -74,7 +92,7 @@ inline void seal(std::vector<uint8_t>* bytes, uint64_t manifest_bytes) {
 template <typename Text>
 std::vector<uint8_t> assembled(const std::vector<uint8_t>& header, const Text& manifest,
                                const std::vector<uint8_t>& data) {
-  const size_t start = (32 + manifest.size() + 63) / 64 * 64;
+  const size_t end = 32 + manifest.size(), start = data.empty() ? end : (end + 63) / 64 * 64;
   std::vector<uint8_t> bytes(start + data.size());
   std::copy_n(header.begin(), 32, bytes.begin());
   std::copy(manifest.begin(), manifest.end(), bytes.begin() + 32);
@@ -91,7 +109,8 @@ inline std::vector<uint8_t> mutated(const std::vector<uint8_t>& original, unsign
   const auto length = number_at<uint64_t>(original, 16);
   std::string text(original.begin() + 32, original.begin() + 32 + static_cast<std::ptrdiff_t>(length));
   const size_t old_start = (32 + length + 63) / 64 * 64;
-  std::vector<uint8_t> data(original.begin() + static_cast<std::ptrdiff_t>(old_start), original.end());
+  const size_t data_start = std::min(old_start, original.size());  // a package without tensors ends with its manifest
+  std::vector<uint8_t> data(original.begin() + static_cast<std::ptrdiff_t>(data_start), original.end());
   const std::string kNumbers[] = {"0",
                                   "-1",
                                   "1",

@@ -384,6 +384,30 @@ TEST_P(Kernels, ExtremeTotals) {
   }
 }
 
+// Narrow codes are multiplied where they lie in their bytes: sums of long rows, 2^4 or 2^6 too large, would not fit.
+TEST_P(Kernels, LongRowsOfNarrowCodes) {
+  for (const int32_t weight_bits : {2, 4}) {
+    for (const int64_t rows : {1, 2}) {
+      Convolution c = linear(rows, 263201, 1);
+      c.weight_bits = weight_bits;
+      c.x = grid(8, false);
+      c.y = grid(8, true);
+      const std::vector<int32_t> codes(static_cast<size_t>(c.taps()), -(1 << (weight_bits - 1)));
+      const int64_t row_bytes = mixbit::packed_bytes(c.taps(), weight_bits);
+      Layer layer = {c,
+                     codes,
+                     std::vector<uint8_t>(static_cast<size_t>(row_bytes)),
+                     weight_bits,
+                     {0},
+                     {1e-7f},
+                     Buffer(rows * c.taps(), 255)};
+      mixbit::pack_row(codes.data(), c.taps(), weight_bits, 0, row_bytes, layer.rows.data());
+      expect_same(written_out(layer), run(tested(), layer, false), describe(c));
+      if (HasFailure()) return;
+    }
+  }
+}
+
 // A zero point that no byte holds: padding cannot be a code.
 TEST_P(Kernels, ZeroPointsOutsideTheBytes) {
   unsigned seed = 40;

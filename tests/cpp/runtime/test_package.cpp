@@ -2,6 +2,8 @@
 // most under the sanitizers.
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -93,6 +95,15 @@ TEST(Package, WritersAreToldWhatIsWrong) {
   EXPECT_EQ(message(one, {}), "");
 }
 
+TEST(Package, NothingButFilesIsOpened) {
+  EXPECT_THROW(Package::open(testing::TempDir()), Error);
+  const std::string pipe = testing::TempDir() + "package_pipe";
+  ::unlink(pipe.c_str());
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THROW(Package::open(pipe), Error);  // and not waited for
+  ::unlink(pipe.c_str());
+}
+
 TEST(CInterface, RunsAndReportsErrors) {
   char error[32] = "";
   EXPECT_EQ(mixbit_open("/nowhere/m.mixbit", 1, error, sizeof(error)), nullptr);
@@ -128,16 +139,21 @@ TEST(CInterface, RunsAndReportsErrors) {
 }
 
 TEST(Fuzz, DamagedPackagesAreRefusedOrRun) {
-  const std::vector<uint8_t> bytes = sample_package();
+  const std::vector<uint8_t> samples[] = {sample_package(), sample_moves_package()};
   int accepted = 0;
   const char* given = std::getenv("MIXBIT_FUZZ_ROUNDS");
   const int rounds = given != nullptr ? std::atoi(given) : 4000;
   for (int seed = 0; seed < rounds; ++seed) {
-    accepted += open_and_run(mutated(bytes, static_cast<unsigned>(seed))) ? 1 : 0;
+    accepted += open_and_run(mutated(samples[seed % 2], static_cast<unsigned>(seed))) ? 1 : 0;
   }
   // Both happen: mutations reach behind the checksums.
   EXPECT_GT(accepted, rounds / 100);
   EXPECT_LT(accepted, rounds);
+}
+
+TEST(Fuzz, SamplesRun) {
+  EXPECT_TRUE(open_and_run(sample_package()));
+  EXPECT_TRUE(open_and_run(sample_moves_package()));
 }
 
 TEST(Fuzz, EveryCutIsRefused) {

@@ -111,3 +111,13 @@ def test_every_example_has_a_test() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configs_are_what_the_command_takes(path: Path) -> None:
     assert [verb for verb, _ in Config.load(path).stages][-1] == "report"
+
+
+def test_the_program_of_the_latency_page_runs_as_it_stands(tmp_path: Path) -> None:
+    page = (EXAMPLES.parents[1] / "docs" / "latency.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = (float(v) for v in re.search(r"^([\d.]+) ([\d.]+) us$", done.stdout, re.M).groups())
+    assert 0 < after <= before
+    assert (tmp_path / "this_machine.csv").exists()

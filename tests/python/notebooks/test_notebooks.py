@@ -135,3 +135,26 @@ def test_every_notebook_has_a_test() -> None:
         "04_mapping",
         "06_detectors",
     }
+
+
+def test_retraining() -> None:
+    notebook = executed(next(p for p in NOTEBOOKS if p.stem == "03_retraining"))
+    text = printed(notebook)
+    assert pictures(notebook) == 3
+    error, late = {}, {}
+    for name, e, switches in re.findall(r"^(\S.*?) +error ([\d.]+)  late switches ([\d.]+)", text, re.M):
+        error[name], late[name] = float(e), float(switches)
+    for figures in (error, late):
+        assert figures["switching"] < figures["snapshot"] < figures["random"] < figures["2 bits"]
+    assert error["3 bits"] < error["switching"]
+    assert float(re.search(r"([\d.]+) times fewer", text)[1]) > 2
+    before, after = (float(v) for v in re.search(r"assignment ([\d.]+), right after it ([\d.]+)", text).groups())
+    assert after < before
+    float_top1, base, levels = (
+        float(re.search(pattern, text)[1])
+        for pattern in (r"float: ([\d.]+) %", r"2 bits: ([\d.]+) %", r"with extra levels: ([\d.]+) %")
+    )
+    assert min(base, levels) > 40 and max(base, levels) < float_top1
+    entropy = re.search(r"^entropy +([\d.]+)", text, re.M)
+    assert 2 < float(entropy[1]) < 3.2
+    assert float(re.search(r"4 bits: ([\d.]+) times less", text)[1]) > 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -520,3 +521,17 @@ def test_accumulators_are_checked_on_the_finest_grid() -> None:
             else:
                 with pytest.raises(MixbitError, match="accumulator"):
                     make(model, x)
+
+
+def test_a_recipe_whose_default_names_a_file_can_be_saved_elsewhere(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    safetensors.numpy.save_file({"a": np.ones((2, 3), np.uint8)}, one / "maps.safetensors")
+    text = '{"format": "mixbit-recipe", "version": 1, "default": {"weight": 2, "extra_levels": "maps.safetensors"}}'
+    (one / "recipe.json").write_text(text)
+    mixbit.Recipe.load(one / "recipe.json").save(other / "recipe.json")
+    again = mixbit.Recipe.load(other / "recipe.json")
+    assert np.array_equal(again.extra_maps["a"], np.ones((2, 3)))
+    assert again["b"].weight == 2
+    assert again["b"].extra_levels is None

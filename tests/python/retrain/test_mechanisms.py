@@ -16,6 +16,7 @@ from nets import Residual, seeded
 
 import mixbit
 from mixbit.retrain import Mechanisms
+from mixbit.retrain.mechanisms import Retraining
 from mixbit.training import History, Images
 
 EVERYTHING = Mechanisms(
@@ -187,3 +188,50 @@ def test_what_only_the_run_can_tell_is_refused_before_it_starts() -> None:
     ):
         with pytest.raises(mixbit.MixbitError, match=message):
             fit(given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 0.5},
+        {"on_grad": True},
+        {"group": 4},
+        {"window": 2.0},
+        {"freeze_begin": 0.5},
+        {"dampen_begin": 0.0},
+    ],
+)
+def test_options_without_effect_are_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(mixbit.MixbitError, match=f"{name}=.* has no effect without"):
+        Mechanisms(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"assign_at": (0.5,), "fraction": "0.2"}, "fraction='0.2': expected a number"),
+        ({"threshold_aware": "step", "alpha": None}, "alpha=None: expected a number"),
+        ({"freeze": ("a", 0.1)}, "freeze='a': expected a number"),
+        ({"assign_at": (0.5,), "max_bits": 9}, "max_bits=9: expected a whole number from 1 to 8"),
+    ],
+)
+def test_options_that_are_no_numbers_or_too_many_bits_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(mixbit.MixbitError, match=message):
+        Mechanisms(**options)
+
+
+def test_the_window_of_a_second_round_leaves_the_first_alone() -> None:
+    def resets(steps: int, *shares: float) -> set[int]:
+        return Retraining(Mechanisms(assign_at=shares), network(), steps, 10)._resets
+
+    assert resets(100, 0.5, 0.55) == {40}
+    assert resets(100, 0.5, 0.6) == {40}
+    assert resets(100, 0.5, 0.75) == {40, 65}
+    assert resets(100, 0.05, 0.5) == {40}
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.51), (0.99,)])
+def test_assignments_at_one_step_or_after_the_last_are_refused(shares: tuple[float, ...]) -> None:
+    with pytest.raises(mixbit.MixbitError, match="a run of 12 steps would assign levels after the steps"):
+        fit(Mechanisms(assign_at=shares))

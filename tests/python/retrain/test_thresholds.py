@@ -379,3 +379,22 @@ def test_errors() -> None:
     mixbit.prepare_(searched, mixbit.search.Gates(precisions=(2, 4, 8)), inputs())
     with pytest.raises(mixbit.errors.MixbitError, match="its bits are still being searched"):
         ThresholdAware(torch.optim.SGD(searched.parameters(), lr=0.1), searched)
+
+
+def test_restored_layers_take_the_plain_step_and_lbfgs_is_refused() -> None:
+    torch.manual_seed(0)
+    plain, model = network(), network()
+    wrapped = ThresholdAware(torch.optim.SGD(model.parameters(), lr=0.1), model, alpha=0.0, rho=0.5)
+    tracker = mixbit.retrain.SwitchTracker(model)
+    mixbit.restore_(plain)
+    mixbit.restore_(model)
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1), steps=1)
+    train(model, wrapped, steps=1)
+    assert same(plain, model)
+    with pytest.raises(mixbit.MixbitError, match="has lost its weight quantizer"):
+        tracker.update_()
+    with pytest.raises(mixbit.MixbitError, match="momentum is None in the state|score is None in the state"):
+        tracker.load_state_dict({})
+    model = network()
+    with pytest.raises(mixbit.MixbitError, match="optimizer is a LBFGS"):
+        ThresholdAware(torch.optim.LBFGS(model.parameters()), model)
