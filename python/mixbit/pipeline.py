@@ -831,8 +831,23 @@ class Pipeline:
                 (self.folder / name).unlink(missing_ok=True)
             return []
         made_by = {**recipe.made_by, "retrained": self._trained_key(recipe)}
-        dataclasses.replace(recipe, extra_maps=maps, made_by=made_by).save(self.folder / names[0])
+        trained = dataclasses.replace(recipe, extra_maps=maps, made_by=made_by)
+        dataclasses.replace(trained, cost=self._cost_with_levels(trained)).save(self.folder / names[0])
         return names
+
+    def _cost_with_levels(self, recipe: Recipe) -> dict[str, float]:
+        """The recipe's cost with its extra levels, by unit; without those units that no table at hand tells."""
+        tables = [make(self.model, self.example) for make in COSTS.values()]
+        if (self.folder / "costs.json").exists():
+            tables.append(CostTable.load(self.folder / "costs.json"))
+        base = dataclasses.replace(recipe, extra_maps={})
+        found = {}
+        for table in tables:
+            # Tables may share a unit: the one that is meant tells the cost that the recipe had without levels.
+            with contextlib.suppress(KeyError):
+                if math.isclose(table.total(base), recipe.cost[table.unit], rel_tol=1e-9):
+                    found[table.unit] = table.total(recipe)
+        return found
 
     def _trained_recipe(self, recipe: Recipe) -> Recipe:
         """The recipe that the trained network runs at: with the extra levels that training of this one has given."""

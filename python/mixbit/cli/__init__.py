@@ -548,6 +548,9 @@ def _summary(folder: Path, trained: bool) -> None:
         for index, epoch in enumerate(json.loads((folder / "history.json").read_text())["epochs"], 1):
             table.add_row(str(index), f"{epoch['loss']:.4f}", f"{epoch['lr']:.3g}")
         console.print(table)
+        if (folder / "trained_recipe.json").exists():
+            for unit, value in Recipe.load(folder / "trained_recipe.json").cost.items():
+                console.print(f"cost with extra levels, their index not counted: {number(value)} {unit}")
     if evaluation_file.exists():
         evaluation = json.loads(evaluation_file.read_text())
         table = Table("network", str(evaluation["metric"]), title=f"{evaluation['images']} images")

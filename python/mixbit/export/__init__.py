@@ -162,11 +162,12 @@ def verify(
 ) -> VerifyReport:
     """Runs an exported artifact and the integer reference of a model on the same data and compares every output.
 
-    Where the artifact shows what lies between (an ONNX file does), every value is also compared with what the reference
-    makes of the artifact's own inputs: a fault is named where it is.
+    Where the artifact shows what lies between (an ONNX file and an integer package do), every value is also compared
+    with what the reference makes of the artifact's own inputs: a fault is named where it is.
 
     Args:
-        artifact: Path of an exported file (.onnx, .pt2), an ExportedProgram; or an `Artifact`, for kinds of your own.
+        artifact: Path of an exported file (.onnx, .pt2, .mixbit), an ExportedProgram; or an `Artifact`, for kinds of
+            your own.
         model: The prepared and calibrated model that was exported.
         batches: Re-iterable batches; where items are (input, labels) with labels int64 [N], top-1 of both is reported.
         promise: "exact" or "one_code", instead of what the artifact says it keeps.

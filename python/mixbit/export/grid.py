@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
-from mixbit.network import LAYER_OPS, Graph, capture
+from mixbit.network import LAYER_OPS, Graph, UnsupportedOperation, capture, check_eval_mode
 from mixbit.quantizers import Quantizer, bypass, quantized_layers
 from mixbit.quantizers.tensors import joined_owners
 
@@ -99,8 +99,8 @@ def captured(model: nn.Module, example: Any) -> tuple[Graph, dict[str, Any]]:
     """The float graph and the prepared layers of a model that is ready for integers.
 
     Raises:
-        MixbitError: The model is not prepared or calibrated, is under search, a layer is float, or the graph cannot be
-            captured.
+        MixbitError: The model is not prepared or calibrated, under search or drops out values in training mode, a layer
+            is float or has weights that are not finite, or the graph cannot be captured.
     """
     modules: dict[str, Any] = dict(quantized_layers(model))
     for name, module in model.named_modules():
@@ -110,8 +110,12 @@ def captured(model: nn.Module, example: Any) -> tuple[Graph, dict[str, Any]]:
             )
     if not modules:
         raise MixbitError("model has no prepared layers; call mixbit.prepare_ and mixbit.calibrate_ first")
-    with bypass(model):
-        graph = capture(model, example)
+    try:
+        with bypass(model):
+            graph = capture(model, example)
+    except UnsupportedOperation:
+        check_eval_mode(model)  # dropout, for one, is an operation in training mode alone
+        raise
     for node in graph.nodes:
         if node.op not in LAYER_OPS:
             continue
@@ -123,4 +127,7 @@ def captured(model: nn.Module, example: Any) -> tuple[Graph, dict[str, Any]]:
             )
         module.act_quantizer.check_calibrated()
         module.weight_quantizer.check_calibrated()
+        for what, tensor in (("weight", module.weight), ("bias", module.bias)):
+            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+                raise MixbitError(f"layer {node.module!r}: its {what} has values that are not finite")
     return graph, modules

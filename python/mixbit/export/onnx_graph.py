@@ -96,7 +96,8 @@ class GraphBuilder:
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._shared:
-            self._shared[key] = self.tensor(f"c{len(self._shared)}", array)
+            # Inputs and values are named by identifiers: a point keeps this name apart from theirs.
+            self._shared[key] = self.tensor(f"c.{len(self._shared)}", array)
         return self._shared[key]
 
     def tensor(self, name: str, array: npt.NDArray[Any], use: str = "") -> str:

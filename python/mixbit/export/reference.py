@@ -112,10 +112,10 @@ class IntegerReference:
         quantizer = module.weight_quantizer
         low, high = quantizer.quant_range()
         with torch.no_grad():
-            scale = quantizer.effective_scale().double().numpy().astype(np.float32)
-            weight = module.weight.detach().float().numpy()
+            scale = quantizer.effective_scale().double().cpu().numpy().astype(np.float32)
+            weight = module.weight.detach().float().cpu().numpy()
         # A weight with e extra bits has the step scale / 2^e; all codes count the finest step of the layer.
-        extra = np.zeros((1,), np.uint8) if quantizer.extra_bits is None else quantizer.extra_bits.numpy()
+        extra = np.zeros((1,), np.uint8) if quantizer.extra_bits is None else quantizer.extra_bits.cpu().numpy()
         parts = np.int64(1) << extra.astype(np.int64)
         lowest = (low - int(quantizer.narrow_range)) * parts + int(quantizer.narrow_range)
         highest = (high + 1) * parts - 1
@@ -123,7 +123,9 @@ class IntegerReference:
         scale = np.broadcast_to(scale, (len(weight),)) / np.float32(parts.max())
         act = layer_grid(self._acts[node.name])
         largest = max(abs(act.low - act.zero_point), abs(act.high - act.zero_point))
-        real_bias = np.zeros(len(weight), np.float32) if module.bias is None else module.bias.detach().float().numpy()
+        real_bias = (
+            np.zeros(len(weight), np.float32) if module.bias is None else module.bias.detach().float().cpu().numpy()
+        )
         dead: npt.NDArray[np.bool_] | None = None
         while True:
             ratio = weight / (scale.reshape(-1, *([1] * (weight.ndim - 1))) * coarser.astype(np.float32))

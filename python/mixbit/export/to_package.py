@@ -16,7 +16,7 @@ from mixbit.export.grid import Grid
 from mixbit.export.lowering import lower
 from mixbit.export.package import check_output
 from mixbit.files import PathLike, write_bytes
-from mixbit.network import LAYER_OPS, Node, input_of
+from mixbit.network import LAYER_OPS, Node, UnsupportedOperation, input_of
 
 #: Arguments of an operation that go into the package under the same name.
 _OPTIONS = {
@@ -26,6 +26,10 @@ _OPTIONS = {
     "pad": ("amounts",),
     "repeat": ("counts",),
 }
+
+#: Operations of the C++ runtime (docs/package_format.md).
+_OPERATIONS = {"input", "add", "cat", "avg_pool2d", "max_pool2d", "relu", "relu6", "reshape", "slice", "pad", "repeat"}
+_OPERATIONS |= {"identity", *LAYER_OPS}
 
 
 def write_package(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
@@ -44,6 +48,12 @@ def package_bytes(model: nn.Module, example: Any) -> bytes:
     tensors: dict[str, tuple[int, np.ndarray[Any, Any]]] = {}
     nodes = []
     for node in network.graph.nodes:
+        if node.op not in _OPERATIONS:
+            what = node.options.get("function", node.op)
+            raise UnsupportedOperation(
+                f"integer packages have no {what} (node {node.name!r}); export.onnx, export.program and export.package "
+                "have it"
+            )
         where = f"tensor {node.name!r}"
         entry: dict[str, Any] = {"name": node.name, "op": node.op, "grid": _grid(network.grids[node.name], where)}
         if node.op == "input":

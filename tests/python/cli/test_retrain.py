@@ -399,6 +399,10 @@ def test_every_mechanism_in_a_run_killed_and_resumed(tmp_path: Path) -> None:
     assert trained.extra_maps
     for name, extra in trained.extra_maps.items():
         assert torch.equal(torch.from_numpy(extra), state[f"{name}.weight_quantizer.extra_bits"])
+    # Extra levels cost bits; the recipe of the trained network says so.
+    table = mixbit.tables.CostTable.load(calm / "costs.json")
+    assert trained.cost == {table.unit: table.total(trained)}
+    assert trained.cost[table.unit] > recipe.cost[table.unit]
     evaluation = json.loads((calm / "evaluation.json").read_text())
     assert abs(evaluation["integer"] - evaluation["quantized"]) <= 200 / 32
     html = (calm / "report.html").read_text()

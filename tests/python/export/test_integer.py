@@ -266,6 +266,24 @@ def test_what_is_missing_is_named(change, complaint: str) -> None:
         mixbit.export.reference(model, x)
 
 
+@pytest.mark.parametrize("make", [mixbit.export.reference, mixbit.export.simulation])
+def test_training_mode_and_weights_that_are_not_finite_are_named(make) -> None:
+    x = torch.randn(2, 3, 6, 6)
+    model = mixbit.fold_batchnorm_(seeded(Residual), x)
+    mixbit.calibrate_(mixbit.prepare_(model, _all()), [x], example=x)
+    dropping = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout()).eval()
+    mixbit.calibrate_(mixbit.prepare_(dropping, Recipe.uniform(["0"])), [x], example=x)
+    with pytest.raises(MixbitError, match=r"in training mode; call model.eval\(\) first"):
+        make(dropping.train(), x)
+    for what in ("weight", "bias"):
+        for value in (float("nan"), float("inf")):
+            broken = copy.deepcopy(model)
+            with torch.no_grad():
+                getattr(broken.a, what).view(-1)[1] = value
+            with pytest.raises(MixbitError, match=rf"layer 'a': its {what} has values that are not finite"):
+                make(broken, x)
+
+
 def _all() -> Recipe:
     return Recipe.uniform(["stem", "a", "b", "side", "head"])
 

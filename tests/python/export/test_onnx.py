@@ -265,3 +265,18 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     # The same model gives the same bytes.
     mixbit.export.onnx(model, x, tmp_path / "again.onnx", say=lambda text: None)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
+
+
+def test_an_input_may_be_called_as_one_likes(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, c0):
+            return self.conv(c0)
+
+    x = torch.randn(2, 3, 4, 4)
+    model = ready(Net().eval(), [x], method="maxabs")
+    assert mixbit.export.onnx(model, x, tmp_path / "m.onnx").opset == 13
+    assert mixbit.export.verify(tmp_path / "m.onnx", model, [x]).mismatches == 0

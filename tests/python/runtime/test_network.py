@@ -367,3 +367,45 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(small, tmp_path
     with pytest.raises(MixbitError, match=r"ends in '.onnx'; expected '.mixbit'"):
         mixbit.export.integer(model, x, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("what", ["sigmoid", "mul", "softmax", "permute", "pixel_unshuffle"])
+def test_operations_that_packages_lack_are_named(what: str, tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            made = {
+                "sigmoid": torch.sigmoid,
+                "mul": lambda x: x * x,
+                "softmax": lambda x: x.softmax(1),
+                "permute": lambda x: x.permute(0, 2, 3, 1),
+                "pixel_unshuffle": lambda x: nn.functional.pixel_unshuffle(x, 2),
+            }
+            return made[what](x)
+
+    x = torch.randn(2, 3, 4, 4)
+    model = mixbit.calibrate_(mixbit.prepare_(Net().eval(), Recipe.uniform(["conv"])), [x], example=x)
+    with pytest.raises(MixbitError, match=rf"integer packages have no {what} \(node '{what}"):
+        mixbit.export.integer(model, x, tmp_path / "m.mixbit")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sum_that_broadcasts_is_named(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x + x.mean((2, 3), keepdim=True)
+
+    x = torch.randn(2, 3, 4, 4)
+    model = mixbit.calibrate_(mixbit.prepare_(Net().eval(), Recipe.uniform(["conv"])), [x], example=x)
+    with pytest.raises(MixbitError, match=r"node 'add': its operands have shapes \[4, 4, 4\] and \[4, 1, 1\]"):
+        mixbit.export.integer(model, x, tmp_path / "m.mixbit")
+    assert not list(tmp_path.iterdir())
