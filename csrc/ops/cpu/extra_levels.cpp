@@ -14,11 +14,12 @@ namespace mixbit::ops {
 
 namespace {
 
-// The largest extra bits anywhere; the loop is one that compilers turn into vectors.
+// The largest extra bits anywhere; with the count at hand compilers turn the loop into vectors.
 int largest_extra(const at::Tensor& extra) {
   const auto* bits = static_cast<const uint8_t*>(extra.const_data_ptr());
+  const int64_t count = extra.numel();
   uint8_t largest = 0;
-  for (int64_t i = 0; i < extra.numel(); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     largest = bits[i] > largest ? bits[i] : largest;
   }
   return largest;

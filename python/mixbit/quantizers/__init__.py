@@ -13,7 +13,7 @@ from mixbit.quantizers.modules import (
     apply_layer,
 )
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
-from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPlus, Quantizer
+from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPlus, Quantizer, effective_scales
 from mixbit.quantizers.rounding import optimize_rounding_
 from mixbit.quantizers.space import SearchSpace, check_precisions
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_statistics, weight_scales
@@ -41,6 +41,7 @@ __all__ = [
     "calibrate_",
     "check_precisions",
     "correct_bias_",
+    "effective_scales",
     "equalize_",
     "first_images",
     "fold_batchnorm_",

@@ -548,6 +548,27 @@ KINDS: dict[str, type[Quantizer]] = {
 }
 
 
+@torch.no_grad()
+def effective_scales(quantizers: Sequence[Quantizer]) -> list[Tensor]:
+    """`effective_scale` of each quantizer, detached; those of the base formula are computed as one vector."""
+    results: list[Any] = [None] * len(quantizers)
+    common: dict[Any, list[tuple[int, Tensor, Tensor]]] = {}
+    for i, q in enumerate(quantizers):
+        if type(q).effective_scale is Quantizer.effective_scale:
+            scale, calibrated = q.scale, q.calibrated_scale
+            # Sharded ones are on their own.
+            if type(scale) in (nn.Parameter, Tensor) and type(calibrated) is Tensor:
+                common.setdefault((scale.device, scale.dtype), []).append((i, scale, calibrated))
+                continue
+        results[i] = q.effective_scale().detach()
+    for members in common.values():
+        indices, scales, calibrated_scales = zip(*members, strict=True)
+        values = torch.maximum(torch.cat(scales), torch.cat(calibrated_scales) * SCALE_FLOOR)
+        for i, value in zip(indices, values.split([len(scale) for scale in scales]), strict=True):
+            results[i] = value
+    return results
+
+
 def check_extra_bits(extra_bits: Tensor, shape: Sequence[int], bit_width: int, max_bits: int = MAX_EXTRA_WIDTH) -> None:
     """Refuses a map of extra bits that does not fit a weight.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, did_you_mean
-from mixbit.quantizers import Quantizer
+from mixbit.quantizers import Quantizer, effective_scales
 from mixbit.retrain.thresholds import quantized_weights
 
 
@@ -89,17 +89,20 @@ class TrackedWeights:
         """
         kinds: dict[Any, list[int]] = {}
         entries = []
-        for i, (name, layer) in enumerate(self.layers.items()):
-            quantizer = self.quantizer(name)
-            weight = layer.weight
-            extra = quantizer.extra_bits
+        states = list(states)
+        quantizers = [self.quantizer(name) for name in self.layers]
+        scales = effective_scales(quantizers)
+        for i, ((name, layer), quantizer, scale) in enumerate(
+            zip(self.layers.items(), quantizers, scales, strict=True)
+        ):
+            weight, extra, kept = layer.weight, quantizer.extra_bits, self.state[name]
             entries.append(
                 (
                     weight,
-                    quantizer.effective_scale(),
+                    scale,
                     quantizer.bit_width,
                     self.none(weight, torch.uint8) if extra is None else extra,
-                    *(self.state[name].get(k, self.none(weight, dtype)) for k, dtype in states),
+                    *(kept[k] if k in kept else self.none(weight, dtype) for k, dtype in states),
                 )
             )
             kinds.setdefault((weight.device, quantizer.narrow_range, quantizer.rounding, quantizer.axis), []).append(i)

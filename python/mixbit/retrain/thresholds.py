@@ -12,10 +12,12 @@ from torch.distributed.tensor import DTensor
 
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
-from mixbit.quantizers import Quantizer, quantized_layers
+from mixbit.quantizers import Quantizer, effective_scales, quantized_layers
 
 #: What a GradScaler sets on optimizers that divide gradients themselves.
 _SCALER = ("grad_scale", "found_inf")
+#: Scale and bits of parameters that have no grid.
+_ONE = torch.ones(1)
 
 
 class ThresholdAware(torch.optim.Optimizer):
@@ -30,7 +32,8 @@ class ThresholdAware(torch.optim.Optimizer):
 
     With a wrapped `torch.optim.SGD`, `Adam` or `AdamW` the steps of all quantized weights are one call that reads and
     writes each weight once; other optimizers step as they do, and their updates are scaled afterwards, at the price of
-    a copy of the weights. All other parameters take the wrapped optimizer's own step. Parameter groups, state and
+    a copy of the weights. All other parameters take the wrapped optimizer's own step (where that is SGD's loop over
+    float32 parameters on the CPU: one call with the same bits). Parameter groups, state and
     `state_dict` are those of the wrapped optimizer: schedulers, GradScaler and checkpoints work on either.
 
     Args:
@@ -207,7 +210,7 @@ class ThresholdAware(torch.optim.Optimizer):
                 if own:
                     step = self._sgd if isinstance(self.optimizer, torch.optim.SGD) else self._adam
                     step(group, own, [quantizers[id(p)] for p in own])
-                    group["params"] = [p for p in group["params"] if id(p) not in quantizers]
+                    group["params"] = self._rest(group, [p for p in group["params"] if id(p) not in quantizers])
         try:
             yield
         finally:
@@ -217,30 +220,96 @@ class ThresholdAware(torch.optim.Optimizer):
     def _sgd(self, group: dict[str, Any], own: list[Tensor], quantizers: list[Quantizer]) -> None:
         keeps = group["momentum"] != 0
         fresh = [keeps and self.state[p].get("momentum_buffer") is None for p in own]
-        for p, new in zip(own, fresh, strict=True):
-            if new:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         # Zeros are a first momentum but for dampening, which a first step does not have.
         parts = [False] if group["dampening"] == 0 or not any(fresh) else sorted(set(fresh))
         for first in parts:
             chosen = [i for i in range(len(own)) if len(parts) == 1 or fresh[i] == first]
             params = [own[i] for i in chosen]
-            ops.threshold_aware_step_(
+            self._sgd_step(
+                group,
                 [_local(p) for p in params],
                 [_local(p.grad) for p in params],
-                [_local(self.state[p]["momentum_buffer"]) for p in params] if keeps else [],
-                **self._grids(params, [quantizers[i] for i in chosen]),
-                lr=group["lr"],
-                momentum=group["momentum"],
-                dampening=group["dampening"],
-                weight_decay=float(group["weight_decay"]),
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
+                [_local(self._momentum(p)) for p in params] if keeps else [],
                 first_step=bool(fresh[chosen[0]] and group["dampening"] != 0),
                 on_grad=self._on_grad,
+                **self._grids(params, [quantizers[i] for i in chosen]),
                 **self._options,
-                **self._scaler(),
             )
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        """The momentum of a parameter, made where there is none yet."""
+        state = self.state[p]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        momentum: Tensor = state["momentum_buffer"]
+        return momentum
+
+    def _sgd_step(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], momenta: list[Tensor], **options: Any
+    ) -> None:
+        ops.threshold_aware_step_(
+            params,
+            grads,
+            momenta,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            weight_decay=float(group["weight_decay"]),
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            **options,
+            **self._scaler(),
+        )
+
+    def _rest(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+        """Steps the other parameters that the op treats bit for bit as torch does; returns those that are left.
+
+        The loop of `torch.optim.SGD` over the many small ones (biases, norms) costs more than all quantized weights.
+        """
+        if (
+            type(self.optimizer) is not torch.optim.SGD
+            or group["fused"]
+            or isinstance(group["lr"], Tensor)
+            or isinstance(group["weight_decay"], Tensor)
+            or any(value is not None for value in self._scaler().values())
+            or torch.compiler.is_compiling()
+        ):
+            return params
+        keeps = group["momentum"] != 0
+        state = self.state
+        left: list[Tensor] = []
+        # Those with a momentum (or none to keep), and those whose first one this step makes.
+        parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
+        for p in params:
+            grad = p.grad
+            if not (
+                type(p) is nn.Parameter
+                and type(grad) is Tensor
+                and p.dtype == torch.float32 == grad.dtype
+                and p.is_cpu
+                and p.layout == torch.strided == grad.layout
+                and p.is_contiguous()
+            ):
+                left.append(p)
+                continue
+            buffer = state[p].get("momentum_buffer") if keeps else None
+            if buffer is None or (type(buffer) is Tensor and buffer.dtype == torch.float32):
+                parts[keeps and buffer is None].append((p, grad))
+            else:
+                left.append(p)
+        for first_step, members in enumerate(parts):
+            if members:
+                self._sgd_step(
+                    group,
+                    [p for p, _ in members],
+                    [grad for _, grad in members],
+                    [self._momentum(p) for p, _ in members] if keeps else [],
+                    first_step=bool(first_step),
+                    scales=[_ONE] * len(members),
+                    bit_widths=[_ONE] * len(members),
+                    shape="off",
+                )
+        return left
 
     def _adam(self, group: dict[str, Any], own: list[Tensor], quantizers: list[Quantizer]) -> None:
         for p in own:
@@ -308,10 +377,8 @@ class ThresholdAware(torch.optim.Optimizer):
             ops.scale_updates_(weights, before, **grids)
 
     def _grids(self, params: list[Tensor], quantizers: list[Quantizer]) -> dict[str, Any]:
-        with torch.no_grad():
-            scales = [q.effective_scale().detach() for q in quantizers]
         return {
-            "scales": [_local_scale(s) for s in scales],
+            "scales": [_local_scale(s) for s in effective_scales(quantizers)],
             "bit_widths": [_local_scale(q.bit_width) for q in quantizers],
             "extra_bits": [_local_extra(p, q) for p, q in zip(params, quantizers, strict=True)],
             "narrow_range": [q.narrow_range for q in quantizers],

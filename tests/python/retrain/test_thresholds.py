@@ -126,6 +126,63 @@ def test_one_step_is_scaled_where_weights_are_quantized_and_nowhere_else(name: s
         assert torch.equal(p.grad, grads[n])
 
 
+REST = {
+    "momentum": {"momentum": 0.9, "weight_decay": 1e-2},
+    "plain": {},
+    "dampened": {"momentum": 0.9, "dampening": 0.4, "maximize": True},
+    "nesterov": {"momentum": 0.8, "nesterov": True, "weight_decay": 1e-3},
+    "foreach": {"momentum": 0.9, "foreach": True},
+    "fused": {"momentum": 0.9, "fused": True},
+}
+
+
+@pytest.mark.parametrize("options", REST.values(), ids=list(REST))
+def test_other_parameters_take_the_steps_of_torch_bit_for_bit(options: dict[str, Any]) -> None:
+    """The same gradients on both sides, one parameter without any at first, one of another layout, one of float64."""
+    generator = torch.Generator().manual_seed(5)
+    fused = "fused" in options  # torch's own does not take a parameter that joins later
+    plain, wrapped = network(), network()
+    extra = [torch.randn(4, 3, 5, 5, generator=generator), torch.randn(7, generator=generator).double()]
+    made = []
+    for model in (plain, wrapped):
+        more = [
+            nn.Parameter(extra[0].clone().to(memory_format=torch.channels_last)),
+            nn.Parameter(extra[1].clone()),
+        ]
+        optimizer = torch.optim.SGD([*model.parameters(), *more], lr=0.03, **options)
+        made.append((optimizer, [*model.parameters(), *more]))
+    aware = ThresholdAware(made[1][0], wrapped)
+    quantized = {id(m.weight) for m in wrapped.modules() if hasattr(m, "weight_quantizer")}
+    for step in range(4):
+        for i, (a, b) in enumerate(zip(made[0][1], made[1][1], strict=True)):
+            grad = torch.randn(a.shape, generator=generator).to(a.dtype)
+            grad[..., ::3] *= 0  # signed zeros too
+            a.grad, b.grad = (None, None) if i == 1 and step == 0 and not fused else (grad.clone(), grad.clone())
+        made[0][0].step()
+        aware.step()
+        for a, b in zip(made[0][1], made[1][1], strict=True):
+            if id(b) not in quantized:
+                assert torch.equal(a.detach(), b.detach())
+                states = [made[0][0].state[a].get("momentum_buffer"), aware.state[b].get("momentum_buffer")]
+                assert (states[0] is None) == (states[1] is None)
+                if states[0] is not None:
+                    assert torch.equal(states[0], states[1])
+                    assert torch.equal(states[0].signbit(), states[1].signbit())
+
+
+@pytest.mark.parametrize("kind", ["lsq", "tqt", "pact", "fixed", "plain"])
+def test_scales_of_all_layers_are_those_of_each(kind: str) -> None:
+    model, x = seeded(Residual), inputs()
+    recipe = mixbit.Recipe.uniform(mixbit.layers(model, x).names, act=8, weight=3)
+    mixbit.calibrate_(mixbit.prepare_(model, recipe, x, weight_quantizer=kind), [x])
+    quantizers = [m.weight_quantizer for m in model.modules() if getattr(m, "weight_quantizer", None) is not None]
+    with torch.no_grad():
+        quantizers[0].scale.mul_(-1)  # below the floor
+    each = [q.effective_scale().detach() for q in quantizers]
+    for a, b in zip(each, mixbit.quantizers.effective_scales(quantizers), strict=True):
+        assert torch.equal(a, b) and a.dtype == b.dtype and a.shape == b.shape
+
+
 def test_extra_levels_move_the_thresholds() -> None:
     results = []
     for extra in (False, True):
