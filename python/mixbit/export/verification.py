@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
@@ -319,11 +320,15 @@ def open_onnx(path: Any, reference: IntegerReference) -> Artifact:
             for name in names:
                 if f"{name}_q" not in outputs:
                     twin.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}_q", kind, None))
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        # On x86 without VNNI the kernels for uint8 x int8 saturate sums of two products; this keeps them exact.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        # On x86 without VNNI the kernels for uint8 x int8 saturate sums of two products; "1" keeps them exact. But with
+        # it ONNX Runtime 1.32 cannot load a convolution's weight that two nodes share.
+        for precision in ("1", "0"):
+            options = runtime.SessionOptions()
+            options.log_severity_level = 4
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.add_session_config_entry("session.x64quantprecision", precision)
+            with contextlib.suppress(Exception):
+                return runtime.InferenceSession(twin.SerializeToString(), options, providers=["CPUExecutionProvider"])
         try:
             return runtime.InferenceSession(twin.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -280,3 +280,18 @@ def test_an_input_may_be_called_as_one_likes(tmp_path: Path) -> None:
     model = ready(Net().eval(), [x], method="maxabs")
     assert mixbit.export.onnx(model, x, tmp_path / "m.onnx").opset == 13
     assert mixbit.export.verify(tmp_path / "m.onnx", model, [x]).mismatches == 0
+
+
+def test_a_convolution_that_is_called_twice_is_verified(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.conv(self.conv(x))
+
+    x = torch.randn(2, 3, 4, 4)
+    model = ready(Net().eval(), [x], method="maxabs")
+    mixbit.export.onnx(model, x, tmp_path / "m.onnx")
+    assert mixbit.export.verify(tmp_path / "m.onnx", model, [x]).mismatches == 0
