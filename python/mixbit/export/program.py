@@ -73,8 +73,17 @@ class Runner:
 
     @torch.no_grad()
     def __call__(self, item: Any) -> list[Tensor]:
-        """The outputs, float32 in the order of `export.reference`."""
-        outputs = self._call(input_of(item).detach().float())
+        """The outputs, float32 in the order of `export.reference`.
+
+        Raises:
+            MixbitError: The program refuses the input, as one of another batch where the batch is fixed.
+        """
+        x = input_of(item).detach().float()
+        try:
+            outputs = self._call(x)
+        except (AssertionError, RuntimeError) as error:
+            first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise MixbitError(f"artifact: it refuses an input of shape {tuple(x.shape)}: {first}") from error
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
@@ -94,7 +103,11 @@ def runner(artifact: ExportedProgram | PathLike) -> Runner:
 
             return Runner(*load_package(path))
         register_standard_ops()
-        artifact = torch.export.load(path)
+        try:
+            artifact = torch.export.load(path)
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise MixbitError(f"cannot load the program {str(path)!r}: {first}") from error
     standard = any("quantized_decomposed" in str(node.target) for node in artifact.graph.nodes)
     return Runner(artifact.module(), "pt2e" if standard else "mixbit")
 

@@ -6,6 +6,7 @@ import copy
 import io
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,18 @@ def test_a_fixed_batch_is_kept(several) -> None:
     model, x = several
     program = mixbit.export.program(model, x[:3], dynamic_batch=False)
     assert (steps(mixbit.export.reference(model, x), mixbit.export.runner(program)(x[:3]), x[:3]) == 0).all()
-    with pytest.raises(Exception, match=r"3"):
+    with pytest.raises(MixbitError, match=r"artifact: it refuses an input of shape \(2, .*== 3"):
         mixbit.export.runner(program)(x[:2])
+
+
+def test_a_damaged_program_is_named(several, tmp_path: Path) -> None:
+    model, x = several
+    torch.export.save(mixbit.export.program(model, x), tmp_path / "m.pt2")
+    with zipfile.ZipFile(tmp_path / "m.pt2") as whole, zipfile.ZipFile(tmp_path / "d.pt2", "w") as damaged:
+        for name in whole.namelist():
+            damaged.writestr(name, b"{}" if "/models/" in name and name.endswith(".json") else whole.read(name))
+    with pytest.raises(MixbitError, match=r"cannot load the program .*d.pt2"):
+        mixbit.export.runner(tmp_path / "d.pt2")
 
 
 @pytest.mark.parametrize("weight", [8, pytest.param(4, marks=pytest.mark.slow)])
