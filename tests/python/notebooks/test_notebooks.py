@@ -128,15 +128,6 @@ def test_detectors() -> None:
     assert front == sorted(front, key=lambda p: p[1])
 
 
-def test_every_notebook_has_a_test() -> None:
-    assert {p.stem for p in NOTEBOOKS} == {
-        "01_analyze_and_assign",
-        "02_search_and_refine",
-        "04_mapping",
-        "06_detectors",
-    }
-
-
 def test_retraining() -> None:
     notebook = executed(next(p for p in NOTEBOOKS if p.stem == "03_retraining"))
     text = printed(notebook)
@@ -158,3 +149,13 @@ def test_retraining() -> None:
     entropy = re.search(r"^entropy +([\d.]+)", text, re.M)
     assert 2 < float(entropy[1]) < 3.2
     assert float(re.search(r"4 bits: ([\d.]+) times less", text)[1]) > 1
+
+
+def test_every_notebook_has_a_test() -> None:
+    assert {p.stem for p in NOTEBOOKS} == {
+        "01_analyze_and_assign",
+        "02_search_and_refine",
+        "03_retraining",
+        "04_mapping",
+        "06_detectors",
+    }
