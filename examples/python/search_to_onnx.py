@@ -1,10 +1,10 @@
 """A training loop of your own, from learned bit-widths to an ONNX file that is verified bit by bit, in plain PyTorch.
 
-Three steps: bits are searched with the weights under a budget, the network is trained on at the bits that were found, and
-what comes out is exported and compared with the integer reference. Everything between is an ordinary loop: nothing of
-mixbit owns the model, the data or the optimizer.
+Three steps: bits are searched with the weights under a budget, the network is trained on at the bits that were found,
+and what comes out is exported and compared with the integer reference. Everything between is an ordinary loop: nothing
+of mixbit owns the model, the data or the optimizer.
 
-Usage: python examples/python/search_to_onnx.py [--share 0.3] [--search-steps 96] [--train-steps 48] [--output model.onnx]
+Usage: python examples/python/search_to_onnx.py [--share 0.3] [--search-steps 96] [--output model.onnx]
 """
 
 from __future__ import annotations
