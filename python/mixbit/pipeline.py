@@ -798,7 +798,7 @@ class Pipeline:
         return mixbit.prepare_(self._restored(found, state), recipe, self.example)
 
     def retrain(self, options: dict[str, Any]) -> list[str]:
-        """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits.
+        """trained.safetensors, history.json, history.csv, thresholds.json: the network trained at the recipe's bits.
 
         Training goes on from the weights of a search where the recipe came from one.
         """
@@ -815,14 +815,17 @@ class Pipeline:
                 mixbit.optimize_rounding_(model, self.calibration)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
         torch.manual_seed(self.config.seed)  # whatever the stages before it have drawn
+        before = mixbit.retrain.threshold_histograms(model)
         history = mixbit.retrain.fit(model, self.training, mechanisms=mechanisms, **fitting)
+        distances = {"before": before, "after": mixbit.retrain.threshold_histograms(model)}
         self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
         extra = self._save_trained_recipe(model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
+        write_text(self.folder / "thresholds.json", json.dumps(distances, indent=1) + "\n")
         fitting["checkpoint"].unlink(missing_ok=True)
-        return [TRAINED, "history.json", "history.csv", *extra]
+        return [TRAINED, "history.json", "history.csv", "thresholds.json", *extra]
 
     def _save_trained_recipe(self, model: nn.Module, recipe: Recipe) -> list[str]:
         """The recipe with the extra levels that training has given, if it has; the files."""
@@ -1155,6 +1158,7 @@ class Pipeline:
         found = mixbit.layers(self.model, self.example)
         sweep, history = self.folder / "sweep.json", self.folder / "history.json"
         trained = history.exists() and self._trains
+        distances = self.folder / "thresholds.json"
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
         searched = self.folder / "search.json"
         made_by = "search" if self._searched(recipe) is not None else "assign"
@@ -1174,6 +1178,7 @@ class Pipeline:
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             training=json.loads(history.read_text()) if trained else None,
+            distances=json.loads(distances.read_text()) if trained and distances.exists() else None,
             search=json.loads(searched.read_text()) if made_by == "search" else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             refinement=refinement,
