@@ -7,7 +7,7 @@ without gain, 15000 invalid ones in a row) would have claimed; its mappings a se
 claim: energy of real networks at uniform 16 and 8 bits, each at its own proven optimum, and of the cheapest recipe that
 loses at most 1 %p (exact assignment on the mapper's energies, biases corrected). Depthwise layers are grouped here.
 check: the bounded search's optima of all four objectives and all 216 width classes against every mapping of the space,
-scored one by one by build/tests/cpp/bench_mapper, which uses nothing of the search. "grouped": the depthwise layers, one
+scored one by one by build/tests/cpp/bench_mapper, which uses nothing of the search. "grouped": depthwise layers, one
 channel a group.
 nests: the loop nests that Timeloop's random search published for the pointwise layer 64 -> 128 at 56 x 56, scored by
 our evaluate, beside the optimum of the same space; and the nest that FactorFlow published for a matrix product.
