@@ -129,8 +129,9 @@ py::list steps(const rt::Network& network, const std::vector<double>& seconds) {
   return list;
 }
 
-rt::Options options_of(int threads, const std::string& isa, bool keep_values) {
+rt::Options options_of(int threads, const std::string& isa, bool keep_values, int64_t max_memory) {
   rt::Options options;
+  options.max_memory = max_memory;
   options.threads = threads;
   options.keep_values = keep_values;
   if (!isa.empty() && !rt::parse_isa(isa.c_str(), &options.isa)) {
@@ -145,12 +146,14 @@ void bind_runtime(py::module_& m) {
   py::module_ runtime = m.def_submodule("runtime");
   runtime.def("make_package", &make_package, py::arg("manifest"), py::arg("tensors"));
   py::class_<rt::Network>(runtime, "Network")
-      .def(py::init([](const std::string& path, int threads, const std::string& isa, bool keep_values) {
-             const rt::Options options = options_of(threads, isa, keep_values);
-             py::gil_scoped_release release;
-             return rt::Network(rt::Package::open(path), options);
-           }),
-           py::arg("path"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false)
+      .def(py::init(
+               [](const std::string& path, int threads, const std::string& isa, bool keep_values, int64_t max_memory) {
+                 const rt::Options options = options_of(threads, isa, keep_values, max_memory);
+                 py::gil_scoped_release release;
+                 return rt::Network(rt::Package::open(path), options);
+               }),
+           py::arg("path"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false,
+           py::arg("max_memory") = int64_t{1} << 30)
       .def_property_readonly("manifest", [](const rt::Network& n) { return std::string(n.package().manifest()); })
       .def_property_readonly("file_bytes", [](const rt::Network& n) { return n.package().file_bytes(); })
       .def_property_readonly("input_shape", [](const rt::Network& n) { return n.package().input_shape(); })
@@ -178,5 +181,11 @@ void bind_runtime(py::module_& m) {
             return steps(n, seconds);
           },
           py::arg("x").noconvert())
+      .def("peaks",
+           [](rt::Network& n) {
+             py::gil_scoped_release release;
+             const rt::Peaks peaks = n.measure_peaks();
+             return std::pair(peaks.macs_per_second, peaks.bytes_per_second);
+           })
       .def("values", &values, py::arg("x").noconvert());
 }

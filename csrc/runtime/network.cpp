@@ -190,6 +190,7 @@ class Network::Plan {
   Plan(Package package, const Options& options)
       : package_(std::move(package)),
         keep_(options.keep_values),
+        max_memory_(options.max_memory),
         kernels_(kernels(std::min(options.isa, detected_isa()))),
         threads_(checked_threads(options.threads)) {
     readers_.resize(nodes().size());
@@ -207,8 +208,8 @@ class Network::Plan {
       for (Buffer& buffer : buffers_) buffer = {buffer.bytes, 0, static_cast<int>(steps_.size()), 0};
     }
     arena_bytes_ = place(&buffers_);
+    check_memory();
     pack_weights();
-    scratch_ = allocate(scratch_bytes_ * threads_.count(), "scratch");
   }
 
   const Package& package() const { return package_; }
@@ -253,6 +254,11 @@ class Network::Plan {
       for (size_t i = 0; i < nodes().size(); ++i) append_rows(nodes()[i], buffer_of_[i], &all[i]);
     }
     return all;
+  }
+
+  Peaks measure_peaks() {
+    const std::lock_guard lock(mutex_);
+    return {peak_macs(), peak_bytes()};
   }
 
  private:
@@ -614,13 +620,23 @@ class Network::Plan {
     add_step(std::move(step), n, bytes(5 * elements(n.shape)));
   }
 
-  void pack_weights() {
-    std::vector<int64_t> sizes;
+  // Before anything of that size is allocated.
+  void check_memory() {
+    int64_t scratch = 0;
     for (const Layer& layer : layers_) {
       const Convolution& c = steps_[layer.step].convolution;
-      sizes.push_back(aligned(kernels_.packed_bytes(c)));
-      weight_bytes_ += sizes.back();
+      infos_[layer.step].weight_bytes = aligned(kernels_.packed_bytes(c));
+      weight_bytes_ += infos_[layer.step].weight_bytes;
+      scratch = std::max(scratch, aligned(kernels_.scratch_bytes(c)));
     }
+    const int64_t wanted = arena_bytes_ + weight_bytes_ + scratch * threads_.count();
+    if (wanted > max_memory_) {
+      fail("the network needs ", wanted, " bytes (", arena_bytes_, " for values, ", weight_bytes_,
+           " for weights, the rest for ", threads_.count(), " threads), max_memory allows ", max_memory_);
+    }
+  }
+
+  void pack_weights() {
     weights_ = allocate(weight_bytes_ + kReadSlack, "weights");
     uint8_t* at = weights_.get();
     for (size_t i = 0; i < layers_.size(); ++i) {
@@ -633,9 +649,9 @@ class Network::Plan {
       const Weights weights{package_.data(n.weight).data(), tensor.bits,
                             packed_bytes(step.convolution.taps(), tensor.bits), bias.data(), multiplier.data()};
       kernels_.pack(step.convolution, weights, at);
+      package_.release(n.weight);  // the kernels read their own layout
       step.packed = at;
-      at += sizes[i];
-      infos_[layers_[i].step].weight_bytes = sizes[i];
+      at += infos_[layers_[i].step].weight_bytes;
     }
   }
 
@@ -793,6 +809,67 @@ class Network::Plan {
     });
   }
 
+  // f() again and again for a tenth of a second, at least three times: seconds of the fastest.
+  template <typename F>
+  static double fastest(const F& f) {
+    using Clock = std::chrono::steady_clock;
+    double least = std::numeric_limits<double>::infinity();
+    const auto start = Clock::now();
+    for (int i = 0; i < 3 || Clock::now() - start < std::chrono::milliseconds(100); ++i) {
+      const auto begin = Clock::now();
+      f();
+      least = std::min(least, std::chrono::duration<double>(Clock::now() - begin).count());
+    }
+    return least;
+  }
+
+  double peak_macs() {
+    // Weights and values of a thread fit a second-level cache; less for scalar kernels, which take as long for it.
+    const int64_t channels = kernels_.isa == Isa::kScalar ? 64 : 512;
+    Convolution c{};
+    c.batch = c.in_height = c.out_height = c.kernel_height = c.kernel_width = c.groups = 1;
+    c.stride_height = c.stride_width = c.dilation_height = c.dilation_width = 1;
+    c.in_channels = c.out_channels = channels;
+    c.in_width = c.out_width = 256 * threads_.count();
+    c.weight_bits = 8;
+    c.x = c.y = CodeGrid{1.0f, 0, 0, 255, false};
+    const auto n = static_cast<size_t>(channels * c.in_width);
+    const std::vector<uint8_t> codes(static_cast<size_t>(channels * channels), 1);
+    const std::vector<float> multiplier(static_cast<size_t>(channels), 1.0f / 512.0f);
+    std::vector<uint8_t> x(n + kReadSlack, 1), y(n + kReadSlack);
+    const Memory packed = allocate(kernels_.packed_bytes(c) + kReadSlack, "peaks");
+    const int64_t each = aligned(kernels_.scratch_bytes(c));
+    const Memory scratch = allocate(each * threads_.count(), "peaks");
+    kernels_.pack(c, {codes.data(), 8, channels, nullptr, multiplier.data()}, packed.get());
+    const double seconds = fastest([&] {
+      threads_.run(threads_.count(), [&](int thread, int64_t part) {
+        kernels_.convolve(c, packed.get(), x.data(), y.data(), {part * 256, (part + 1) * 256, 0, channels},
+                          scratch.get() + thread * each);
+      });
+    });
+    return static_cast<double>(c.positions() * channels * channels) / seconds;
+  }
+
+  double peak_bytes() {
+    constexpr size_t kWords = size_t{64} << 20 >> 3;
+    const std::vector<uint64_t> words(kWords, 1);
+    std::vector<uint64_t> sums(static_cast<size_t>(threads_.count()));
+    const size_t size = kWords / sums.size();
+    const double seconds = fastest([&] {
+      threads_.run(threads_.count(), [&](int, int64_t part) {
+        const uint64_t* at = words.data() + static_cast<size_t>(part) * size;
+        std::array<uint64_t, 8> lanes{};
+        for (size_t i = 0; i + 8 <= size; i += 8) {
+          for (size_t k = 0; k < 8; ++k) lanes[k] += at[i + k];
+        }
+        for (const uint64_t lane : lanes) sums[static_cast<size_t>(part)] += lane;
+      });
+    });
+    // The sums are looked at, so that the loops stay.
+    if (sums.front() == 0) fail("peaks: a sum of ones is 0");
+    return static_cast<double>(size * sums.size() * sizeof(uint64_t)) / seconds;
+  }
+
   void append_rows(const Node& n, int buffer, std::vector<int16_t>* out) const {
     const uint8_t* codes = at(buffer, 1);
     const Shape strides = strides_of(n.shape, false);
@@ -816,6 +893,7 @@ class Network::Plan {
 
   Package package_;
   bool keep_;
+  int64_t max_memory_;
   const KernelTable& kernels_;
   Threads threads_;
   std::mutex mutex_;
@@ -856,6 +934,8 @@ const std::vector<StepInfo>& Network::steps() const { return plan_->infos(); }
 void Network::run(const float* x, int64_t batch, std::span<float* const> outputs, std::span<double> seconds) {
   plan_->run(x, batch, outputs, seconds);
 }
+
+Peaks Network::measure_peaks() { return plan_->measure_peaks(); }
 
 std::vector<std::vector<int16_t>> Network::values(const float* x, int64_t batch) { return plan_->values(x, batch); }
 

@@ -86,6 +86,14 @@ class Mapping {
 
   std::span<const uint8_t> bytes() const { return {static_cast<const uint8_t*>(address_), size_}; }
 
+  // Pages that lie wholly in a part of the file leave this process's memory; a later read brings them back.
+  void release(std::span<const uint8_t> part) const {
+    static const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+    const auto start = static_cast<size_t>(part.data() - bytes().data());
+    const size_t first = (start + page - 1) / page * page, last = (start + part.size()) / page * page;
+    if (first < last) ::madvise(static_cast<uint8_t*>(address_) + first, last - first, MADV_DONTNEED);
+  }
+
  private:
   void* address_ = nullptr;
   size_t size_ = 0;
@@ -187,6 +195,10 @@ Package Package::parse(std::span<const uint8_t> bytes) {
 std::span<const uint8_t> Package::data(int tensor) const {
   const Tensor& entry = tensors_.at(static_cast<size_t>(tensor));
   return bytes_.subspan(data_start_ + entry.offset, entry.bytes);
+}
+
+void Package::release(int tensor) const {
+  if (mapping_ != nullptr) std::static_pointer_cast<const Mapping>(mapping_)->release(data(tensor));
 }
 
 std::vector<int8_t> Package::codes(int tensor) const {

@@ -204,6 +204,7 @@ def _parser() -> _Parser:
 
     sub = verb("report", "one HTML page of the results in the output folder")
     sub.add_argument("--title", help="of the page (default: the model)")
+    sub.add_argument("--runtime", metavar="FILE", help="what `mixbit-run PACKAGE --profile FILE` wrote, for a roofline")
 
     sub = verb("bench", "the ops against copies, torch.compile and other libraries, side by side", data=False)
     sub.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all; see --list)")

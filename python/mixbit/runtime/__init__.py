@@ -42,7 +42,13 @@ class Network:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int = 1, isa: str | None = None, keep_values: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        isa: str | None = None,
+        keep_values: bool = False,
+        max_memory: int = 2**30,
     ) -> None:
         """Maps a package and lays out its weights.
 
@@ -51,12 +57,22 @@ class Network:
             threads: 1 to 1024.
             isa: Caps the instruction set; None is the processor's widest.
             keep_values: Every value keeps its codes and nothing is fused, for `values`.
+            max_memory: Bytes of values (of one image), weights and scratch together that the package may ask for, 1 to
+                2^62; a small file can name large images.
 
         Raises:
-            MixbitError: The file is damaged, no package, or of a newer version; or an argument is wrong.
+            MixbitError: The file is damaged, no package, or of a newer version; it needs more than `max_memory`; or an
+                argument is wrong.
         """
+        if isinstance(max_memory, bool) or not isinstance(max_memory, int) or not 1 <= max_memory <= 2**62:
+            raise MixbitError(f"max_memory={max_memory!r}: expected a whole number of bytes from 1 to 2^62")
         self._network = _call(
-            _C.runtime.Network, os.fspath(path), threads=threads, isa=isa or "", keep_values=keep_values
+            _C.runtime.Network,
+            os.fspath(path),
+            threads=threads,
+            isa=isa or "",
+            keep_values=keep_values,
+            max_memory=max_memory,
         )
         self.input_shape: tuple[int, ...] = tuple(self._network.input_shape)
         self.outputs: list[tuple[str, tuple[int, ...]]] = [(n, tuple(shape)) for n, shape in self._network.outputs]
@@ -110,8 +126,18 @@ class Network:
         steps: list[dict[str, Any]] = _call(self._network.profile, self._checked(x))
         return steps
 
+    def peaks(self) -> tuple[float, float]:
+        """Multiply-accumulates and bytes a second that this machine gives to the network's kernels and threads.
+
+        Measured anew with each call, for about a fifth of a second: a large product of bytes within the caches, and
+        reading memory beyond them. The roof of a roofline over `profile`.
+        """
+        peaks: tuple[float, float] = self._network.peaks()
+        return peaks
+
     def _checked(self, x: Any) -> Reals:
         array = np.asarray(x)
         if array.dtype != np.float32:
             raise MixbitError(f"input has dtype {array.dtype}, expected float32")
-        return np.ascontiguousarray(array)
+        # Views into files and buffers may begin anywhere.
+        return np.require(array, requirements=("C", "A"))

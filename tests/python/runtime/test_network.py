@@ -299,6 +299,11 @@ def test_wrong_inputs_are_named(small) -> None:
     plain[0, 0, 0, :3] = [-1e9, 1e9, -1e9]
     assert np.array_equal(network(odd)[0], network(plain)[0])
     assert np.array_equal(network(x.numpy()[::2])[0], network(x.numpy())[0][::2])
+    # A view into a buffer may begin at any byte.
+    buffer = b"\0" + x.numpy().tobytes()
+    crooked = np.frombuffer(buffer, np.float32, offset=1).reshape(x.shape)
+    assert not crooked.flags.aligned
+    assert np.array_equal(network(crooked)[0], network(x.numpy())[0])
 
 
 def test_steps_and_their_times(small) -> None:
@@ -308,6 +313,16 @@ def test_steps_and_their_times(small) -> None:
     assert all(s["seconds"] >= 0 for s in steps)
     convolution = next(s for s in steps if s["module"] == "a")
     assert (convolution["act_bits"], convolution["weight_bits"], convolution["macs"]) == (8, 4, 8 * 8 * 8 * 8 * 9)
+
+
+def test_peaks_bound_what_a_layer_reaches(small) -> None:
+    _, x, path = small
+    network = Network(path, isa="scalar")
+    macs, moved = network.peaks()
+    assert 1e6 < macs < 1e14
+    assert 1e6 < moved < 1e14
+    assert Network(path, isa="scalar", threads=2).peaks()[0] > 0
+    assert np.array_equal(network(x.numpy())[0], Network(path)(x.numpy())[0])
 
 
 def rewritten(data: bytes, change) -> bytes:

@@ -128,6 +128,8 @@ class Package {
   uint64_t file_bytes() const { return bytes_.size(); }
 
   std::span<const uint8_t> data(int tensor) const;
+  // Gives the memory of a tensor of a mapped file back to the system; data() stays valid and reads the file again.
+  void release(int tensor) const;
   // Codes of a packed tensor, unpacked.
   std::vector<int8_t> codes(int tensor) const;
   // Throws unless the accumulators of a layer fit 32 bits for every possible input.
