@@ -5,8 +5,8 @@ One image, everything interleaved, minimum of repeats. Recipes are uniform ("W4A
 minimum and maximum of the same images, QDQ); "our file" is `mixbit.export.onnx` of the W8A8 network
 (`exact=False`, the faster form). Float torch runs the folded network in the memory format that is faster here.
 Cold start: `mixbit-run` from the start of the process to the written answer, and inside it from opening the package to
-the first answer; the file is in the page cache. Peak memory: resident set of that process, less one that only prints
-its usage, beside the bytes of values (arena) and weights.
+the first answer; the file is in the page cache. Peak memory: of that process up to the first answer, less that of one
+that runs a layer of one weight, beside the bytes of values (arena) and weights.
 
 Usage: python bench/bench_networks.py [--network NAME] [--isa amx|vnni|avx2] [--program mixbit-run] [--again]
 """
@@ -101,18 +101,22 @@ def least(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     return {name: seconds * 1e3 for name, seconds in best.items()}
 
 
-def child(command: list[str], environment: dict[str, str]) -> tuple[float, int, str]:
-    """Seconds, peak resident kilobytes and output of a program."""
-    with tempfile.TemporaryFile("w+") as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"{command} ended with {process.returncode}")
-        said.seek(0)
-        return seconds, usage.ru_maxrss, said.read()
+def said(command: list[str], environment: dict[str, str]) -> str:
+    """What a program prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def number(text: str, before: str, after: str) -> float:
+    """The number between two texts."""
+    return float(text.partition(before)[2].partition(after)[0])
+
+
+def nothing(folder: Path) -> Path:
+    """A package with one weight."""
+    model, x = torch.nn.Sequential(torch.nn.Linear(1, 1)).eval(), torch.ones(1, 1)
+    mixbit.prepare_(model, mixbit.Recipe.uniform(["0"], weight=8, act=8), x)
+    mixbit.calibrate_(model, [x], "maxabs", example=x)
+    return mixbit.export.integer(model, x, folder / "nothing.mixbit")
 
 
 def start_figures(program: Path, package: Path, x: np.ndarray, folder: Path, isa: str) -> dict[str, Any]:
@@ -120,17 +124,19 @@ def start_figures(program: Path, package: Path, x: np.ndarray, folder: Path, isa
     environment = {**os.environ, "MIXBIT_CPU_ISA": isa}
     np.save(folder / "x.npy", x)
     command = [str(program), str(package), "--input", str(folder / "x.npy"), "--output", str(folder / "y.npy")]
-    empty = min(child([str(program), "--help"], environment)[1] for _ in range(5))
-    runs = [child(command, environment) for _ in range(STARTS)]
-    firsts = []
+    seconds, told = [], []
     for _ in range(STARTS):
-        said = child([*command, "--bench", "1"], environment)[2]
-        firsts.append(float(said.partition("first answer after ")[2].partition(" ms")[0]))
+        start = time.perf_counter()
+        said(command, environment)
+        seconds.append(time.perf_counter() - start)
+        told.append(said([*command, "--bench", "1"], environment))
+    empty = said([str(program), str(nothing(folder)), "--bench", "1"], environment)
+    memory = ("process by then: ", " kB")
     network = Network(package, isa=isa)
     return {
-        "W8A8 start of the process to the answer, ms": round(min(run[0] for run in runs) * 1e3, 2),
-        "open to first answer, ms": round(min(firsts), 2),
-        "peak memory, kB": min(run[1] for run in runs) - empty,
+        "W8A8 start of the process to the answer, ms": round(min(seconds) * 1e3, 2),
+        "open to first answer, ms": round(min(number(text, "first answer after ", " ms") for text in told), 2),
+        "peak memory, kB": int(min(number(text, *memory) for text in told) - number(empty, *memory)),
         "values + weights, kB": (network.arena_bytes + network.weight_bytes) // 1024,
         "file, kB": package.stat().st_size // 1024,
     }

@@ -154,6 +154,17 @@ void bind_runtime(py::module_& m) {
                }),
            py::arg("path"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false,
            py::arg("max_memory") = int64_t{1} << 30)
+      .def_static(
+          "from_bytes",
+          [](const py::bytes& data, int threads, const std::string& isa, bool keep_values, int64_t max_memory) {
+            const rt::Options options = options_of(threads, isa, keep_values, max_memory);
+            const auto view = data.cast<std::string_view>();
+            std::vector<uint8_t> bytes(view.begin(), view.end());
+            py::gil_scoped_release release;
+            return rt::Network(rt::Package::own(std::move(bytes)), options);
+          },
+          py::arg("data"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false,
+          py::arg("max_memory") = int64_t{1} << 30)
       .def_property_readonly("manifest", [](const rt::Network& n) { return std::string(n.package().manifest()); })
       .def_property_readonly("file_bytes", [](const rt::Network& n) { return n.package().file_bytes(); })
       .def_property_readonly("input_shape", [](const rt::Network& n) { return n.package().input_shape(); })

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <fstream>
 #include <limits>
 #include <new>
 #include <optional>
@@ -94,6 +95,15 @@ Arguments parse(int argc, char** argv) {
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+// The most memory that this process has had in use so far, kilobytes (of Linux's own account); 0 where it is not told.
+int64_t peak_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) return std::strtoll(line.c_str() + 6, nullptr, 10);
+  }
+  return 0;
+}
+
 // OUT.npy, or OUT.0.npy, OUT.1.npy, ...
 std::string output_path(const std::string& path, size_t i, size_t count) {
   if (count == 1) return path;
@@ -111,6 +121,7 @@ json::Value object() {
 struct Times {
   int runs = 0;
   double load = 0, first = 0, best = 0;  // seconds; `first`: from opening the package to the first answer
+  int64_t memory = 0;                    // kilobytes, after the first answer
   std::vector<double> steps;             // the least of each
   Peaks peaks;
 };
@@ -151,6 +162,7 @@ json::Value profile_of(const Network& network, const Arguments& arguments, int64
   out.set("load_ms", json::Value::of(times.load * 1e3));
   out.set("first_answer_ms", json::Value::of(times.first * 1e3));
   out.set("run_ms", json::Value::of(times.best * 1e3));
+  out.set("peak_memory_kb", json::Value::of(times.memory));
   out.set("peak_macs_per_second", json::Value::of(times.peaks.macs_per_second));
   out.set("peak_bytes_per_second", json::Value::of(times.peaks.bytes_per_second));
   out.set("arena_bytes", json::Value::of(network.arena_bytes()));
@@ -225,6 +237,7 @@ void run(const Arguments& arguments) {
   const auto before_first = Clock::now();
   network.run(x.data.data(), batch, rooms);
   const double first = load + seconds_since(before_first);
+  const int64_t memory = peak_memory();
   if (arguments.output) {
     for (size_t i = 0; i < outputs.size(); ++i) {
       write_npy(output_path(*arguments.output, i, outputs.size()), outputs[i].shape, outputs[i].data.data());
@@ -236,6 +249,7 @@ void run(const Arguments& arguments) {
   found.runs = arguments.bench > 0 ? arguments.bench : 10;
   found.load = load;
   found.first = first;
+  found.memory = memory;
   std::vector<double> times;
   for (int i = 0; i < found.runs; ++i) {
     const auto begin = Clock::now();
@@ -258,6 +272,7 @@ void run(const Arguments& arguments) {
         found.runs, static_cast<long long>(batch), network.threads(), mixbit::isa_name(network.isa()), found.best * 1e3,
         times[times.size() / 2] * 1e3, times.back() * 1e3, static_cast<double>(batch) / found.best, load * 1e3,
         first * 1e3, static_cast<long long>(network.arena_bytes()), static_cast<long long>(network.weight_bytes()));
+    std::printf("peak memory of the process by then: %lld kB\n", static_cast<long long>(memory));
     print_steps(network, batch, found);
   }
   if (arguments.profile) {

@@ -136,11 +136,19 @@ Package Package::open(const std::string& path) {
   const auto mapping = std::make_shared<Mapping>(path);
   try {
     Package package = parse(mapping->bytes());
-    package.mapping_ = mapping;
+    package.memory_ = mapping;
+    package.mapped_ = true;
     return package;
   } catch (const Error& error) {
     fail("'", path, "': ", error.what());
   }
+}
+
+Package Package::own(std::vector<uint8_t> bytes) {
+  const auto memory = std::make_shared<const std::vector<uint8_t>>(std::move(bytes));
+  Package package = parse(*memory);
+  package.memory_ = memory;
+  return package;
 }
 
 Package Package::parse(std::span<const uint8_t> bytes) {
@@ -198,7 +206,7 @@ std::span<const uint8_t> Package::data(int tensor) const {
 }
 
 void Package::release(int tensor) const {
-  if (mapping_ != nullptr) std::static_pointer_cast<const Mapping>(mapping_)->release(data(tensor));
+  if (mapped_) std::static_pointer_cast<const Mapping>(memory_)->release(data(tensor));
 }
 
 std::vector<int8_t> Package::codes(int tensor) const {

@@ -151,6 +151,14 @@ class runtime:  # a submodule; docs/package_format.md has the manifest
             keep_values: bool = False,
             max_memory: int = ...,
         ) -> None: ...
+        @staticmethod
+        def from_bytes(
+            data: bytes,
+            threads: int = 1,
+            isa: str = "",
+            keep_values: bool = False,
+            max_memory: int = ...,
+        ) -> runtime.Network: ...
         manifest: str
         file_bytes: int
         input_shape: list[int]

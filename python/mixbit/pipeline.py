@@ -94,7 +94,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "rounding": None,
         "narrow_range": None,
     },
-    "profile": {"threads": 1, "repeats": 30, "isa": None},
+    "profile": {"threads": 1, "repeats": 30, "isa": None, "cold": False},
     "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),

@@ -315,6 +315,18 @@ def test_steps_and_their_times(small) -> None:
     assert (convolution["act_bits"], convolution["weight_bits"], convolution["macs"]) == (8, 4, 8 * 8 * 8 * 8 * 9)
 
 
+def test_a_package_in_memory(small) -> None:
+    _, x, path = small
+    data = path.read_bytes()
+    network = Network.from_bytes(data, threads=2, isa="scalar", keep_values=True)
+    assert (network.threads, network.isa, network.input_shape) == (2, "scalar", (3, 8, 8))
+    assert np.array_equal(network(x.numpy())[0], Network(path)(x.numpy())[0])
+    with pytest.raises(MixbitError, match=r"bytes, expected \d+: it was cut or added to"):
+        Network.from_bytes(data[:-1])
+    with pytest.raises(MixbitError, match="data is a bytearray, expected bytes"):
+        Network.from_bytes(bytearray(data))
+
+
 def test_peaks_bound_what_a_layer_reaches(small) -> None:
     _, x, path = small
     network = Network(path, isa="scalar")

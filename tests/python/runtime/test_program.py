@@ -98,6 +98,8 @@ def test_times_and_the_profile(folder: Path, tmp_path: Path) -> None:
     assert sum(s["ms"] for s in profile["steps"]) > 0
     # Shares follow from the times and the peaks, and the table shows them.
     assert re.search(r"loaded in [\d.]+ ms, first answer after [\d.]+ ms", shown)
+    assert f"peak memory of the process by then: {profile['peak_memory_kb']} kB" in shown
+    assert 500 < profile["peak_memory_kb"] < 200_000
     assert profile["first_answer_ms"] > profile["load_ms"] > 0
     for step in profile["steps"]:
         seconds = max(step["ms"] * 1e-3, 1e-9)
@@ -106,6 +108,18 @@ def test_times_and_the_profile(folder: Path, tmp_path: Path) -> None:
         assert step["bandwidth_share"] == pytest.approx(moved / seconds / profile["peak_bytes_per_second"])
         assert f"{step['kernel']} {step['module'] or step['node']}\n" in shown
     assert re.search(r"peak: [\d.]+ GMAC/s, [\d.]+ GB/s from memory", shown)
+
+
+def test_the_installed_program_is_the_built_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = mixbit.runtime.program()
+    assert os.access(path, os.X_OK)
+    assert path.read_bytes() == PROGRAM.read_bytes()
+    code = "import sys; from mixbit.runtime import run_program; sys.argv[0] = 'mixbit-run'; run_program()"
+    said = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("usage: mixbit-run PACKAGE")
+    monkeypatch.setattr(mixbit.runtime, "__file__", str(tmp_path / "runtime" / "__init__.py"))
+    with pytest.raises(mixbit.MixbitError, match="mixbit-run' is missing; build mixbit anew"):
+        mixbit.runtime.program()
 
 
 def test_what_a_package_may_ask_for_is_bounded(folder: Path, tmp_path: Path) -> None:

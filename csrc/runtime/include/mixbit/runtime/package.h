@@ -117,6 +117,8 @@ class Package {
   static Package open(const std::string& path);
   // Reads a package from memory that outlives it.
   static Package parse(std::span<const uint8_t> bytes);
+  // Reads a package from memory that becomes its own.
+  static Package own(std::vector<uint8_t> bytes);
 
   const std::vector<Node>& nodes() const { return nodes_; }
   const std::vector<Tensor>& tensors() const { return tensors_; }
@@ -147,7 +149,8 @@ class Package {
   std::string_view manifest_;
   std::span<const uint8_t> bytes_;
   uint64_t data_start_ = 0;
-  std::shared_ptr<const void> mapping_;
+  std::shared_ptr<const void> memory_;  // of the bytes: a mapped file, a vector, or another's
+  bool mapped_ = false;
 };
 
 // What a tensor of a new package holds: int8 codes, int32, fp32 or bytes, row by row.
