@@ -94,7 +94,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "rounding": None,
         "narrow_range": None,
     },
-    "profile": {"threads": 1, "repeats": 30, "isa": None},
+    "profile": {"threads": 1, "repeats": 30, "isa": None, "cold": False},
     "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),
@@ -128,7 +128,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
     "verify": {"artifacts": None, "images": 64, "method": "mse"},
-    "report": {"title": None},
+    "report": {"title": None, "runtime": None},
 }
 
 #: Files that the stage `export` makes, by format, and the dialects of each, the first by default.
@@ -456,6 +456,8 @@ class Pipeline:
             files.append(_digest(_recipe_content(Recipe.load(options["recipe"]))))
         if verb == "verify":
             files += [file_digest(path) for path in self._artifacts(options)]
+        if verb == "report" and options["runtime"] is not None:
+            files.append(_digest(_runtime_profile(Path(options["runtime"]))))
         content = {"model_and_data": self.content}
         if verb in ("search", "retrain") or options.get("search") is not None:
             content["training"] = self._training_content
@@ -796,7 +798,7 @@ class Pipeline:
         return mixbit.prepare_(self._restored(found, state), recipe, self.example)
 
     def retrain(self, options: dict[str, Any]) -> list[str]:
-        """trained.safetensors, history.json and history.csv: the network trained at the recipe's bits.
+        """trained.safetensors, history.json, history.csv, thresholds.json: the network trained at the recipe's bits.
 
         Training goes on from the weights of a search where the recipe came from one.
         """
@@ -813,14 +815,17 @@ class Pipeline:
                 mixbit.optimize_rounding_(model, self.calibration)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
         torch.manual_seed(self.config.seed)  # whatever the stages before it have drawn
+        before = mixbit.retrain.threshold_histograms(model)
         history = mixbit.retrain.fit(model, self.training, mechanisms=mechanisms, **fitting)
+        distances = {"before": before, "after": mixbit.retrain.threshold_histograms(model)}
         self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
         extra = self._save_trained_recipe(model, recipe)
         write_text(self.folder / "history.json", json.dumps(history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "history.csv", history.to_csv())
+        write_text(self.folder / "thresholds.json", json.dumps(distances, indent=1) + "\n")
         fitting["checkpoint"].unlink(missing_ok=True)
-        return [TRAINED, "history.json", "history.csv", *extra]
+        return [TRAINED, "history.json", "history.csv", "thresholds.json", *extra]
 
     def _save_trained_recipe(self, model: nn.Module, recipe: Recipe) -> list[str]:
         """The recipe with the extra levels that training has given, if it has; the files."""
@@ -1153,6 +1158,7 @@ class Pipeline:
         found = mixbit.layers(self.model, self.example)
         sweep, history = self.folder / "sweep.json", self.folder / "history.json"
         trained = history.exists() and self._trains
+        distances = self.folder / "thresholds.json"
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
         searched = self.folder / "search.json"
         made_by = "search" if self._searched(recipe) is not None else "assign"
@@ -1172,13 +1178,34 @@ class Pipeline:
             evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
             sweep=json.loads(sweep.read_text()) if sweep.exists() else None,
             training=json.loads(history.read_text()) if trained else None,
+            distances=json.loads(distances.read_text()) if trained and distances.exists() else None,
             search=json.loads(searched.read_text()) if made_by == "search" else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             refinement=refinement,
+            runtime=None if options["runtime"] is None else _runtime_profile(Path(options["runtime"])),
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
         )
         write_text(self.folder / "report.html", html)
         return ["report.html"]
+
+
+def _runtime_profile(path: Path) -> dict[str, Any]:
+    """What `mixbit-run --profile` wrote."""
+    try:
+        document = json.loads(path.read_text())
+        for key in ("isa", "threads", "batch", "run_ms", "first_answer_ms", "arena_bytes", "weight_bytes"):
+            document[key]
+        for step in document["steps"]:
+            for key in ("module", "node", "kernel", "ms", "macs", "mac_share", "bandwidth_share", "value_bytes"):
+                step[key]
+        valid = document["peak_macs_per_second"] > 0 and document["peak_bytes_per_second"] > 0
+    except OSError as error:
+        raise MixbitError(f"runtime: cannot read {str(path)!r}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MixbitError(f"runtime: {str(path)!r} is no profile of mixbit-run: {error!r}") from error
+    if not valid:
+        raise MixbitError(f"runtime: {str(path)!r} states no peaks")
+    return dict(document)
 
 
 @dataclasses.dataclass

@@ -14,10 +14,12 @@ from mixbit.recipe import Recipe
 from mixbit.report.svg import (
     Bar,
     Dot,
+    Kernel,
     bits_chart,
     heat_map,
     line_chart,
     paired_bars,
+    roofline,
     scatter,
     stacked_bars,
     standalone,
@@ -32,6 +34,7 @@ __all__ = [
     "loss_curve",
     "number",
     "render",
+    "roofline_chart",
     "scatter",
     "stacked_bars",
     "standalone",
@@ -57,6 +60,8 @@ def render(
     training: Mapping[str, Any] | None = None,
     refinement: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
+    runtime: Mapping[str, Any] | None = None,
+    distances: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
 ) -> str:
     """Builds the report.
 
@@ -74,6 +79,9 @@ def render(
         training: The history of the training at the recipe's bits (`history.json`); None if not trained.
         refinement: How `recipe` was refined (`refinement.json`); None if it was not.
         search: The history of the search that made the recipe (`search.json`); None if another method did.
+        runtime: Times of the steps of the integer network (`mixbit-run --profile`); None if not measured.
+        distances: Weights of each layer by their distance from the nearest decision threshold, "before" and "after" the
+            training (`thresholds.json`); None if not trained.
 
     Returns:
         HTML.
@@ -117,10 +125,14 @@ def render(
         training=training,
         curve="" if training is None else jinja2.filters.Markup(loss_curve(training["loss"])),
         switching="" if training is None else jinja2.filters.Markup(switch_curve(training)),
+        distances=[] if distances is None else [jinja2.filters.Markup(svg) for svg in distance_pictures(distances)],
         levels=[] if training is None else extra_levels(recipe, training),
         searched=[] if search is None else [jinja2.filters.Markup(svg) for svg in search_pictures(search, assignment)],
         predicted=_predicted(assignment["predicted_sqnr_db"] if refinement is None else recipe.sqnr_db),
         refinement=refinement,
+        runtime=runtime,
+        slowest=[] if runtime is None else sorted(runtime["steps"], key=lambda step: -step["ms"])[:12],
+        roof="" if runtime is None else jinja2.filters.Markup(roofline_chart(runtime)),
         latencies=None if refinement is None else jinja2.filters.Markup(latency_chart(refinement)),
     )
 
@@ -141,6 +153,43 @@ def switch_curve(history: Mapping[str, Any]) -> str:
     figures = [(text, history["figures"].get(name)) for name, text in shown.items()]
     series = [(text, [(float(step), float(value)) for step, value in points]) for text, points in figures if points]
     return line_chart(series, ("step", "share"), "Level switches") if series else ""
+
+
+def distance_pictures(distances: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:
+    """Histograms of the distance of weights from their nearest decision threshold, as SVG; none without weights.
+
+    Args:
+        distances: "before" and "after": of each layer how many weights are in each bin from 0 to half a step.
+
+    Returns:
+        All weights before and after, in percent; and each layer after, in percent of its weights.
+    """
+    layers = {name: counts for name, counts in distances["after"].items() if sum(counts)}
+    if not layers:
+        return []
+    bins = len(next(iter(layers.values())))
+    named = [f"{0.5 * i / bins:.2f} to {0.5 * (i + 1) / bins:.2f}" for i in range(bins)]
+    shares = {
+        when: _percent([sum(column) for column in zip(*of.values(), strict=True)]) for when, of in distances.items()
+    }
+    rows = [
+        (name, (Bar("before", before, f"{before:.1f} %"), Bar("after", after, f"{after:.1f} %")))
+        for name, before, after in zip(named, shares["before"], shares["after"], strict=True)
+    ]
+    return [
+        paired_bars(rows, "Weights by their distance from the nearest threshold, in steps of their grids"),
+        stacked_bars(
+            [(name, _percent(counts)) for name, counts in layers.items()],
+            named,
+            "%",
+            "Weights of each layer by their distance from the nearest threshold, after training",
+        ),
+    ]
+
+
+def _percent(counts: Sequence[int]) -> list[float]:
+    total = sum(counts) or 1
+    return [100.0 * count / total for count in counts]
 
 
 def extra_levels(recipe: Recipe, history: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -194,6 +243,28 @@ def latency_chart(refinement: Mapping[str, Any]) -> str:
         for row in refinement["layers"]
     ]
     return paired_bars(rows, "Latency of each layer before and after refinement")
+
+
+def roofline_chart(runtime: Mapping[str, Any]) -> str:
+    """The layers of an integer network under the roof of the machine that ran it, as SVG.
+
+    Args:
+        runtime: What `mixbit-run --profile` wrote.
+    """
+    kernels = [
+        Kernel(
+            step["module"] or step["node"],
+            float(step["macs"] * runtime["batch"]),
+            float(step["value_bytes"] * runtime["batch"] + step["weight_bytes"]),
+            max(step["ms"], 1e-6) * 1e-3,
+        )
+        for step in runtime["steps"]
+        if step["macs"]
+    ]
+    if not kernels:
+        return ""
+    title = f"Layers, {runtime['isa']} kernels, {runtime['threads']} thread(s), {runtime['batch']} input(s)"
+    return roofline(kernels, runtime["peak_macs_per_second"], runtime["peak_bytes_per_second"], title)
 
 
 def _predicted(value: float | str | None) -> str:

@@ -6,6 +6,7 @@ history = mixbit.retrain.fit(model, training_batches, epochs=3, teacher=float_mo
 """
 
 from mixbit.retrain import storage
+from mixbit.retrain.distances import threshold_distances, threshold_histograms
 from mixbit.retrain.fit import MakeOptimizer, fit
 from mixbit.retrain.mechanisms import Mechanisms
 from mixbit.retrain.oscillations import Dampening, IterativeFreezing
@@ -23,4 +24,6 @@ __all__ = [
     "ThresholdAware",
     "fit",
     "storage",
+    "threshold_distances",
+    "threshold_histograms",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
+from mixbit.retrain.distances import FARTHEST, distances_of
 from mixbit.retrain.levels import TrackedWeights
 
 #: What is kept of each weight beside its code, by score.
@@ -260,7 +261,8 @@ class SwitchTracker:
                 # Never 0, which is never flagged.
                 values = 1 - torch.rand(weight.shape, generator=generator).to(weight.device)
             else:
-                values = _closeness(weight, quantizer, present)
+                (distances,) = distances_of([weight], [quantizer])
+                values = (FARTHEST - distances).clamp(min=1e-6)
             count = torch.ones_like(values)
             if group > 1:
                 grouped, count = _grouped(values, group)
@@ -358,15 +360,3 @@ def _expanded(flags: Tensor, group: int, weight: Tensor) -> Tensor:
     if group == 1:
         return flags
     return flags.repeat_interleave(group, dim=1)[:, : weight.shape[1]]
-
-
-def _closeness(weight: Tensor, quantizer: Any, extra: Tensor) -> Tensor:
-    """1/2 minus the distance to the nearest threshold in steps of the weight's own grid, at least a little above 0."""
-    scale = quantizer.effective_scale().reshape([-1] + [1] * (weight.dim() - 1))
-    steps = torch.exp2(extra.float())
-    low, high = quantizer.quant_range()
-    left_out = low + high + 1
-    v = weight.float() / (scale / steps)
-    lowest, highest = (low - left_out) * steps + left_out + 0.5, (high + 1) * steps - 1.5
-    nearest = torch.minimum(torch.maximum(torch.floor(v) + 0.5, lowest), highest)
-    return (0.5 - (v - nearest).abs()).clamp(min=1e-6)

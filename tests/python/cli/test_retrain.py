@@ -144,7 +144,7 @@ def test_a_killed_stage_goes_on_only_with_the_data_it_had(changed: bool, tmp_pat
     assert steps == (list(range(1, 9)) if changed else [6, 7, 8])
     assert not partial.exists()
     Pipeline(config("calm")).run()
-    for name in ("trained.safetensors", "history.json", "history.csv", "retrain.manifest.json"):
+    for name in ("trained.safetensors", "history.json", "history.csv", "thresholds.json", "retrain.manifest.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
 
 
@@ -406,8 +406,14 @@ def test_every_mechanism_in_a_run_killed_and_resumed(tmp_path: Path) -> None:
     evaluation = json.loads((calm / "evaluation.json").read_text())
     assert abs(evaluation["integer"] - evaluation["quantized"]) <= 200 / 32
     html = (calm / "report.html").read_text()
-    for word in ("Level switches", "weights with extra levels", "the loss of its batch went from"):
+    words = ("Level switches", "weights with extra levels", "the loss of its batch went from")
+    for word in (*words, "distance from the nearest threshold"):
         assert word in html, word
+    distances = json.loads((calm / "thresholds.json").read_text())
+    for when in ("before", "after"):
+        counts = {name: sum(counts) for name, counts in distances[when].items()}
+        assert counts == {name: state[f"{name}.weight"].numel() for name in recipe.layers}
+    assert distances["before"] != distances["after"]
     # Without the mechanism the files of the levels go, too.
     run(document(calm, *LEVELS, {"retrain": {"epochs": 1}}, "evaluate"))
     assert not list(calm.glob("trained_recipe*"))
