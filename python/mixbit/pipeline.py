@@ -94,7 +94,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "rounding": None,
         "narrow_range": None,
     },
-    "profile": {"threads": 1, "repeats": 30, "isa": None},
+    "profile": {"threads": 1, "repeats": 30, "isa": None, "cold": False},
     "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),
@@ -128,7 +128,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
     "verify": {"artifacts": None, "images": 64, "method": "mse"},
-    "report": {"title": None},
+    "report": {"title": None, "runtime": None},
 }
 
 #: Files that the stage `export` makes, by format, and the dialects of each, the first by default.
@@ -456,6 +456,8 @@ class Pipeline:
             files.append(_digest(_recipe_content(Recipe.load(options["recipe"]))))
         if verb == "verify":
             files += [file_digest(path) for path in self._artifacts(options)]
+        if verb == "report" and options["runtime"] is not None:
+            files.append(_digest(_runtime_profile(Path(options["runtime"]))))
         content = {"model_and_data": self.content}
         if verb in ("search", "retrain") or options.get("search") is not None:
             content["training"] = self._training_content
@@ -1187,10 +1189,30 @@ class Pipeline:
             search=json.loads(searched.read_text()) if made_by == "search" else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             refinement=refinement,
+            runtime=None if options["runtime"] is None else _runtime_profile(Path(options["runtime"])),
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
         )
         write_text(self.folder / "report.html", html)
         return ["report.html"]
+
+
+def _runtime_profile(path: Path) -> dict[str, Any]:
+    """What `mixbit-run --profile` wrote."""
+    try:
+        document = json.loads(path.read_text())
+        for key in ("isa", "threads", "batch", "run_ms", "first_answer_ms", "arena_bytes", "weight_bytes"):
+            document[key]
+        for step in document["steps"]:
+            for key in ("module", "node", "kernel", "ms", "macs", "mac_share", "bandwidth_share", "value_bytes"):
+                step[key]
+        valid = document["peak_macs_per_second"] > 0 and document["peak_bytes_per_second"] > 0
+    except OSError as error:
+        raise MixbitError(f"runtime: cannot read {str(path)!r}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MixbitError(f"runtime: {str(path)!r} is no profile of mixbit-run: {error!r}") from error
+    if not valid:
+        raise MixbitError(f"runtime: {str(path)!r} states no peaks")
+    return dict(document)
 
 
 @dataclasses.dataclass
