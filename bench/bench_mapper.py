@@ -6,13 +6,16 @@ saving: EDP saved from 16 to 8 bits, proven, and as a random search with the ref
 without gain, 15000 invalid ones in a row) would have claimed; its mappings a second, one thread.
 claim: energy of real networks at uniform 16 and 8 bits, each at its own proven optimum, and of the cheapest recipe that
 loses at most 1 %p (exact assignment on the mapper's energies, biases corrected). Depthwise layers are grouped here.
+check: the bounded search's optima of all four objectives and all 216 width classes against every mapping of the space,
+scored one by one by build/tests/cpp/bench_mapper, which uses nothing of the search. "grouped": depthwise layers, one
+channel a group.
 nests: the loop nests that Timeloop's random search published for the pointwise layer 64 -> 128 at 56 x 56, scored by
-our evaluate, beside the optimum of the same space.
+our evaluate, beside the optimum of the same space; and the nest that FactorFlow published for a matrix product.
 peers: the energy optimum of that layer on Eyeriss, by us (with the published constraints; with any loops at any level)
 and by ZigZag (LOMA, `pip install zigzag-dse`; skipped where it is missing), which is given the unrolling of our optimum
 and whose nest is scored by our evaluate too: the two models count differently, so only that number compares.
 
-Usage: python bench/bench_mapper.py [speed] [saving] [claim] [nests] [peers] [--network NAME] [--again]
+Usage: python bench/bench_mapper.py [speed] [saving] [claim] [check] [nests] [peers] [--network NAME] [--again]
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import argparse
 import copy
 import importlib.util
 import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,9 +42,10 @@ from mixbit.hw import mapper
 
 CLASSES = (2, 3, 4, 5, 8, 16)  # one width of each class of a 16-bit word
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
-PARTS = ("speed", "saving", "claim", "nests", "peers")
+PARTS = ("speed", "saving", "claim", "check", "nests", "peers")
 POINTWISE = {"C": 64, "M": 128, "P": 56, "Q": 56}
-POINTS = Path(__file__).resolve().parents[1] / "tests" / "data" / "timeloop_points.json"
+ROOT = Path(__file__).resolve().parents[1]
+POINTS = ROOT / "tests" / "data" / "timeloop_points.json"
 
 
 def published() -> hw.Workload:
@@ -138,6 +143,14 @@ def optimum(arch: hw.Architecture, problem: dict[str, Any], width: int, objectiv
     return hw.map_network(arch, hw.Workload.from_shapes([problem]), bits, objective, threads=1).layers[0]
 
 
+def check(name: str, layers: str, program: Path) -> dict[str, Any]:
+    method = {"as full convolutions": "check", "grouped": "check_grouped"}[layers]
+    done = subprocess.run([str(program), name, "edp", method, "all"], stdout=subprocess.PIPE, text=True, check=False)
+    figures = json.loads(done.stdout)
+    assert isinstance(figures, dict)
+    return figures
+
+
 def nests(point: str) -> dict[str, Any]:
     reference = json.loads(POINTS.read_text(encoding="utf-8"))
     found = next(p for p in reference["points"] if p["id"] == point)
@@ -166,6 +179,51 @@ def unconstrained() -> hw.Architecture:
         level["constraints"] = {k: rules[k] for k in ("keep", "bypass", *closed) if k in rules}
     document["levels"][3]["constraints"]["temporal"] = {"dims": []}  # the column stores nothing
     return hw.Architecture.from_dict(document | {"name": "eyeriss, any loops"})
+
+
+def factorflow() -> dict[str, Any]:
+    """FactorFlow's published nest for M 3072, K 1024, N 4096 on Eyeriss, and the optimum of the space it is from.
+
+    Its buffer has 128 KiB, and its values have 8 bits (https://github.com/EMJzero/FactorFlow, solutions_db.py,
+    `arch_eyeriss_factorflow_1`); it fixes which dimensions unroll and the order at each memory, and chooses factors.
+    K is our C, its N (columns of the product) our N.
+    """
+    document = unconstrained().to_dict()
+    levels = document["levels"]
+    levels[4]["size"] = 65536
+    for at in (1, 2, 4):
+        levels[at]["constraints"]["temporal"] = {"order": ["N", "C", "M"]}
+    levels[5]["constraints"]["temporal"] = {"order": ["C", "M", "N"]}
+    levels[4]["constraints"]["spatial_x"] = {"dims": ["M"]}
+    levels[3]["constraints"]["spatial_y"] = {"dims": ["M", "C"]}
+    arch = hw.Architecture.from_dict(document | {"name": "eyeriss, as FactorFlow has it"})
+    problem, bits = {"C": 1024, "M": 3072, "N": 4096}, {"act": 8, "weight": 8, "out": 8}
+    loops: dict[str, dict[str, Any]] = {
+        "psum_spad": {"temporal_inner_to_outer": [["M", 4]]},
+        "weights_spad": {"temporal_inner_to_outer": [["C", 16]]},
+        "ifmap_spad": {},
+        "DummyBuffer": {"spatial_y": [["M", 12]]},
+        "shared_glb": {"spatial_x": [["M", 8]], "temporal_inner_to_outer": [["N", 256], ["C", 8]]},
+        "DRAM": {"temporal_inner_to_outer": [["C", 8], ["M", 8], ["N", 16]]},
+    }
+    nest = [
+        {"level": level.name, "keep": level.constraints.get("keep", []), "spatial_x": [], "spatial_y": []}
+        | {"temporal_inner_to_outer": []}
+        | loops[level.name]
+        for level in arch.levels
+    ]
+    scored = hw.evaluate(arch, problem, hw.Mapping.from_dict(nest), bits)
+    best = optimum(arch, problem, 8, "edp")
+    assert best.edp <= scored.edp
+    return {
+        "published uJ": "",
+        "published cycles": "",
+        "scored uJ": round(scored.energy_pj / 1e6, 2),
+        "scored cycles": scored.cycles,
+        "scored EDP": round(scored.edp, 2),
+        "optimal EDP": round(best.edp, 2),
+        "above the optimum %": round(100 * (scored.edp / best.edp - 1), 1),
+    }
 
 
 def ours(arch: hw.Architecture) -> dict[str, Any]:
@@ -282,6 +340,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=PARTS, default=[*PARTS])
     parser.add_argument("--network", action="append", help="of the claim (default: ResNet-20)")
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
+    parser.add_argument("--program", type=Path, default=ROOT / "build" / "tests" / "cpp" / "bench_mapper")
     options = parser.parse_args()
     torch.set_num_threads(1)
     jobs: list[tuple[str, dict[str, Any], Callable[[], dict[str, Any]]]] = []
@@ -297,9 +356,14 @@ def main() -> None:
             for network in options.network or ["ResNet-20"]:
                 config = {"part": "claim", "architecture": name, "network": network, "images": pack()}
                 jobs.append(("mapper", config, lambda n=name, w=network: claim(w, n)))
+        if "check" in options.parts:
+            for layers in ("as full convolutions", "grouped"):
+                config = {"part": "check", "architecture": name, "depthwise": layers}
+                jobs.append(("mapper", config, lambda n=name, d=layers: check(n, d, options.program)))
     if "nests" in options.parts:
         for point in ("eyeriss-8_8_8-L5", "simba-native-L5", "simba-4_4_4-L5"):
             jobs.append(("mapper", {"part": "nests", "point": point}, lambda p=point: nests(p)))
+        jobs.append(("mapper", {"part": "nests", "point": "FactorFlow, KQV of BERT large"}, factorflow))
     if "peers" in options.parts:
         published_loops, any_loops = hw.Architecture.load("eyeriss"), unconstrained()
         peers = {
@@ -310,6 +374,7 @@ def main() -> None:
             print("peers: ZigZag is not installed (pip install zigzag-dse); its row is skipped")
         else:
             peers["ZigZag, LOMA"] = zigzag
+        print("peers: AccelForge needs Python 3.12 or later and is not run; its row is skipped")
         jobs += [("mapper", {"part": "peers", "mapper": name}, run) for name, run in peers.items()]
     for file, config, run in jobs:
         print(config, measure(file, config, run, again=options.again)["figures"], flush=True)

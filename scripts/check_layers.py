@@ -18,7 +18,7 @@ CPP_ROOMS: dict[str, set[str]] = {
     "hw": {"common"},
     "storage": {"common"},
     "runtime": {"common"},
-    "ops": {"common", "kernels"},
+    "ops": {"common", "kernels", "runtime"},
     "bindings": {"common", "assign", "hw", "storage", "runtime"},
 }
 # Third-party headers by first path element, and the rooms that may see them.

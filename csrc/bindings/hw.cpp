@@ -416,10 +416,8 @@ hw::SearchOptions read_search(const std::string& objective, int threads, const s
   options.threads = threads;
   if (method == "exhaustive") {
     options.method = hw::Method::kExhaustive;
-  } else if (method == "every_order") {
-    options.method = hw::Method::kEveryOrder;
   } else if (method != "bounded") {
-    fail("method: " + method + ", expected bounded, exhaustive or every_order");
+    fail("method: " + method + ", expected bounded or exhaustive");
   }
   options.model = read_options(semantics, "sampled", scale_mac);
   return options;

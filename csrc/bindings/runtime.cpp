@@ -22,7 +22,7 @@ using Reals = py::array_t<float, py::array::c_style>;
 
 std::string shown(const py::handle& value) { return py::repr(value).cast<std::string>(); }
 
-// (name, bits, array): int8 codes of `bits` bits; bits 0 with int32 or float32.
+// (name, bits, array): int8 codes of `bits` bits; bits 0 with int32, float32 or uint8.
 rt::Array to_array(const py::tuple& entry, std::vector<py::array>* kept) {
   rt::Array out;
   out.name = entry[0].cast<std::string>();
@@ -33,8 +33,10 @@ rt::Array to_array(const py::tuple& entry, std::vector<py::array>* kept) {
     out.type = rt::TensorType::kInt32;
   } else if (known && out.bits == 0 && array.dtype().equal(py::dtype::of<float>())) {
     out.type = rt::TensorType::kFloat32;
+  } else if (known && out.bits == 0 && array.dtype().equal(py::dtype::of<uint8_t>())) {
+    out.type = rt::TensorType::kUint8;
   } else if (!known || out.bits == 0) {
-    throw rt::Error("tensor '" + out.name + "': expected int8 codes, or int32 or float32 with 0 bits");
+    throw rt::Error("tensor '" + out.name + "': expected int8 codes, or int32, float32 or uint8 with 0 bits");
   }
   out.shape.assign(array.shape(), array.shape() + array.ndim());
   out.data = array.data();
@@ -127,8 +129,9 @@ py::list steps(const rt::Network& network, const std::vector<double>& seconds) {
   return list;
 }
 
-rt::Options options_of(int threads, const std::string& isa, bool keep_values) {
+rt::Options options_of(int threads, const std::string& isa, bool keep_values, int64_t max_memory) {
   rt::Options options;
+  options.max_memory = max_memory;
   options.threads = threads;
   options.keep_values = keep_values;
   if (!isa.empty() && !rt::parse_isa(isa.c_str(), &options.isa)) {
@@ -143,12 +146,25 @@ void bind_runtime(py::module_& m) {
   py::module_ runtime = m.def_submodule("runtime");
   runtime.def("make_package", &make_package, py::arg("manifest"), py::arg("tensors"));
   py::class_<rt::Network>(runtime, "Network")
-      .def(py::init([](const std::string& path, int threads, const std::string& isa, bool keep_values) {
-             const rt::Options options = options_of(threads, isa, keep_values);
-             py::gil_scoped_release release;
-             return rt::Network(rt::Package::open(path), options);
-           }),
-           py::arg("path"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false)
+      .def(py::init(
+               [](const std::string& path, int threads, const std::string& isa, bool keep_values, int64_t max_memory) {
+                 const rt::Options options = options_of(threads, isa, keep_values, max_memory);
+                 py::gil_scoped_release release;
+                 return rt::Network(rt::Package::open(path), options);
+               }),
+           py::arg("path"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false,
+           py::arg("max_memory") = int64_t{1} << 30)
+      .def_static(
+          "from_bytes",
+          [](const py::bytes& data, int threads, const std::string& isa, bool keep_values, int64_t max_memory) {
+            const rt::Options options = options_of(threads, isa, keep_values, max_memory);
+            const auto view = data.cast<std::string_view>();
+            std::vector<uint8_t> bytes(view.begin(), view.end());
+            py::gil_scoped_release release;
+            return rt::Network(rt::Package::own(std::move(bytes)), options);
+          },
+          py::arg("data"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false,
+          py::arg("max_memory") = int64_t{1} << 30)
       .def_property_readonly("manifest", [](const rt::Network& n) { return std::string(n.package().manifest()); })
       .def_property_readonly("file_bytes", [](const rt::Network& n) { return n.package().file_bytes(); })
       .def_property_readonly("input_shape", [](const rt::Network& n) { return n.package().input_shape(); })
@@ -176,5 +192,11 @@ void bind_runtime(py::module_& m) {
             return steps(n, seconds);
           },
           py::arg("x").noconvert())
+      .def("peaks",
+           [](rt::Network& n) {
+             py::gil_scoped_release release;
+             const rt::Peaks peaks = n.measure_peaks();
+             return std::pair(peaks.macs_per_second, peaks.bytes_per_second);
+           })
       .def("values", &values, py::arg("x").noconvert());
 }

@@ -557,25 +557,6 @@ void Nodes::price(Cost* cost) {
   price_cycles(cost);
 }
 
-std::vector<SlotOrder> Nodes::all_orders(int level) const {
-  SlotOrder order = orders_[level];
-  const auto begin = order.dims.begin() + order.before, end = begin + order.free;
-  std::vector<int8_t> loops;
-  std::copy_if(begin, end, std::back_inserter(loops), [&](int d) { return factors_[d][level] > 1.0; });
-  std::sort(loops.begin(), loops.end());
-  std::vector<SlotOrder> result;
-  do {
-    SlotOrder fixed = order;
-    auto next = std::copy(loops.begin(), loops.end(), fixed.dims.begin() + order.before);
-    next = std::copy(end, order.dims.begin() + order.count, next);
-    fixed.count = static_cast<int>(next - fixed.dims.begin());
-    fixed.before = fixed.count;
-    fixed.free = 0;
-    result.push_back(fixed);
-  } while (std::next_permutation(loops.begin(), loops.end()));
-  return result;
-}
-
 namespace {
 
 // Builds the orders of one level's free loops from inside out and leaves out what cannot matter.

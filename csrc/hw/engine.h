@@ -138,7 +138,6 @@ class Nodes {
   const SlotOrder& order(int level) const { return orders_[level]; }
   // Orders of the free loops of a level that can differ in a count and are not dominated; one at least.
   std::vector<SlotOrder> orders_to_try(int level) const;
-  std::vector<SlotOrder> all_orders(int level) const;
   bool open_order(int level) const;  // whether there are two loops or more to order
 
   Mapping mapping() const;

@@ -423,8 +423,7 @@ class Descent {
     }
     const int level = open[next];
     const SlotOrder before = nodes_.order(level);
-    const bool every = engine_.options.method == Method::kEveryOrder;
-    for (const SlotOrder& each : every ? nodes_.all_orders(level) : nodes_.orders_to_try(level)) {
+    for (const SlotOrder& each : nodes_.orders_to_try(level)) {
       nodes_.set_order(level, each);
       order(open, next + 1, tried);
       nodes_.set_order(level, before);

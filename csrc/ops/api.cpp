@@ -149,6 +149,33 @@ at::Tensor unpack_bits(const at::Tensor& packed, int64_t bits, int64_t n, bool i
       .call(packed, bits, n, is_signed);
 }
 
+at::Tensor int_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                      const at::Tensor& multiplier, at::IntArrayRef stride, at::IntArrayRef padding,
+                      at::IntArrayRef dilation, int64_t groups, int64_t x_zero_point, int64_t y_zero_point,
+                      int64_t y_low, int64_t y_high, int64_t weight_bits) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                               const at::Tensor&, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, int64_t, int64_t,
+                               int64_t, int64_t, int64_t, int64_t);
+  return typed_op<Signature>("mixbit::int_conv2d")
+      .call(x, weight, bias, multiplier, stride, padding, dilation, groups, x_zero_point, y_zero_point, y_low, y_high,
+            weight_bits);
+}
+
+at::Tensor int_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                      const at::Tensor& multiplier, int64_t x_zero_point, int64_t y_zero_point, int64_t y_low,
+                      int64_t y_high, int64_t weight_bits) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                               const at::Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t);
+  return typed_op<Signature>("mixbit::int_linear")
+      .call(x, weight, bias, multiplier, x_zero_point, y_zero_point, y_low, y_high, weight_bits);
+}
+
+at::Tensor requantize(const at::Tensor& total, const at::Tensor& multiplier, int64_t zero_point, int64_t low,
+                      int64_t high, OptionalInt axis) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, int64_t, OptionalInt);
+  return typed_op<Signature>("mixbit::requantize").call(total, multiplier, zero_point, low, high, axis);
+}
+
 at::Tensor sample_gates(const at::Tensor& gate_logits, const at::Tensor& noise, double temperature) {
   return ops::call_sample_gates(gate_logits, noise, temperature);
 }

@@ -128,6 +128,24 @@ TORCH_LIBRARY(mixbit, m) {
   m.def("pack_bits(Tensor codes, int bits) -> Tensor", tags);
   m.def("unpack_bits(Tensor packed, int bits, SymInt n, bool signed) -> Tensor", tags);
 
+  // Layers on codes (docs/integer_semantics.md), on the CPU: clamp(rne(total multiplier) + zero point), totals of 32
+  // bits. x: int8 or uint8 codes, [N, C, H, W] or [..., I]; weight: int8 codes of weight_bits bits; bias: int32 [O];
+  // multiplier: float32 [O]. Returns int8 where y_low < 0, else uint8; an image is channels_last.
+  m.def(
+      "int_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor multiplier, int[2] stride, int[2] padding, "
+      "int[2] dilation, int groups, *, int x_zero_point=0, int y_zero_point=0, int y_low=0, int y_high=255, "
+      "int weight_bits=8) -> Tensor",
+      tags);
+  m.def(
+      "int_linear(Tensor x, Tensor weight, Tensor? bias, Tensor multiplier, *, int x_zero_point=0, "
+      "int y_zero_point=0, int y_low=0, int y_high=255, int weight_bits=8) -> Tensor",
+      tags);
+  // total: int32; multiplier: float32 [1] or [size of axis].
+  m.def(
+      "requantize(Tensor total, Tensor multiplier, *, int zero_point=0, int low=0, int high=255, int? axis=None) "
+      "-> Tensor",
+      tags);
+
   // Hard-concrete gates. gate_logits: float32 [G]; noise: float32 [G] or [G, N]; returns noise's shape.
   m.def("sample_gates(Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
   m.def("_sample_gates_backward(Tensor grad, Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <fstream>
 #include <limits>
 #include <new>
 #include <optional>
@@ -28,6 +29,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr const char* kUsage =
     "usage: mixbit-run PACKAGE --input IN.npy --output OUT.npy [--threads N] [--bench N] [--profile OUT.json]\n"
+    "                  [--max-memory MIB]\n"
     "\n"
     "Runs an integer package (mixbit.export.integer writes them) on a batch of inputs.\n"
     "\n"
@@ -38,7 +40,9 @@ constexpr const char* kUsage =
     "                      --bench or --profile it may be left out\n"
     "  --threads N         threads that work on the batch (default 1)\n"
     "  --bench N           runs N times more and prints the times\n"
-    "  --profile OUT.json  writes the time of every step, the least of the runs of --bench (default 10)\n"
+    "  --profile OUT.json  writes the time of every step, the least of the runs of --bench (default 10), with its\n"
+    "                      shares of this machine's peak products and memory bandwidth; --bench prints them\n"
+    "  --max-memory MIB    what a package may ask for (default 1024)\n"
     "\n"
     "MIXBIT_CPU_ISA=scalar|avx2|avx512|vnni|amx caps the instruction set; results do not depend on it.\n";
 
@@ -47,6 +51,7 @@ struct Arguments {
   std::optional<std::string> input, output, profile;
   int threads = 1;
   int bench = 0;
+  int max_memory = 1024;
 };
 
 int whole_number(std::string_view option, std::string_view text, int low, int high) {
@@ -68,14 +73,17 @@ Arguments parse(int argc, char** argv) {
       continue;
     }
     const bool known = option == "--input" || option == "--output" || option == "--threads" || option == "--bench" ||
-                       option == "--profile";
-    if (!known) fail("unknown option '", option, "', expected --input, --output, --threads, --bench or --profile");
+                       option == "--profile" || option == "--max-memory";
+    if (!known) {
+      fail("unknown option '", option, "', expected --input, --output, --threads, --bench, --profile or --max-memory");
+    }
     if (++i == argc) fail(option, ": no value follows");
     const std::string value = argv[i];
     if (option == "--input") out.input = value;
     if (option == "--output") out.output = value;
     if (option == "--profile") out.profile = value;
     if (option == "--threads") out.threads = whole_number(option, value, 1, 1024);
+    if (option == "--max-memory") out.max_memory = whole_number(option, value, 1, 1 << 24);
     if (option == "--bench") out.bench = whole_number(option, value, 1, 1000000);
   }
   if (out.package.empty()) fail("no package given; mixbit-run --help shows the usage");
@@ -86,6 +94,15 @@ Arguments parse(int argc, char** argv) {
 }
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// The most memory that this process has had in use so far, kilobytes (of Linux's own account); 0 where it is not told.
+int64_t peak_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) return std::strtoll(line.c_str() + 6, nullptr, 10);
+  }
+  return 0;
+}
 
 // OUT.npy, or OUT.0.npy, OUT.1.npy, ...
 std::string output_path(const std::string& path, size_t i, size_t count) {
@@ -100,21 +117,58 @@ json::Value object() {
   return value;
 }
 
-json::Value profile_of(const Network& network, const Arguments& arguments, int64_t batch, int runs, double load,
-                       double best, const std::vector<double>& seconds) {
+// What a run found out.
+struct Times {
+  int runs = 0;
+  double load = 0, first = 0, best = 0;  // seconds; `first`: from opening the package to the first answer
+  int64_t memory = 0;                    // kilobytes, after the first answer
+  std::vector<double> steps;             // the least of each
+  Peaks peaks;
+};
+
+// Shares of the peaks that a step reached. Values in a cache move faster than memory: the second may exceed 1.
+double mac_share(const StepInfo& info, int64_t batch, double seconds, const Peaks& peaks) {
+  return static_cast<double>(info.macs * batch) / std::max(seconds, 1e-9) / peaks.macs_per_second;
+}
+double bandwidth_share(const StepInfo& info, int64_t batch, double seconds, const Peaks& peaks) {
+  const auto bytes = static_cast<double>(info.value_bytes * batch + info.weight_bytes);
+  return bytes / std::max(seconds, 1e-9) / peaks.bytes_per_second;
+}
+
+void print_steps(const Network& network, int64_t batch, const Times& times) {
+  double total = 0;
+  for (const double seconds : times.steps) total += seconds;
+  std::printf("peak: %.1f GMAC/s, %.2f GB/s from memory\n", times.peaks.macs_per_second * 1e-9,
+              times.peaks.bytes_per_second * 1e-9);
+  std::printf("%10s %6s %6s %6s %4s %4s  %s\n", "us", "time", "MACs", "bytes", "act", "w", "step (shares in %)");
+  for (size_t i = 0; i < times.steps.size(); ++i) {
+    const StepInfo& info = network.steps()[i];
+    const double seconds = times.steps[i];
+    std::printf("%10.2f %6.1f %6.1f %6.1f %4d %4d  %s %s\n", seconds * 1e6, 100 * seconds / total,
+                100 * mac_share(info, batch, seconds, times.peaks),
+                100 * bandwidth_share(info, batch, seconds, times.peaks), info.act_bits, info.weight_bits,
+                info.kernel.c_str(), (info.module.empty() ? info.node : info.module).c_str());
+  }
+}
+
+json::Value profile_of(const Network& network, const Arguments& arguments, int64_t batch, const Times& times) {
   const auto text_of = [](const std::string& s) { return json::Value::of(std::string_view(s)); };
   json::Value out = object();
   out.set("package", text_of(arguments.package));
   out.set("isa", json::Value::of(std::string_view(mixbit::isa_name(network.isa()))));
   out.set("threads", json::Value::of(int64_t{network.threads()}));
   out.set("batch", json::Value::of(batch));
-  out.set("runs", json::Value::of(int64_t{runs}));
-  out.set("load_ms", json::Value::of(load * 1e3));
-  out.set("run_ms", json::Value::of(best * 1e3));
+  out.set("runs", json::Value::of(int64_t{times.runs}));
+  out.set("load_ms", json::Value::of(times.load * 1e3));
+  out.set("first_answer_ms", json::Value::of(times.first * 1e3));
+  out.set("run_ms", json::Value::of(times.best * 1e3));
+  out.set("peak_memory_kb", json::Value::of(times.memory));
+  out.set("peak_macs_per_second", json::Value::of(times.peaks.macs_per_second));
+  out.set("peak_bytes_per_second", json::Value::of(times.peaks.bytes_per_second));
   out.set("arena_bytes", json::Value::of(network.arena_bytes()));
   out.set("weight_bytes", json::Value::of(network.weight_bytes()));
   json::Value list = json::Value::array({});
-  for (size_t i = 0; i < seconds.size(); ++i) {
+  for (size_t i = 0; i < times.steps.size(); ++i) {
     const StepInfo& info = network.steps()[i];
     json::Value step = object();
     step.set("node", text_of(info.node));
@@ -126,7 +180,9 @@ json::Value profile_of(const Network& network, const Arguments& arguments, int64
     step.set("macs", json::Value::of(info.macs));
     step.set("value_bytes", json::Value::of(info.value_bytes));
     step.set("weight_bytes", json::Value::of(info.weight_bytes));
-    step.set("ms", json::Value::of(seconds[i] * 1e3));
+    step.set("ms", json::Value::of(times.steps[i] * 1e3));
+    step.set("mac_share", json::Value::of(mac_share(info, batch, times.steps[i], times.peaks)));
+    step.set("bandwidth_share", json::Value::of(bandwidth_share(info, batch, times.steps[i], times.peaks)));
     list.items.push_back(std::move(step));
   }
   out.set("steps", std::move(list));
@@ -137,6 +193,7 @@ void run(const Arguments& arguments) {
   const auto start = Clock::now();
   Options options;
   options.threads = arguments.threads;
+  options.max_memory = int64_t{arguments.max_memory} << 20;
   Network network(Package::open(arguments.package), options);
   const double load = seconds_since(start);
   mixbit::Isa cap;
@@ -177,7 +234,10 @@ void run(const Arguments& arguments) {
     outputs.push_back(std::move(output));
   }
   for (FloatArray& output : outputs) rooms.push_back(output.data.data());
+  const auto before_first = Clock::now();
   network.run(x.data.data(), batch, rooms);
+  const double first = load + seconds_since(before_first);
+  const int64_t memory = peak_memory();
   if (arguments.output) {
     for (size_t i = 0; i < outputs.size(); ++i) {
       write_npy(output_path(*arguments.output, i, outputs.size()), outputs[i].shape, outputs[i].data.data());
@@ -185,32 +245,38 @@ void run(const Arguments& arguments) {
   }
   if (arguments.bench == 0 && !arguments.profile) return;
 
-  const int runs = arguments.bench > 0 ? arguments.bench : 10;
+  Times found;
+  found.runs = arguments.bench > 0 ? arguments.bench : 10;
+  found.load = load;
+  found.first = first;
+  found.memory = memory;
   std::vector<double> times;
-  for (int i = 0; i < runs; ++i) {
+  for (int i = 0; i < found.runs; ++i) {
     const auto begin = Clock::now();
     network.run(x.data.data(), batch, rooms);
     times.push_back(seconds_since(begin));
   }
   std::sort(times.begin(), times.end());
-  const double best = times.front(), median = times[times.size() / 2];
+  found.best = times.front();
+  found.steps.assign(network.steps().size(), std::numeric_limits<double>::infinity());
+  for (int i = 0; i < found.runs; ++i) {
+    std::vector<double> seconds(found.steps.size());
+    network.run(x.data.data(), batch, rooms, seconds);
+    for (size_t k = 0; k < seconds.size(); ++k) found.steps[k] = std::min(found.steps[k], seconds[k]);
+  }
+  found.peaks = network.measure_peaks();
   if (arguments.bench > 0) {
     std::printf(
         "%d runs of %lld inputs, %d threads, %s kernels: min %.4f ms, median %.4f ms, max %.4f ms; %.1f inputs/s; "
-        "loaded "
-        "in %.2f ms; values %lld bytes an input, weights %lld bytes\n",
-        runs, static_cast<long long>(batch), network.threads(), mixbit::isa_name(network.isa()), best * 1e3,
-        median * 1e3, times.back() * 1e3, static_cast<double>(batch) / best, load * 1e3,
-        static_cast<long long>(network.arena_bytes()), static_cast<long long>(network.weight_bytes()));
+        "loaded in %.2f ms, first answer after %.2f ms; values %lld bytes an input, weights %lld bytes\n",
+        found.runs, static_cast<long long>(batch), network.threads(), mixbit::isa_name(network.isa()), found.best * 1e3,
+        times[times.size() / 2] * 1e3, times.back() * 1e3, static_cast<double>(batch) / found.best, load * 1e3,
+        first * 1e3, static_cast<long long>(network.arena_bytes()), static_cast<long long>(network.weight_bytes()));
+    std::printf("peak memory of the process by then: %lld kB\n", static_cast<long long>(memory));
+    print_steps(network, batch, found);
   }
   if (arguments.profile) {
-    std::vector<double> least(network.steps().size(), std::numeric_limits<double>::infinity());
-    for (int i = 0; i < runs; ++i) {
-      std::vector<double> seconds(least.size());
-      network.run(x.data.data(), batch, rooms, seconds);
-      for (size_t k = 0; k < least.size(); ++k) least[k] = std::min(least[k], seconds[k]);
-    }
-    write_file(*arguments.profile, json::dump(profile_of(network, arguments, batch, runs, load, best, least)) + "\n");
+    write_file(*arguments.profile, json::dump(profile_of(network, arguments, batch, found)) + "\n");
   }
 }
 

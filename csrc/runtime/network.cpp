@@ -74,9 +74,20 @@ Memory allocate(int64_t bytes, const char* what) {
   return Memory(static_cast<uint8_t*>(memory));
 }
 
-enum class Kernel : uint8_t { kQuantize, kConvolve, kAdd, kLookup, kAveragePool, kMaxPool, kCopy, kDequantize };
-constexpr std::array<const char*, 8> kKernelNames = {"quantize",     "convolve", "add",  "lookup",
-                                                     "average_pool", "max_pool", "copy", "dequantize"};
+enum class Kernel : uint8_t {
+  kQuantize,
+  kConvolve,
+  kAdd,
+  kMultiply,
+  kLookup,
+  kSoftmax,
+  kAveragePool,
+  kMaxPool,
+  kCopy,
+  kDequantize
+};
+constexpr std::array<const char*, 10> kKernelNames = {"quantize", "convolve",     "add",      "multiply", "lookup",
+                                                      "softmax",  "average_pool", "max_pool", "copy",     "dequantize"};
 
 // Elements of one image from one layout to another.
 struct Copy {
@@ -95,6 +106,17 @@ void copy_loop(const Copy& copy, size_t axis, const uint8_t* x, uint8_t* y) {
   } else {
     for (int64_t i = 0; i < n; ++i) y[i * to] = x[i * from];
   }
+}
+
+// f(offset of the first element) for every line along `axis` of one image.
+template <typename F>
+void for_lines(const Shape& sizes, const Shape& strides, size_t axis, size_t from, int64_t at, const F& f) {
+  if (from == sizes.size()) {
+    f(at);
+    return;
+  }
+  const int64_t n = from == axis ? 1 : sizes[from];
+  for (int64_t i = 0; i < n; ++i) for_lines(sizes, strides, axis, from + 1, at + i * strides[from], f);
 }
 
 // Loops with the smallest steps of the target innermost.
@@ -120,8 +142,10 @@ struct Step {
   Convolution convolution{};
   const void* packed = nullptr;
   Pool pool{};
-  Copy copy;
+  Copy copy;  // softmax: sizes and strides of an image
   std::array<uint8_t, 256> table{};
+  std::vector<int32_t> powers;  // softmax: by distance
+  size_t axis = 0;
   int64_t elements = 0;  // of one image
   int64_t channels = 0;  // quantize: of an image; 0: values without order
   int output = -1;       // dequantize
@@ -166,6 +190,7 @@ class Network::Plan {
   Plan(Package package, const Options& options)
       : package_(std::move(package)),
         keep_(options.keep_values),
+        max_memory_(options.max_memory),
         kernels_(kernels(std::min(options.isa, detected_isa()))),
         threads_(checked_threads(options.threads)) {
     readers_.resize(nodes().size());
@@ -183,8 +208,8 @@ class Network::Plan {
       for (Buffer& buffer : buffers_) buffer = {buffer.bytes, 0, static_cast<int>(steps_.size()), 0};
     }
     arena_bytes_ = place(&buffers_);
+    check_memory();
     pack_weights();
-    scratch_ = allocate(scratch_bytes_ * threads_.count(), "scratch");
   }
 
   const Package& package() const { return package_; }
@@ -229,6 +254,11 @@ class Network::Plan {
       for (size_t i = 0; i < nodes().size(); ++i) append_rows(nodes()[i], buffer_of_[i], &all[i]);
     }
     return all;
+  }
+
+  Peaks measure_peaks() {
+    const std::lock_guard lock(mutex_);
+    return {peak_macs(), peak_bytes()};
   }
 
  private:
@@ -350,10 +380,11 @@ class Network::Plan {
       case Op::kLinear:
         made = plan_layer(i);
         break;
-      case Op::kAdd: {
-        Step step(Kernel::kAdd);
-        step.a = buffer_of_[static_cast<size_t>(n.inputs[0])];
-        step.b = buffer_of_[static_cast<size_t>(n.inputs[1])];
+      case Op::kAdd:
+      case Op::kMul: {
+        Step step(n.op == Op::kAdd ? Kernel::kAdd : Kernel::kMultiply);
+        step.a = expanded(n.inputs[0], n);
+        step.b = expanded(n.inputs[1], n);
         step.a_grid = node(n.inputs[0]).grid;
         step.b_grid = node(n.inputs[1]).grid;
         step.y_grid = kernel_grid(i);
@@ -362,6 +393,10 @@ class Network::Plan {
         add_step(std::move(step), n, bytes(3 * elements(n.shape)));
         break;
       }
+      case Op::kLookup:
+      case Op::kSoftmax:
+        made = plan_table(n);
+        break;
       case Op::kAvgPool2d:
       case Op::kMaxPool2d:
         made = plan_pool(i);
@@ -476,7 +511,47 @@ class Network::Plan {
     return made;
   }
 
-  // Concatenation, slice, padding and upsampling: codes go to other places.
+  // An operand of an operation that may repeat it, in the shape of the result.
+  int expanded(int value, const Node& n) {
+    const Shape& shape = node(value).shape;
+    const int buffer = buffer_of_[static_cast<size_t>(value)];
+    if (shape == n.shape) return buffer;
+    Copy copy;
+    copy.sizes = n.shape;
+    copy.from = strides_of(shape, false);
+    copy.to = strides_of(n.shape, false);
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+      if (shape[axis] != n.shape[axis]) copy.from[axis] = 0;
+    }
+    return add_copy(buffer, new_buffer(elements(n.shape)), std::move(copy), elements(shape), elements(n.shape), n);
+  }
+
+  // Functions of one code, and softmax.
+  int plan_table(const Node& n) {
+    package_.check_table(n);
+    const CodeGrid& x = node(n.inputs[0]).grid;
+    Step step(n.op == Op::kLookup ? Kernel::kLookup : Kernel::kSoftmax);
+    step.a = buffer_of_[static_cast<size_t>(n.inputs[0])];
+    step.a_grid = x;
+    step.y_grid = n.grid;
+    step.elements = elements(n.shape);
+    if (n.op == Op::kLookup) {
+      const std::vector<uint8_t> codes = package_.bytes(n.table);
+      for (int32_t code = x.low; code <= x.high; ++code) {
+        step.table[byte_of(code)] = codes[static_cast<size_t>(code - x.low)];
+      }
+    } else {
+      step.powers = package_.int32s(n.table);
+      step.copy.sizes = n.shape;
+      step.copy.from = strides_of(n.shape, false);
+      step.axis = static_cast<size_t>(n.axis);
+    }
+    const int made = step.y = new_buffer(step.elements);
+    add_step(std::move(step), n, bytes(2 * elements(n.shape)));
+    return made;
+  }
+
+  // Concatenation, slice, padding, upsampling and other orders: codes go to other places.
   int plan_moves(const Node& n) {
     const int64_t made_elements = elements(n.shape);
     const Shape to = strides_of(n.shape, false);
@@ -512,6 +587,16 @@ class Network::Plan {
     } else if (n.op == Op::kPad) {
       copy.fill = static_cast<uint8_t>(n.grid.zero_point);
       for (size_t axis = 0; axis < to.size(); ++axis) copy.to_start += n.before[axis] * to[axis];
+    } else if (n.op == Op::kPermute) {
+      copy.sizes = n.shape;
+      const Shape from = copy.from;
+      for (size_t axis = 0; axis < n.order.size(); ++axis) copy.from[axis] = from[static_cast<size_t>(n.order[axis])];
+    } else if (n.op == Op::kPixelUnshuffle) {  // channel, row and column in the block, row and column of the block
+      const int64_t f = n.factor;
+      const Shape from = copy.from;
+      copy.sizes = {shape[0], f, f, shape[1] / f, shape[2] / f};
+      copy.from = {from[0], from[1], from[2], from[1] * f, from[2] * f};
+      copy.to = {to[0] * f * f, to[0] * f, to[0], to[1], to[2]};
     } else {  // repeat: two loops more that stand still in the source
       copy.to[1] *= n.repeats.h;
       copy.to[2] *= n.repeats.w;
@@ -535,13 +620,23 @@ class Network::Plan {
     add_step(std::move(step), n, bytes(5 * elements(n.shape)));
   }
 
-  void pack_weights() {
-    std::vector<int64_t> sizes;
+  // Before anything of that size is allocated.
+  void check_memory() {
+    int64_t scratch = 0;
     for (const Layer& layer : layers_) {
       const Convolution& c = steps_[layer.step].convolution;
-      sizes.push_back(aligned(kernels_.packed_bytes(c)));
-      weight_bytes_ += sizes.back();
+      infos_[layer.step].weight_bytes = aligned(kernels_.packed_bytes(c));
+      weight_bytes_ += infos_[layer.step].weight_bytes;
+      scratch = std::max(scratch, aligned(kernels_.scratch_bytes(c)));
     }
+    const int64_t wanted = arena_bytes_ + weight_bytes_ + scratch * threads_.count();
+    if (wanted > max_memory_) {
+      fail("the network needs ", wanted, " bytes (", arena_bytes_, " for values, ", weight_bytes_,
+           " for weights, the rest for ", threads_.count(), " threads), max_memory allows ", max_memory_);
+    }
+  }
+
+  void pack_weights() {
     weights_ = allocate(weight_bytes_ + kReadSlack, "weights");
     uint8_t* at = weights_.get();
     for (size_t i = 0; i < layers_.size(); ++i) {
@@ -554,9 +649,9 @@ class Network::Plan {
       const Weights weights{package_.data(n.weight).data(), tensor.bits,
                             packed_bytes(step.convolution.taps(), tensor.bits), bias.data(), multiplier.data()};
       kernels_.pack(step.convolution, weights, at);
+      package_.release(n.weight);  // the kernels read their own layout
       step.packed = at;
-      at += sizes[i];
-      infos_[layers_[i].step].weight_bytes = sizes[i];
+      at += infos_[layers_[i].step].weight_bytes;
     }
   }
 
@@ -640,6 +735,21 @@ class Network::Plan {
           kernels_.add(a + first, step->a_grid, b + first, step->b_grid, y + first, step->y_grid, last - first);
         });
         break;
+      case Kernel::kMultiply:
+        split(n, kLeastBytes, [&](int64_t first, int64_t last) {
+          multiply(a + first, step->a_grid, b + first, step->b_grid, y + first, step->y_grid, last - first);
+        });
+        break;
+      case Kernel::kSoftmax: {
+        const Shape &sizes = step->copy.sizes, &strides = step->copy.from;
+        threads_.run(images, [&](int, int64_t image) {
+          for_lines(sizes, strides, step->axis, 0, image * step->elements, [&](int64_t at) {
+            softmax(step->powers.data(), a + at, step->a_grid, y + at, step->y_grid, sizes[step->axis],
+                    strides[step->axis]);
+          });
+        });
+        break;
+      }
       case Kernel::kLookup:
         split(n, kLeastBytes, [&](int64_t first, int64_t last) {
           kernels_.lookup(step->table.data(), a + first, y + first, last - first);
@@ -699,6 +809,67 @@ class Network::Plan {
     });
   }
 
+  // f() again and again for a tenth of a second, at least three times: seconds of the fastest.
+  template <typename F>
+  static double fastest(const F& f) {
+    using Clock = std::chrono::steady_clock;
+    double least = std::numeric_limits<double>::infinity();
+    const auto start = Clock::now();
+    for (int i = 0; i < 3 || Clock::now() - start < std::chrono::milliseconds(100); ++i) {
+      const auto begin = Clock::now();
+      f();
+      least = std::min(least, std::chrono::duration<double>(Clock::now() - begin).count());
+    }
+    return least;
+  }
+
+  double peak_macs() {
+    // Weights and values of a thread fit a second-level cache; less for scalar kernels, which take as long for it.
+    const int64_t channels = kernels_.isa == Isa::kScalar ? 64 : 512;
+    Convolution c{};
+    c.batch = c.in_height = c.out_height = c.kernel_height = c.kernel_width = c.groups = 1;
+    c.stride_height = c.stride_width = c.dilation_height = c.dilation_width = 1;
+    c.in_channels = c.out_channels = channels;
+    c.in_width = c.out_width = 256 * threads_.count();
+    c.weight_bits = 8;
+    c.x = c.y = CodeGrid{1.0f, 0, 0, 255, false};
+    const auto n = static_cast<size_t>(channels * c.in_width);
+    const std::vector<uint8_t> codes(static_cast<size_t>(channels * channels), 1);
+    const std::vector<float> multiplier(static_cast<size_t>(channels), 1.0f / 512.0f);
+    std::vector<uint8_t> x(n + kReadSlack, 1), y(n + kReadSlack);
+    const Memory packed = allocate(kernels_.packed_bytes(c) + kReadSlack, "peaks");
+    const int64_t each = aligned(kernels_.scratch_bytes(c));
+    const Memory scratch = allocate(each * threads_.count(), "peaks");
+    kernels_.pack(c, {codes.data(), 8, channels, nullptr, multiplier.data()}, packed.get());
+    const double seconds = fastest([&] {
+      threads_.run(threads_.count(), [&](int thread, int64_t part) {
+        kernels_.convolve(c, packed.get(), x.data(), y.data(), {part * 256, (part + 1) * 256, 0, channels},
+                          scratch.get() + thread * each);
+      });
+    });
+    return static_cast<double>(c.positions() * channels * channels) / seconds;
+  }
+
+  double peak_bytes() {
+    constexpr size_t kWords = size_t{64} << 20 >> 3;
+    const std::vector<uint64_t> words(kWords, 1);
+    std::vector<uint64_t> sums(static_cast<size_t>(threads_.count()));
+    const size_t size = kWords / sums.size();
+    const double seconds = fastest([&] {
+      threads_.run(threads_.count(), [&](int, int64_t part) {
+        const uint64_t* at = words.data() + static_cast<size_t>(part) * size;
+        std::array<uint64_t, 8> lanes{};
+        for (size_t i = 0; i + 8 <= size; i += 8) {
+          for (size_t k = 0; k < 8; ++k) lanes[k] += at[i + k];
+        }
+        for (const uint64_t lane : lanes) sums[static_cast<size_t>(part)] += lane;
+      });
+    });
+    // The sums are looked at, so that the loops stay.
+    if (sums.front() == 0) fail("peaks: a sum of ones is 0");
+    return static_cast<double>(size * sums.size() * sizeof(uint64_t)) / seconds;
+  }
+
   void append_rows(const Node& n, int buffer, std::vector<int16_t>* out) const {
     const uint8_t* codes = at(buffer, 1);
     const Shape strides = strides_of(n.shape, false);
@@ -722,6 +893,7 @@ class Network::Plan {
 
   Package package_;
   bool keep_;
+  int64_t max_memory_;
   const KernelTable& kernels_;
   Threads threads_;
   std::mutex mutex_;
@@ -762,6 +934,8 @@ const std::vector<StepInfo>& Network::steps() const { return plan_->infos(); }
 void Network::run(const float* x, int64_t batch, std::span<float* const> outputs, std::span<double> seconds) {
   plan_->run(x, batch, outputs, seconds);
 }
+
+Peaks Network::measure_peaks() { return plan_->measure_peaks(); }
 
 std::vector<std::vector<int16_t>> Network::values(const float* x, int64_t batch) { return plan_->values(x, batch); }
 

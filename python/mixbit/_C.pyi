@@ -143,7 +143,22 @@ class runtime:  # a submodule; docs/package_format.md has the manifest
     def make_package(manifest: str, tensors: Sequence[tuple[str, int, npt.NDArray[Any]]]) -> bytes: ...
 
     class Network:
-        def __init__(self, path: str, threads: int = 1, isa: str = "", keep_values: bool = False) -> None: ...
+        def __init__(
+            self,
+            path: str,
+            threads: int = 1,
+            isa: str = "",
+            keep_values: bool = False,
+            max_memory: int = ...,
+        ) -> None: ...
+        @staticmethod
+        def from_bytes(
+            data: bytes,
+            threads: int = 1,
+            isa: str = "",
+            keep_values: bool = False,
+            max_memory: int = ...,
+        ) -> runtime.Network: ...
         manifest: str
         file_bytes: int
         input_shape: list[int]
@@ -155,4 +170,5 @@ class runtime:  # a submodule; docs/package_format.md has the manifest
         steps: list[dict[str, Any]]
         def run(self, x: npt.NDArray[Any]) -> list[npt.NDArray[Any]]: ...
         def profile(self, x: npt.NDArray[Any]) -> list[dict[str, Any]]: ...
+        def peaks(self) -> tuple[float, float]: ...
         def values(self, x: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]: ...

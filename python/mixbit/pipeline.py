@@ -94,7 +94,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "rounding": None,
         "narrow_range": None,
     },
-    "profile": {"threads": 1, "repeats": 30, "isa": None},
+    "profile": {"threads": 1, "repeats": 30, "isa": None, "cold": False},
     "refine": {"latency": None, "mode": "strict", "widths": [2, 4, 8], "recipe": None},
     "sweep": {
         "methods": list(METHODS),
@@ -128,7 +128,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
     "verify": {"artifacts": None, "images": 64, "method": "mse"},
-    "report": {"title": None},
+    "report": {"title": None, "runtime": None},
 }
 
 #: Files that the stage `export` makes, by format, and the dialects of each, the first by default.
@@ -456,6 +456,8 @@ class Pipeline:
             files.append(_digest(_recipe_content(Recipe.load(options["recipe"]))))
         if verb == "verify":
             files += [file_digest(path) for path in self._artifacts(options)]
+        if verb == "report" and options["runtime"] is not None:
+            files.append(_digest(_runtime_profile(Path(options["runtime"]))))
         content = {"model_and_data": self.content}
         if verb in ("search", "retrain") or options.get("search") is not None:
             content["training"] = self._training_content
@@ -768,24 +770,31 @@ class Pipeline:
         tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
         write_bytes(self.folder / name, save(tensors, {"mixbit": self._trained_key(recipe)}))
 
-    def _load_state(self, name: str, verb: str) -> tuple[str | None, dict[str, Tensor]]:
-        """What the state belongs to, and its tensors."""
+    def _load_state(self, name: str, verb: str, tensors: bool = True) -> tuple[str | None, dict[str, Tensor]]:
+        """What the state belongs to, and its tensors if they are asked for."""
         path = self._read(name, verb)
         try:
             with safe_open(str(path), framework="pt") as file:
                 key = (file.metadata() or {}).get("mixbit")
-                names = file.keys()
+                names = file.keys() if tensors else []
                 return key, {entry: file.get_tensor(entry) for entry in names}
         except (OSError, SafetensorError) as error:
             raise MixbitError(f"{str(path)!r} cannot be read: {error}; run the stage {verb!r} again") from error
 
     def _searched(self, recipe: Recipe) -> nn.Module | None:
         """The network as `search` left it, at the recipe's bits; None where the recipe is not of a search."""
+        found = self._searched_recipe()
+        if found is None:
+            return None
+        return mixbit.prepare_(self._restored(found, self._load_state(SEARCHED, "search")[1]), recipe, self.example)
+
+    def _searched_recipe(self) -> Recipe | None:
+        """The recipe that `search` found, where it is the folder's; else None."""
         verbs = [verb for verb, _ in self.config.stages]
         alone = len(verbs) == 1 and (self.folder / SEARCHED).exists()
         if "search" not in verbs and not alone:
             return None
-        key, state = self._load_state(SEARCHED, "search")
+        key, _ = self._load_state(SEARCHED, "search", tensors=False)
         found = Recipe.load(self._read("recipe.json", "search"))
         if key != self._trained_key(found):
             if alone:
@@ -793,7 +802,7 @@ class Pipeline:
             raise MixbitError(
                 f"{str(self.folder / SEARCHED)!r} is of another network or recipe; run the stage 'search' again"
             )
-        return mixbit.prepare_(self._restored(found, state), recipe, self.example)
+        return found
 
     def retrain(self, options: dict[str, Any]) -> list[str]:
         """trained.safetensors, history.json, history.csv, thresholds.json: the network trained at the recipe's bits.
@@ -1159,7 +1168,7 @@ class Pipeline:
         distances = self.folder / "thresholds.json"
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
         searched = self.folder / "search.json"
-        made_by = "search" if self._searched(recipe) is not None else "assign"
+        made_by = "search" if self._searched_recipe() is not None else "assign"
         assigned = self._manifest(self.folder / f"{made_by}.manifest.json")
         for cost in [] if assigned is None else named_costs(assigned["options"]):
             if cost.name not in costs:
@@ -1180,10 +1189,30 @@ class Pipeline:
             search=json.loads(searched.read_text()) if made_by == "search" else None,
             assignment=json.loads(self._read("assignment.json", "assign").read_text()),
             refinement=refinement,
+            runtime=None if options["runtime"] is None else _runtime_profile(Path(options["runtime"])),
             options={verb: given for verb, given in self.config.stages} | {"versions": versions()},
         )
         write_text(self.folder / "report.html", html)
         return ["report.html"]
+
+
+def _runtime_profile(path: Path) -> dict[str, Any]:
+    """What `mixbit-run --profile` wrote."""
+    try:
+        document = json.loads(path.read_text())
+        for key in ("isa", "threads", "batch", "run_ms", "first_answer_ms", "arena_bytes", "weight_bytes"):
+            document[key]
+        for step in document["steps"]:
+            for key in ("module", "node", "kernel", "ms", "macs", "mac_share", "bandwidth_share", "value_bytes"):
+                step[key]
+        valid = document["peak_macs_per_second"] > 0 and document["peak_bytes_per_second"] > 0
+    except OSError as error:
+        raise MixbitError(f"runtime: cannot read {str(path)!r}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise MixbitError(f"runtime: {str(path)!r} is no profile of mixbit-run: {error!r}") from error
+    if not valid:
+        raise MixbitError(f"runtime: {str(path)!r} states no peaks")
+    return dict(document)
 
 
 @dataclasses.dataclass

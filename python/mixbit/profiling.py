@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import statistics
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ PACKAGE_BITS = tuple(range(1, 9))
 UNIT = "us"
 #: Times that all layers are visited: a slow spell of the machine then hits no layer in all of its repeats.
 _PASSES = 3
+#: What is read between two runs of a cold profile: more than a second-level cache holds.
+_COLD_BYTES = 8 << 20
+#: Where Linux tells the energy that processor packages have taken (RAPL).
+_POWERCAP = Path("/sys/class/powercap")
+#: An energy is that of at least so long a burst: the counters move once a millisecond.
+_ENERGY_SECONDS = 0.05
 _DOCUMENT = ("mixbit-profile", 1)
 
 
@@ -56,6 +62,8 @@ class Measurement:
         act: Bits of the input.
         weight: Bits of the weights.
         samples: Microseconds of each repeat, one image.
+        energy: Microjoules of a run, input and output included, of all processor packages (so with whatever else they
+            did); None where they cannot be read.
     """
 
     key: Key
@@ -64,6 +72,7 @@ class Measurement:
     act: int
     weight: int
     samples: tuple[float, ...]
+    energy: float | None = None
 
     @property
     def least(self) -> float:
@@ -83,6 +92,7 @@ class Measurement:
             "median": statistics.median(self.samples),
             "max": max(self.samples),
             "repeats": len(self.samples),
+            "energy_uj": "not readable" if self.energy is None else self.energy,
         }
 
 
@@ -160,6 +170,7 @@ def profile(
     threads: int = 1,
     repeats: int = 30,
     isa: str | None = None,
+    cold: bool = False,
     force: bool = False,
     progress: bool | Progress | None = None,
 ) -> Profile:
@@ -178,6 +189,8 @@ def profile(
             processors where the system can do that (`os.sched_setaffinity`).
         repeats: Timed runs of each layer at each pair, 1 or more.
         isa: Caps the instruction set, as in `mixbit.runtime.Network`.
+        cold: Weights have left the second-level cache before each run, as those of a network that does not fit it; a
+            layer's input, made just before, has not.
         force: Replaces files that exist.
         progress: As in `analyze`.
 
@@ -197,8 +210,8 @@ def profile(
         dilation = (layer.dilation[0], layer.dilation[1]) if layer.dilation else (1, 1)
         for shapes in layer.call_shapes:
             names.setdefault((shape_key(layer, shapes), dilation), {})[layer.name] = None
-    with tempfile.TemporaryDirectory(prefix="mixbit-profile-") as folder, _pinned(processors[-threads:]) as pinned:
-        runner = _Runner(Path(folder), threads, isa)
+    with _pinned(processors[-threads:]) as pinned:
+        runner = _Runner(threads, isa, cold)
         machine = {
             "processor": _processor_name(),
             "system": platform.platform(),
@@ -206,6 +219,7 @@ def profile(
             "threads": threads,
             "processors": pinned,
             "repeats": repeats,
+            "cold": cold,
             "mixbit": VERSION,
         }
         state = _State(state_path, machine, list(names))
@@ -215,9 +229,18 @@ def profile(
                 if not state.has(turn, key, dilation, turns[turn]):
                     state.add(turn, key, dilation, runner.measure(key, dilation, turns[turn]))
                 report(done + 1, len(turns) * len(names), "layers")
+        energies = {at: runner.energies(*at) for at in names}
     found = Profile(
         tuple(
-            Measurement(key, dilation, tuple(names[key, dilation]), act, weight, samples)
+            Measurement(
+                key,
+                dilation,
+                tuple(names[key, dilation]),
+                act,
+                weight,
+                samples,
+                energies[key, dilation].get((act, weight)),
+            )
             for key, dilation in names
             for (act, weight), samples in state.samples(len(turns), key, dilation).items()
         ),
@@ -232,8 +255,8 @@ def profile(
 class _Runner:
     """Runs layers by themselves."""
 
-    def __init__(self, folder: Path, threads: int, isa: str | None) -> None:
-        self.folder = folder
+    def __init__(self, threads: int, isa: str | None, cold: bool) -> None:
+        self.other_data = np.ones(_COLD_BYTES // 8, np.int64) if cold else None
         self.options: dict[str, Any] = {"threads": threads, "isa": isa}
         self.isa = self._network(("linear", 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1), (1, 1), 8, 8).isa
 
@@ -247,16 +270,51 @@ class _Runner:
             network.profile(inputs)
         for _ in range(repeats):
             for network, mine in zip(networks, samples, strict=True):
+                if self.other_data is not None:
+                    self.other_data.sum()
                 seconds = sum(step["seconds"] for step in network.profile(inputs) if step["weight_bits"])
                 mine.append(seconds * 1e6)
         return samples
 
+    def energies(self, key: Key, dilation: tuple[int, int]) -> dict[tuple[int, int], float]:
+        """Microjoules of a run at each pair of widths; nothing where energies cannot be read."""
+        counters = _energy_counters()
+        found: dict[tuple[int, int], float] = {}
+        if not counters:
+            return found
+        for act in KERNEL_BITS:
+            for weight in KERNEL_BITS:
+                network = self._network(key, dilation, act, weight)
+                inputs = np.random.default_rng(0).random((1, *network.input_shape), dtype=np.float32)
+                network(inputs)
+                before, start, runs = _energies(counters), time.perf_counter(), 0
+                while time.perf_counter() - start < _ENERGY_SECONDS:
+                    network(inputs)
+                    runs += 1
+                after = _energies(counters)
+                # A counter that fell has begun anew.
+                taken = sum(b - a if b >= a else b - a + counters[path] for path, a, b in zip(counters, before, after))
+                found[act, weight] = taken / runs
+        return found
+
     def _network(self, key: Key, dilation: tuple[int, int], act: int, weight: int) -> Network:
-        path = self.folder / "layer.mixbit"
-        # Written anew for each network: an earlier one keeps the file that it has mapped.
-        path.unlink(missing_ok=True)
-        path.write_bytes(_package(key, dilation, act, weight))
-        return Network(path, **self.options)
+        return Network.from_bytes(_package(key, dilation, act, weight), **self.options)
+
+
+def _energy_counters() -> dict[Path, int]:
+    """Readable energy counters of processor packages, in microjoules, and where each begins anew."""
+    counters: dict[Path, int] = {}
+    for domain in sorted(_POWERCAP.glob("intel-rapl:*")):
+        # (intel-rapl:0 is a package, intel-rapl:0:1 a part of it)
+        if domain.name.count(":") == 1:
+            with contextlib.suppress(OSError, ValueError):
+                int((domain / "energy_uj").read_text())
+                counters[domain / "energy_uj"] = int((domain / "max_energy_range_uj").read_text())
+    return counters
+
+
+def _energies(counters: Mapping[Path, int]) -> list[int]:
+    return [int(path.read_text()) for path in counters]
 
 
 def _package(key: Key, dilation: tuple[int, int], act: int, weight: int) -> bytes:

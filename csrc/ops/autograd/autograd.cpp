@@ -398,7 +398,7 @@ TORCH_LIBRARY_IMPL(mixbit, Autograd, m) {
        {"quantization_noise", "quantization_noise_foreach", "noise_power", "observe", "mse_scales",
         "mse_scales_from_histogram", "quantization_noise_from_histogram", "optimize_rounding", "pack_bits",
         "unpack_bits", "threshold_aware_step_", "threshold_aware_adam_step_", "scale_updates_", "threshold_multipliers",
-        "update_level_switches_", "freeze_oscillating_"}) {
+        "update_level_switches_", "freeze_oscillating_", "int_conv2d", "int_linear", "requantize"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
   // No double backward: asking for one raises instead of giving zeros.

@@ -204,6 +204,7 @@ def _parser() -> _Parser:
 
     sub = verb("report", "one HTML page of the results in the output folder")
     sub.add_argument("--title", help="of the page (default: the model)")
+    sub.add_argument("--runtime", metavar="FILE", help="what `mixbit-run PACKAGE --profile FILE` wrote, for a roofline")
 
     sub = verb("bench", "the ops against copies, torch.compile and other libraries, side by side", data=False)
     sub.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all; see --list)")
@@ -234,6 +235,7 @@ def _parser() -> _Parser:
     sub.add_argument("--threads", type=int, default=1, help="of the runtime (default: 1)")
     sub.add_argument("--repeats", type=int, default=30, help="timed runs of each layer at each pair (default: 30)")
     sub.add_argument("--isa", help="cap of the instruction set: scalar, avx2, avx512, vnni or amx")
+    sub.add_argument("--cold", action="store_true", help="weights leave the second-level cache before each run")
     sub.add_argument("--output", required=True, metavar="FILE.csv", help="the table; a .json beside it has the spread")
     sub.add_argument("--force", action="store_true", help="replace results that exist")
 
@@ -280,6 +282,8 @@ def _mechanisms(sub: Any) -> None:
     sub.add_argument("--per", help="whether --fraction is of each layer (default) or of the network")
     sub.add_argument("--max-bits", type=int, help="most bits of a weight with extra levels (default: 4)")
     sub.add_argument("--group", type=int, help="consecutive input channels that get levels together (default: 1)")
+    sub.add_argument("--by", help="what ranks weights: score (default) or score_gradient, times the squared gradient")
+    sub.add_argument("--extra", help="weights with levels: nested (default) go on, mid_frozen are held at the new one")
     sub.add_argument("--window", type=float, help="epochs before an assignment that count (default: 1)")
     sub.add_argument("--freeze", type=numbers, metavar="FIRST,LAST", help="thresholds of iterative freezing")
     sub.add_argument("--freeze-begin", type=float, metavar="SHARE", help="of the run before it (default: 0.25)")
@@ -483,7 +487,7 @@ def _profile(arguments: argparse.Namespace) -> None:
         raise MixbitError(f"--input {','.join(map(str, sizes))}: expected sizes of at least 1, e.g. 3,224,224")
     model = load_model(arguments.model, None, dict(arguments.model_option))
     example = load_data(arguments.data, 1)[0] if arguments.data else torch.zeros(1, *sizes)
-    options = {k: getattr(arguments, k) for k in ("threads", "repeats", "isa", "force")}
+    options = {k: getattr(arguments, k) for k in ("threads", "repeats", "isa", "cold", "force")}
     try:
         found = mixbit.profile(model, example, arguments.output, progress=True, **options)
     except RuntimeError as error:

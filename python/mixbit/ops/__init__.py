@@ -33,6 +33,8 @@ __all__ = [
     "fake_quantize_foreach",
     "freeze_oscillating_",
     "gated_fake_quantize",
+    "int_conv2d",
+    "int_linear",
     "mixture_fake_quantize",
     "mse_scales",
     "mse_scales_from_histogram",
@@ -45,6 +47,7 @@ __all__ = [
     "quantization_noise_from_histogram",
     "quantized_conv2d",
     "quantized_linear",
+    "requantize",
     "sample_gates",
     "scale_updates_",
     "threshold_aware_adam_step_",
@@ -292,9 +295,6 @@ def quantized_conv2d(
         ValueError: As `fake_quantize`.
     """
 
-    def pair(value: int | tuple[int, int]) -> list[int]:
-        return [value, value] if isinstance(value, int) else list(value)
-
     return _ops.quantized_conv2d.default(
         x,
         weight,
@@ -308,9 +308,9 @@ def quantized_conv2d(
         w_narrow_range=w_narrow_range,
         rounding=_rounding(rounding),
         group_size=group_size,
-        stride=pair(stride),
-        padding=pair(padding),
-        dilation=pair(dilation),
+        stride=_pair(stride),
+        padding=_pair(padding),
+        dilation=_pair(dilation),
         groups=groups,
         out_dtype=out_dtype,
     )
@@ -610,6 +610,146 @@ def unpack_bits(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
         tensor([-8,  7,  3], dtype=torch.int8)
     """
     return _ops.unpack_bits.default(packed, bits, n, signed)
+
+
+def _pair(value: int | tuple[int, int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def int_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    x_zero_point: int = 0,
+    y_zero_point: int = 0,
+    y_low: int = 0,
+    y_high: int = 255,
+    weight_bits: int = 8,
+) -> Tensor:
+    """A convolution on integer codes by the kernels of the integer runtime, on the CPU.
+
+    `y = clamp(rne(fp32(total) * multiplier) + y_zero_point, y_low, y_high)` with
+    `total = sum (x - x_zero_point) * weight + bias` in 32 bits (docs/integer_semantics.md): the bits of
+    `mixbit.export.reference`. Weights are laid out anew in each call; `mixbit.runtime.Network` does that once.
+
+    Args:
+        x: Codes, int8 or uint8 [N, C, H, W], any layout.
+        weight: Codes, int8 [O, C / groups, kh, kw].
+        bias: int32 [O] at the scale of x times that of the weight, or None.
+        multiplier: float32 [O], finite: scale of x times scale of the weight over scale of y.
+        stride: Of the kernel, one number or (vertical, horizontal); like padding and dilation.
+        padding: On each side, with the code x_zero_point.
+        dilation: Of the kernel.
+        groups: Of the channels.
+        x_zero_point: The code of 0, a code of x's dtype.
+        y_zero_point: y_low to y_high.
+        y_low: Least code; below 0 the result is int8.
+        y_high: Largest code.
+        weight_bits: 1 to 8, what all codes of the weight fit; fewer bits may run in faster kernels.
+
+    Returns:
+        int8 or uint8 [N, O, H', W'], channels_last.
+
+    Raises:
+        ValueError: Shapes, dtypes or values do not fit, a total could exceed 32 bits, or tensors are on a GPU.
+    """
+    return _ops.int_conv2d.default(
+        x,
+        weight,
+        bias,
+        multiplier,
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        groups,
+        x_zero_point=x_zero_point,
+        y_zero_point=y_zero_point,
+        y_low=y_low,
+        y_high=y_high,
+        weight_bits=weight_bits,
+    )
+
+
+def int_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    *,
+    x_zero_point: int = 0,
+    y_zero_point: int = 0,
+    y_low: int = 0,
+    y_high: int = 255,
+    weight_bits: int = 8,
+) -> Tensor:
+    """A linear layer on integer codes by the kernels of the integer runtime, on the CPU; see `int_conv2d`.
+
+    Args:
+        x: Codes, int8 or uint8 [..., I].
+        weight: Codes, int8 [O, I].
+        bias: int32 [O], or None.
+        multiplier: float32 [O], finite.
+        x_zero_point: The code of 0, a code of x's dtype.
+        y_zero_point: y_low to y_high.
+        y_low: Least code; below 0 the result is int8.
+        y_high: Largest code.
+        weight_bits: 1 to 8, what all codes of the weight fit.
+
+    Returns:
+        int8 or uint8 [..., O].
+
+    Raises:
+        ValueError: As of `int_conv2d`.
+    """
+    return _ops.int_linear.default(
+        x,
+        weight,
+        bias,
+        multiplier,
+        x_zero_point=x_zero_point,
+        y_zero_point=y_zero_point,
+        y_low=y_low,
+        y_high=y_high,
+        weight_bits=weight_bits,
+    )
+
+
+def requantize(
+    total: Tensor,
+    multiplier: Tensor,
+    *,
+    zero_point: int = 0,
+    low: int = 0,
+    high: int = 255,
+    axis: int | None = None,
+) -> Tensor:
+    """`clamp(rne(fp32(total) * multiplier) + zero_point, low, high)`: codes of a layer's totals, on the CPU.
+
+    Args:
+        total: int32, any shape and layout.
+        multiplier: float32 [1] or [size of axis], finite.
+        zero_point: low to high.
+        low: Least code; below 0 the result is int8.
+        high: Largest code.
+        axis: Along which multipliers lie; None: one for all.
+
+    Returns:
+        int8 or uint8 of total's shape.
+
+    Raises:
+        ValueError: Shapes, dtypes or values do not fit, or tensors are on a GPU.
+
+    Example:
+        >>> requantize(torch.tensor([-3, 5, 900], dtype=torch.int32), torch.tensor([0.5]))
+        tensor([  0,   2, 255], dtype=torch.uint8)
+    """
+    return _ops.requantize.default(total, multiplier, zero_point=zero_point, low=low, high=high, axis=axis)
 
 
 def sample_gates(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:

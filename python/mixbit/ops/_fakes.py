@@ -405,6 +405,60 @@ def _(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], n), dtype=dtype)
 
 
+@_register("mixbit::int_conv2d")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    *,
+    x_zero_point: int = 0,
+    y_zero_point: int = 0,
+    y_low: int = 0,
+    y_high: int = 255,
+    weight_bits: int = 8,
+) -> Tensor:
+    torch._check_value(x.dim() == 4, lambda: f"x has shape {list(x.shape)}: expected [N, C, H, W]")
+    sizes = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    ]
+    y = x.new_empty((x.shape[0], weight.shape[0], *sizes), dtype=torch.int8 if y_low < 0 else torch.uint8)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+@_register("mixbit::int_linear")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    *,
+    x_zero_point: int = 0,
+    y_zero_point: int = 0,
+    y_low: int = 0,
+    y_high: int = 255,
+    weight_bits: int = 8,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int8 if y_low < 0 else torch.uint8)
+
+
+@_register("mixbit::requantize")
+def _(
+    total: Tensor,
+    multiplier: Tensor,
+    *,
+    zero_point: int = 0,
+    low: int = 0,
+    high: int = 255,
+    axis: int | None = None,
+) -> Tensor:
+    return torch.empty_like(total, dtype=torch.int8 if low < 0 else torch.uint8)
+
+
 @_register("mixbit::sample_gates")
 def _(gate_logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
     return noise.new_empty(noise.shape)

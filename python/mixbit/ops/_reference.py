@@ -534,3 +534,56 @@ def unpack_bits(packed: Tensor, bits: int, n: int, signed: bool) -> Tensor:
         place = -(2**bit) if signed and bit == bits - 1 else 2**bit
         codes += stream[..., bit : n * bits : bits] * place
     return codes
+
+
+def requantize(
+    total: Tensor, multiplier: Tensor, zero_point: int, low: int, high: int, axis: int | None = None
+) -> Tensor:
+    """Twin of `mixbit.ops.requantize`: one product in float32, one rounding to even, one clamp."""
+    if axis is not None and multiplier.numel() > 1:
+        multiplier = multiplier.reshape([-1 if i == axis % total.dim() else 1 for i in range(total.dim())])
+    steps = torch.round(total.to(torch.float32) * multiplier)
+    codes = steps.double().clamp(low - zero_point, high - zero_point) + zero_point
+    return codes.to(torch.int8 if low < 0 else torch.uint8)
+
+
+def int_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    x_zero_point: int,
+    y_zero_point: int,
+    y_low: int,
+    y_high: int,
+) -> Tensor:
+    """Twin of `mixbit.ops.int_conv2d`: the sums in float64, which holds every integer of 32 bits."""
+    total = torch.nn.functional.conv2d(
+        x.double() - x_zero_point,
+        weight.double(),
+        None if bias is None else bias.double(),
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+    )
+    return requantize(total.to(torch.int32), multiplier, y_zero_point, y_low, y_high, 1)
+
+
+def int_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    multiplier: Tensor,
+    x_zero_point: int,
+    y_zero_point: int,
+    y_low: int,
+    y_high: int,
+) -> Tensor:
+    """Twin of `mixbit.ops.int_linear`, in float64 as well."""
+    total = (x.double() - x_zero_point) @ weight.double().T + (0 if bias is None else bias.double())
+    return requantize(total.to(torch.int32), multiplier, y_zero_point, y_low, y_high, -1)

@@ -14,10 +14,12 @@ from mixbit.recipe import Recipe
 from mixbit.report.svg import (
     Bar,
     Dot,
+    Kernel,
     bits_chart,
     heat_map,
     line_chart,
     paired_bars,
+    roofline,
     scatter,
     stacked_bars,
     standalone,
@@ -32,6 +34,7 @@ __all__ = [
     "loss_curve",
     "number",
     "render",
+    "roofline_chart",
     "scatter",
     "stacked_bars",
     "standalone",
@@ -57,6 +60,7 @@ def render(
     training: Mapping[str, Any] | None = None,
     refinement: Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
+    runtime: Mapping[str, Any] | None = None,
     distances: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
 ) -> str:
     """Builds the report.
@@ -75,6 +79,7 @@ def render(
         training: The history of the training at the recipe's bits (`history.json`); None if not trained.
         refinement: How `recipe` was refined (`refinement.json`); None if it was not.
         search: The history of the search that made the recipe (`search.json`); None if another method did.
+        runtime: Times of the steps of the integer network (`mixbit-run --profile`); None if not measured.
         distances: Weights of each layer by their distance from the nearest decision threshold, "before" and "after" the
             training (`thresholds.json`); None if not trained.
 
@@ -125,6 +130,9 @@ def render(
         searched=[] if search is None else [jinja2.filters.Markup(svg) for svg in search_pictures(search, assignment)],
         predicted=_predicted(assignment["predicted_sqnr_db"] if refinement is None else recipe.sqnr_db),
         refinement=refinement,
+        runtime=runtime,
+        slowest=[] if runtime is None else sorted(runtime["steps"], key=lambda step: -step["ms"])[:12],
+        roof="" if runtime is None else jinja2.filters.Markup(roofline_chart(runtime)),
         latencies=None if refinement is None else jinja2.filters.Markup(latency_chart(refinement)),
     )
 
@@ -235,6 +243,28 @@ def latency_chart(refinement: Mapping[str, Any]) -> str:
         for row in refinement["layers"]
     ]
     return paired_bars(rows, "Latency of each layer before and after refinement")
+
+
+def roofline_chart(runtime: Mapping[str, Any]) -> str:
+    """The layers of an integer network under the roof of the machine that ran it, as SVG.
+
+    Args:
+        runtime: What `mixbit-run --profile` wrote.
+    """
+    kernels = [
+        Kernel(
+            step["module"] or step["node"],
+            float(step["macs"] * runtime["batch"]),
+            float(step["value_bytes"] * runtime["batch"] + step["weight_bytes"]),
+            max(step["ms"], 1e-6) * 1e-3,
+        )
+        for step in runtime["steps"]
+        if step["macs"]
+    ]
+    if not kernels:
+        return ""
+    title = f"Layers, {runtime['isa']} kernels, {runtime['threads']} thread(s), {runtime['batch']} input(s)"
+    return roofline(kernels, runtime["peak_macs_per_second"], runtime["peak_bytes_per_second"], title)
 
 
 def _predicted(value: float | str | None) -> str:

@@ -311,3 +311,80 @@ def line_chart(lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], label
         svg += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{color}"/>' for x, y in (at(*p) for p in points)]
         svg.append(f'<text x="{left + 150 + 150 * i}" y="{top - 6}" fill="{color}">{escape(name)}</text>')
     return "".join([*svg, "</svg>"])
+
+
+class Kernel(NamedTuple):
+    """A layer under a roofline: its multiply-accumulates, bytes that it reads and writes, seconds, and its name."""
+
+    name: str
+    macs: float
+    bytes: float
+    seconds: float
+
+
+def roofline(kernels: Sequence[Kernel], macs_per_second: float, bytes_per_second: float, title: str) -> str:
+    """Products a second over products a byte, both logarithmic, under the roof of a machine (Williams et al. 2009).
+
+    Areas of the dots are shares of the time; the five slowest are labelled. Values that stay in a cache move faster
+    than memory, so that dots may lie above the slope.
+
+    Args:
+        kernels: At least one; macs, bytes and seconds above 0.
+        macs_per_second: The level roof.
+        bytes_per_second: The slope.
+        title: For screen readers and as a heading.
+    """
+    left, top, width, height = 64, 40, 560, 320
+    ridge = macs_per_second / bytes_per_second
+    xs = [k.macs / k.bytes for k in kernels]
+    ys = [k.macs / k.seconds for k in kernels]
+    x_low, x_high = math.floor(math.log10(min(*xs, ridge))), math.ceil(math.log10(max(*xs, ridge) * 1.2))
+    y_low = math.floor(math.log10(min(*ys, macs_per_second)))
+    y_high = math.ceil(math.log10(max(*ys, macs_per_second) * 1.2))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (math.log10(x) - x_low) / (x_high - x_low)
+        up = (math.log10(y) - y_low) / (y_high - y_low)
+        return left + width * across, top + height * (1 - up)
+
+    svg = [f'<svg viewBox="0 0 {left + width + 20} {top + height + 44}" role="img" width="{left + width + 20}">']
+    svg.append(f'<title>{escape(title)}</title><text x="{left}" y="14">{escape(title)}</text>')
+    svg.append(f'<text x="{left - 56}" y="{top - 8}">GMAC/s</text>')
+    for power in range(x_low, x_high + 1):
+        across = at(10.0**power, 10.0**y_low)[0]
+        svg.append(f'<path d="M{across:.1f} {top}V{top + height}" class="grid"/>')
+        label = f'x="{across:.1f}" y="{top + height + 14}" text-anchor="middle"'
+        svg.append(f'<text class="small" {label}>{10.0**power:g}</text>')
+    for power in range(y_low, y_high + 1):
+        down = at(10.0**x_low, 10.0**power)[1]
+        svg.append(f'<path d="M{left} {down:.1f}H{left + width}" class="grid"/>')
+        label = f'x="{left - 6}" y="{down + 3:.1f}" text-anchor="end"'
+        svg.append(f'<text class="small" {label}>{10.0 ** (power - 9):g}</text>')
+    middle, below = left + width // 2, top + height + 34
+    svg.append(f'<text x="{middle}" y="{below}" text-anchor="middle">multiply-accumulates a byte</text>')
+    # The slope enters the picture at its left or at its lower edge.
+    start = max(10.0**x_low, 10.0**y_low / bytes_per_second)
+    corners = [at(start, start * bytes_per_second), at(ridge, macs_per_second), at(10.0**x_high, macs_per_second)]
+    roof = "L".join(f"{across:.1f} {down:.1f}" for across, down in corners)
+    svg.append(f'<path d="M{roof}" class="front"/>')
+    peak = f"{macs_per_second * 1e-9:.4g} GMAC/s, {bytes_per_second * 1e-9:.3g} GB/s from memory"
+    down = corners[2][1] - 6
+    svg.append(f'<text class="small" x="{left + width - 4}" y="{down:.1f}" text-anchor="end">{escape(peak)}</text>')
+    total = math.fsum(k.seconds for k in kernels)
+    slowest = sorted(kernels, key=lambda k: -k.seconds)[:5]
+    for kernel in sorted(kernels, key=lambda k: -k.seconds):  # small dots lie on top
+        across, down = at(kernel.macs / kernel.bytes, kernel.macs / kernel.seconds)
+        share = kernel.seconds / total
+        radius = max(2.0, 24.0 * math.sqrt(share))
+        said = f"{kernel.name}: {kernel.macs / kernel.seconds * 1e-9:.4g} GMAC/s, {100 * share:.1f} % of the time"
+        svg.append(
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{radius:.1f}" fill="{_COLORS[1]}" fill-opacity="0.4"'
+            f' stroke="{_COLORS[1]}"><title>{escape(said)}</title></circle>'
+        )
+    for kernel in slowest:
+        across, down = at(kernel.macs / kernel.bytes, kernel.macs / kernel.seconds)
+        anchor = "end" if across > left + width / 2 else "start"
+        svg.append(
+            f'<text class="small" x="{across:.1f}" y="{down:.1f}" text-anchor="{anchor}">{escape(kernel.name)}</text>'
+        )
+    return "".join([*svg, "</svg>"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from mixbit import _C
 from mixbit.errors import MixbitError
 
-__all__ = ["Network"]
+__all__ = ["Network", "program"]
 
 Reals = npt.NDArray[np.float32]
 
@@ -42,7 +44,13 @@ class Network:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int = 1, isa: str | None = None, keep_values: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        isa: str | None = None,
+        keep_values: bool = False,
+        max_memory: int = 2**30,
     ) -> None:
         """Maps a package and lays out its weights.
 
@@ -51,13 +59,53 @@ class Network:
             threads: 1 to 1024.
             isa: Caps the instruction set; None is the processor's widest.
             keep_values: Every value keeps its codes and nothing is fused, for `values`.
+            max_memory: Bytes of values (of one image), weights and scratch together that the package may ask for, 1 to
+                2^62; a small file can name large images.
 
         Raises:
-            MixbitError: The file is damaged, no package, or of a newer version; or an argument is wrong.
+            MixbitError: The file is damaged, no package, or of a newer version; it needs more than `max_memory`; or an
+                argument is wrong.
         """
-        self._network = _call(
-            _C.runtime.Network, os.fspath(path), threads=threads, isa=isa or "", keep_values=keep_values
-        )
+        self._take(_C.runtime.Network, os.fspath(path), threads, isa, keep_values, max_memory)
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        *,
+        threads: int = 1,
+        isa: str | None = None,
+        keep_values: bool = False,
+        max_memory: int = 2**30,
+    ) -> Network:
+        """A network from a package in memory, which is copied.
+
+        Args:
+            data: What a file of `mixbit.export.integer` holds.
+            threads: As of `Network`, like the others.
+            isa: See there.
+            keep_values: See there.
+            max_memory: See there.
+        """
+        if not isinstance(data, bytes):
+            raise MixbitError(f"data is a {type(data).__name__}, expected bytes")
+        network = cls.__new__(cls)
+        network._take(_C.runtime.Network.from_bytes, data, threads, isa, keep_values, max_memory)
+        return network
+
+    def _take(
+        self,
+        make: Callable[..., Any],
+        source: str | bytes,
+        threads: int,
+        isa: str | None,
+        keep_values: bool,
+        max_memory: int,
+    ) -> None:
+        if isinstance(max_memory, bool) or not isinstance(max_memory, int) or not 1 <= max_memory <= 2**62:
+            raise MixbitError(f"max_memory={max_memory!r}: expected a whole number of bytes from 1 to 2^62")
+        options = {"threads": threads, "isa": isa or "", "keep_values": keep_values, "max_memory": max_memory}
+        self._network = _call(make, source, **options)
         self.input_shape: tuple[int, ...] = tuple(self._network.input_shape)
         self.outputs: list[tuple[str, tuple[int, ...]]] = [(n, tuple(shape)) for n, shape in self._network.outputs]
         self.isa: str = self._network.isa
@@ -110,8 +158,39 @@ class Network:
         steps: list[dict[str, Any]] = _call(self._network.profile, self._checked(x))
         return steps
 
+    def peaks(self) -> tuple[float, float]:
+        """Multiply-accumulates and bytes a second that this machine gives to the network's kernels and threads.
+
+        Measured anew with each call, for about a fifth of a second: a large product of bytes within the caches, and
+        reading memory beyond them. The roof of a roofline over `profile`.
+        """
+        peaks: tuple[float, float] = self._network.peaks()
+        return peaks
+
     def _checked(self, x: Any) -> Reals:
         array = np.asarray(x)
         if array.dtype != np.float32:
             raise MixbitError(f"input has dtype {array.dtype}, expected float32")
-        return np.ascontiguousarray(array)
+        # Views into files and buffers may begin anywhere.
+        return np.require(array, requirements=("C", "A"))
+
+
+def program() -> Path:
+    """Where the program `mixbit-run` of this installation is; it needs neither Python nor torch, and can be copied.
+
+    Raises:
+        MixbitError: This build of mixbit has none.
+    """
+    path = Path(__file__).resolve().parent.parent / "bin" / "mixbit-run"
+    if not path.is_file():
+        raise MixbitError(f"{str(path)!r} is missing; build mixbit anew")
+    return path
+
+
+def run_program() -> NoReturn:
+    """The command `mixbit-run`: becomes the program."""
+    try:
+        path = program()
+    except MixbitError as error:
+        sys.exit(f"mixbit-run: {error}")
+    os.execv(path, [str(path), *sys.argv[1:]])

@@ -58,6 +58,20 @@ def test_verb_by_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["report", MODEL, *DATA, *output]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["report", MODEL, *DATA, *output, "--force"]) == 0
+    # The integer network's own times, as mixbit-run writes them; what is none is named.
+    step = {"module": "0", "node": "n", "kernel": "convolve", "ms": 0.5, "macs": 1000, "act_bits": 8, "weight_bits": 4}
+    step |= {"mac_share": 0.25, "bandwidth_share": 0.125, "value_bytes": 100, "weight_bytes": 10}
+    profile = {"isa": "vnni", "threads": 1, "batch": 1, "run_ms": 0.75, "first_answer_ms": 2.5, "arena_bytes": 64}
+    profile |= {"weight_bytes": 128, "peak_macs_per_second": 1e9, "peak_bytes_per_second": 1e9, "steps": [step]}
+    times = tmp_path / "times.json"
+    times.write_text(json.dumps(profile))
+    assert main(["report", MODEL, *DATA, *output, "--force", "--runtime", str(times)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "multiply-accumulates a byte" in page
+    assert "<td>25.0 %</td><td>12.5 %</td>" in page
+    times.write_text(json.dumps({**profile, "steps": [{}]}))
+    assert main(["report", MODEL, *DATA, *output, "--force", "--runtime", str(times)]) == 2
+    assert "is no profile of mixbit-run: KeyError('module')" in capsys.readouterr().err
 
 
 def test_bits_bought_with_an_accelerators_energy(

@@ -75,6 +75,7 @@ def test_the_wheel_is_pinned_to_the_torch_minor_version_and_needs_no_compiler(wh
     major, minor = torch.__version__.split(".")[:2]
     assert re.search(rf"Requires-Dist: torch<{major}\.{int(minor) + 1},>={major}\.{minor}\.0", metadata), metadata
     assert "mixbit/lib/libmixbit_ops.so" in names
+    assert "mixbit/bin/mixbit-run" in names
     run(
         sys.executable,
         "-m",
@@ -95,6 +96,8 @@ def test_the_wheel_is_pinned_to_the_torch_minor_version_and_needs_no_compiler(wh
     out = run(sys.executable, "-c", code, env=environment, cwd=tmp_path).stdout
     assert str(tmp_path) in out
     assert "0.8" in out
+    # The program runs as it lies there, without Python.
+    assert "usage: mixbit-run" in run(str(tmp_path / "site" / "mixbit" / "bin" / "mixbit-run"), "--help").stdout
 
 
 def test_off_configures_and_compiles_without_a_cuda_toolkit(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_pareto_and_random_search() -> None:
     ("change", "message"),
     [
         ({"objective": "speed"}, "objective: speed, expected energy, delay, edp or last_level_accesses"),
-        ({"method": "fast"}, "method: fast, expected bounded, exhaustive or every_order"),
+        ({"method": "fast"}, "method: fast, expected bounded or exhaustive"),
         ({"threads": 0}, "threads: 0, expected at least 1"),
         ({"bits": {"weight": 17}}, "bits: Weights has 17 bits, but level psum_spad has words of 16"),
         ({"problem": LAYER_2 | {"G": 2}}, "no factors of G that the levels allow multiply to 2"),

@@ -89,8 +89,8 @@ def test_widths_have_the_entry_of_their_kernel() -> None:
         assert value == (4.0 if weight <= 2 else 7.0 if weight <= 4 else 1.0) * (1 if k == key else 20)
 
 
-def test_layers_run_at_the_widths_asked_for(tmp_path: Path) -> None:
-    runner = profiling._Runner(tmp_path, 1, "scalar")
+def test_layers_run_at_the_widths_asked_for() -> None:
+    runner = profiling._Runner(1, "scalar", False)
     assert runner.isa == "scalar"
     conv = ("conv2d", 8, 16, 2, 3, 5, 2, 1, 1, 2, 9, 7)
     for key, dilation in ((conv, (1, 1)), (conv, (2, 1)), (("linear", 8, 16, 1, 1, 1, 1, 1, 0, 0, 5, 1), (1, 1))):
@@ -102,6 +102,51 @@ def test_layers_run_at_the_widths_asked_for(tmp_path: Path) -> None:
             (step,) = (s for s in network.steps if s["weight_bits"])
             assert (step["act_bits"], step["weight_bits"], step["macs"]) == (act, weight, macs)
             assert network(x.numpy())[0].shape == tuple(module(x).shape)
+
+
+def test_a_cold_profile_empties_the_cache_and_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 2)).eval()
+    warm, cold = (mixbit.profile(model, torch.zeros(1, 4), repeats=2, cold=cold) for cold in (False, True))
+    assert (warm.machine["cold"], cold.machine["cold"]) == (False, True)
+    assert len(warm.measurements) == len(cold.measurements) == 9
+    runner = profiling._Runner(1, None, True)
+    assert runner.other_data is not None
+    assert runner.other_data.nbytes >= 4 << 20
+    seen: list[int] = []
+
+    class Counted(np.ndarray):
+        def sum(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(1)
+            return super().sum(*args, **kwargs)
+
+    runner.other_data = runner.other_data.view(Counted)
+    runner.measure(("linear", 4, 2, 1, 1, 1, 1, 1, 0, 0, 1, 1), (1, 1), 3)
+    assert len(seen) == 27
+
+
+def test_energies_where_they_are_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 2)).eval(), torch.zeros(1, 4)
+    monkeypatch.setattr(profiling, "_POWERCAP", tmp_path / "none")
+    mixbit.profile(model, x, tmp_path / "a.csv", repeats=1)
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert {entry["energy_uj"] for entry in document["measurements"]} == {"not readable"}
+    # Two packages, one of which begins anew, a part that does not count, and one that may not be read.
+    for name, energy in (("intel-rapl:0", 1000), ("intel-rapl:1", 90), ("intel-rapl:0:0", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{energy}\n")
+        (tmp_path / name / "max_energy_range_uj").write_text("100\n")
+    (tmp_path / "intel-rapl:2").mkdir()
+    monkeypatch.setattr(profiling, "_POWERCAP", tmp_path)
+    monkeypatch.setattr(profiling, "_ENERGY_SECONDS", 0.0)
+    assert list(profiling._energy_counters()) == [tmp_path / f"intel-rapl:{i}" / "energy_uj" for i in (0, 1)]
+    told = iter([[1000, 90], [1300, 20]] * 9)
+    monkeypatch.setattr(profiling, "_energies", lambda counters: next(told))
+    clock = iter(range(1000))
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(clock) / 4)
+    monkeypatch.setattr(profiling, "_ENERGY_SECONDS", 0.6)  # two runs
+    found = profiling._Runner(1, "scalar", False).energies(("linear", 4, 2, 1, 1, 1, 1, 1, 0, 0, 1, 1), (1, 1))
+    assert set(found.values()) == {(300 + 30) / 2}
+    assert len(found) == 9
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import mixbit
-from mixbit import Recipe
+from mixbit import _C, Recipe
 from mixbit.runtime import Network
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,6 +25,7 @@ from nets import Residual, seeded
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / "build" / "csrc" / "runtime" / "mixbit-run"
+GRID = {"scale": 1.0, "zero_point": 0, "low": 0, "high": 255}
 ISAS = ["scalar", "avx2", "avx512", "vnni", "amx"]
 
 
@@ -95,6 +96,53 @@ def test_times_and_the_profile(folder: Path, tmp_path: Path) -> None:
     assert [s["node"] for s in profile["steps"]] == [s["node"] for s in steps]
     assert [s["macs"] for s in profile["steps"]] == [s["macs"] for s in steps]
     assert sum(s["ms"] for s in profile["steps"]) > 0
+    # Shares follow from the times and the peaks, and the table shows them.
+    assert re.search(r"loaded in [\d.]+ ms, first answer after [\d.]+ ms", shown)
+    assert f"peak memory of the process by then: {profile['peak_memory_kb']} kB" in shown
+    assert 500 < profile["peak_memory_kb"] < 200_000
+    assert profile["first_answer_ms"] > profile["load_ms"] > 0
+    for step in profile["steps"]:
+        seconds = max(step["ms"] * 1e-3, 1e-9)
+        moved = step["value_bytes"] + step["weight_bytes"]
+        assert step["mac_share"] == pytest.approx(step["macs"] / seconds / profile["peak_macs_per_second"])
+        assert step["bandwidth_share"] == pytest.approx(moved / seconds / profile["peak_bytes_per_second"])
+        assert f"{step['kernel']} {step['module'] or step['node']}\n" in shown
+    assert re.search(r"peak: [\d.]+ GMAC/s, [\d.]+ GB/s from memory", shown)
+
+
+def test_the_installed_program_is_the_built_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = mixbit.runtime.program()
+    assert os.access(path, os.X_OK)
+    assert path.read_bytes() == PROGRAM.read_bytes()
+    code = "import sys; from mixbit.runtime import run_program; sys.argv[0] = 'mixbit-run'; run_program()"
+    said = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("usage: mixbit-run PACKAGE")
+    monkeypatch.setattr(mixbit.runtime, "__file__", str(tmp_path / "runtime" / "__init__.py"))
+    with pytest.raises(mixbit.MixbitError, match="mixbit-run' is missing; build mixbit anew"):
+        mixbit.runtime.program()
+
+
+def test_what_a_package_may_ask_for_is_bounded(folder: Path, tmp_path: Path) -> None:
+    text = json.dumps(
+        {
+            "nodes": [
+                {"name": "x", "op": "input", "shape": [1, 4, 4], "grid": GRID},
+                {"name": "y", "op": "repeat", "inputs": ["x"], "grid": GRID, "counts": [8192, 8192]},
+            ],
+            "outputs": ["y"],
+        }
+    )
+    big = tmp_path / "big.mixbit"
+    big.write_bytes(_C.runtime.make_package(text, []))
+    message = run(big, "--bench", 1, expect=2).stderr
+    assert "for values, 0 for weights" in message
+    assert "max_memory allows 1073741824" in message
+    with pytest.raises(mixbit.MixbitError, match=r"the network needs \d+ bytes .* max_memory allows 1000"):
+        Network(folder / "m.mixbit", max_memory=1000)
+    assert run(folder / "m.mixbit", "--bench", 1, "--max-memory", 1).returncode == 0
+    for wrong in (0, True, 1.5, 2**63):
+        with pytest.raises(mixbit.MixbitError, match=r"max_memory=.*: expected a whole number of bytes"):
+            Network(folder / "m.mixbit", max_memory=wrong)
 
 
 def npy(array: np.ndarray, **options) -> bytes:

@@ -21,7 +21,6 @@ enum class Objective { kEnergy, kDelay, kEdp, kLastLevelAccesses };
 enum class Method {
   kBounded,     // the optimum, with bounds and dominance
   kExhaustive,  // every mapping that fits, one order of loops for all orders with the same counts
-  kEveryOrder,  // every mapping that fits, in every order
 };
 
 struct SearchOptions {

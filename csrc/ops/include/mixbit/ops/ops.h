@@ -142,6 +142,27 @@ MIXBIT_OPS_API at::Tensor pack_bits(const at::Tensor& codes,     // [..., n], an
 MIXBIT_OPS_API at::Tensor unpack_bits(const at::Tensor& packed,  // uint8 [..., ceil(n bits / 8)]
                                       int64_t bits, int64_t n, bool is_signed);  // returns the smallest integer type
 
+// Layers on codes (docs/integer_semantics.md): y = clamp(rne(total multiplier) + y_zero_point, y_low, y_high), with
+// total = sum (x - x_zero_point) weight + bias. Returns int8 where y_low < 0, else uint8. CPU only.
+MIXBIT_OPS_API at::Tensor int_conv2d(const at::Tensor& x,                    // [N, C, H, W], int8 or uint8
+                                     const at::Tensor& weight,               // [O, C / groups, kh, kw], int8
+                                     const std::optional<at::Tensor>& bias,  // [O], int32
+                                     const at::Tensor& multiplier,           // [O], float32
+                                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                     int64_t groups, int64_t x_zero_point = 0, int64_t y_zero_point = 0,
+                                     int64_t y_low = 0, int64_t y_high = 255,
+                                     int64_t weight_bits = 8);  // 1 ... 8: what all codes of the weight fit
+MIXBIT_OPS_API at::Tensor int_linear(const at::Tensor& x,       // [..., I], int8 or uint8
+                                     const at::Tensor& weight,  // [O, I], int8
+                                     const std::optional<at::Tensor>& bias,  // [O], int32
+                                     const at::Tensor& multiplier,           // [O], float32
+                                     int64_t x_zero_point = 0, int64_t y_zero_point = 0, int64_t y_low = 0,
+                                     int64_t y_high = 255, int64_t weight_bits = 8);
+MIXBIT_OPS_API at::Tensor requantize(const at::Tensor& total,       // any shape, int32
+                                     const at::Tensor& multiplier,  // [1] or [total.size(axis)], float32
+                                     int64_t zero_point = 0, int64_t low = 0, int64_t high = 255,
+                                     std::optional<int64_t> axis = std::nullopt);
+
 // Hard-concrete gates in 0 ... 1, shape of noise; gradient to the logits.
 MIXBIT_OPS_API at::Tensor sample_gates(const at::Tensor& gate_logits,  // [K - 1], float32
                                        const at::Tensor& noise,        // [K - 1] or [K - 1, N], float32 in 0 ... 1

@@ -19,6 +19,15 @@ struct Options {
   Isa isa = Isa::kAmx;
   // Every value keeps its codes, nothing is fused: what values() needs.
   bool keep_values = false;
+  // Bytes of values (of one image), weights and scratch together that a package may ask for: a small file can name
+  // large images.
+  int64_t max_memory = int64_t{1} << 30;
+};
+
+// What the machine gives to one network, measured: the roof of a roofline.
+struct Peaks {
+  double macs_per_second = 0;   // a large product of bytes within the caches, with the network's kernels and threads
+  double bytes_per_second = 0;  // reading memory beyond the caches
 };
 
 // One step of the plan; several belong to a node where its operands are first moved to other grids or orders.
@@ -35,7 +44,7 @@ struct StepInfo {
 
 class Network {
  public:
-  // Throws Error where the package's numbers do not hold, threads is below 1, or memory is missing.
+  // Throws Error where the package's numbers do not hold, threads is below 1, or memory is missing or not allowed.
   explicit Network(Package package, const Options& options = {});
   ~Network();
   Network(Network&&) noexcept;
@@ -49,6 +58,8 @@ class Network {
   // Bytes of all weights, biases and multipliers in the layouts of the kernels.
   int64_t weight_bytes() const;
   const std::vector<StepInfo>& steps() const;
+  // Measures for about a fifth of a second, with the kernels and threads of this network, and keeps nothing.
+  Peaks measure_peaks();
 
   // x: float32 [batch, input shape], row by row; NaN counts as the lowest code. outputs[i]: room for float32
   // [batch, shape of output i]. `seconds`, if given, has one entry for each step, to which the step's time is added.

@@ -21,7 +21,7 @@ class Error : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-inline constexpr int kFormatVersion = 1;
+inline constexpr int kFormatVersion = 2;                   // older ones are read, too
 inline constexpr int64_t kFileAlignment = 64;              // of every tensor in the file
 inline constexpr int64_t kMaxElements = int64_t{1} << 30;  // of one value of one image, and of one tensor
 inline constexpr int64_t kMaxManifestBytes = int64_t{1} << 24;
@@ -41,6 +41,11 @@ enum class Op : uint8_t {
   kPad,
   kRepeat,
   kIdentity,
+  kMul,
+  kLookup,
+  kSoftmax,
+  kPermute,
+  kPixelUnshuffle,
 };
 
 const char* op_name(Op op);
@@ -73,6 +78,12 @@ struct Node {
   bool count_include_pad = true;
   bool global = false;  // avg_pool2d over the whole image
 
+  // lookup: codes for the codes of the input's grid. softmax: powers for the distances of two of them, along `axis`.
+  int table = -1;
+  // permute: which axis of the input becomes axis i. pixel_unshuffle: block size.
+  std::vector<int> order;
+  int64_t factor = 1;
+
   // slice: `count` elements along `axis` (of `shape`), every `step`-th from `start`.
   int axis = 0;
   int64_t start = 0, step = 1, count = 0;
@@ -81,7 +92,7 @@ struct Node {
   Pair repeats;
 };
 
-enum class TensorType : uint8_t { kPacked, kInt32, kFloat32 };
+enum class TensorType : uint8_t { kPacked, kInt32, kFloat32, kUint8 };
 
 // A tensor of the file. Packed: codes of 1 to 8 bits, little end first (mixbit/common/packing.h); what belongs to one
 // index of the first dimension is a row and starts at a byte.
@@ -106,6 +117,8 @@ class Package {
   static Package open(const std::string& path);
   // Reads a package from memory that outlives it.
   static Package parse(std::span<const uint8_t> bytes);
+  // Reads a package from memory that becomes its own.
+  static Package own(std::vector<uint8_t> bytes);
 
   const std::vector<Node>& nodes() const { return nodes_; }
   const std::vector<Tensor>& tensors() const { return tensors_; }
@@ -117,12 +130,17 @@ class Package {
   uint64_t file_bytes() const { return bytes_.size(); }
 
   std::span<const uint8_t> data(int tensor) const;
+  // Gives the memory of a tensor of a mapped file back to the system; data() stays valid and reads the file again.
+  void release(int tensor) const;
   // Codes of a packed tensor, unpacked.
   std::vector<int8_t> codes(int tensor) const;
   // Throws unless the accumulators of a layer fit 32 bits for every possible input.
   void check_layer(const Node& layer) const;
+  // Throws unless the table of a lookup holds codes of its grid, that of a softmax powers.
+  void check_table(const Node& node) const;
   std::vector<int32_t> int32s(int tensor) const;
   std::vector<float> floats(int tensor) const;
+  std::vector<uint8_t> bytes(int tensor) const;
 
  private:
   std::vector<Node> nodes_;
@@ -131,10 +149,11 @@ class Package {
   std::string_view manifest_;
   std::span<const uint8_t> bytes_;
   uint64_t data_start_ = 0;
-  std::shared_ptr<const void> mapping_;
+  std::shared_ptr<const void> memory_;  // of the bytes: a mapped file, a vector, or another's
+  bool mapped_ = false;
 };
 
-// What a tensor of a new package holds: int8 codes, int32 or fp32, row by row.
+// What a tensor of a new package holds: int8 codes, int32, fp32 or bytes, row by row.
 struct Array {
   std::string name;
   TensorType type = TensorType::kPacked;
