@@ -22,7 +22,7 @@ using Reals = py::array_t<float, py::array::c_style>;
 
 std::string shown(const py::handle& value) { return py::repr(value).cast<std::string>(); }
 
-// (name, bits, array): int8 codes of `bits` bits; bits 0 with int32 or float32.
+// (name, bits, array): int8 codes of `bits` bits; bits 0 with int32, float32 or uint8.
 rt::Array to_array(const py::tuple& entry, std::vector<py::array>* kept) {
   rt::Array out;
   out.name = entry[0].cast<std::string>();
@@ -33,8 +33,10 @@ rt::Array to_array(const py::tuple& entry, std::vector<py::array>* kept) {
     out.type = rt::TensorType::kInt32;
   } else if (known && out.bits == 0 && array.dtype().equal(py::dtype::of<float>())) {
     out.type = rt::TensorType::kFloat32;
+  } else if (known && out.bits == 0 && array.dtype().equal(py::dtype::of<uint8_t>())) {
+    out.type = rt::TensorType::kUint8;
   } else if (!known || out.bits == 0) {
-    throw rt::Error("tensor '" + out.name + "': expected int8 codes, or int32 or float32 with 0 bits");
+    throw rt::Error("tensor '" + out.name + "': expected int8 codes, or int32, float32 or uint8 with 0 bits");
   }
   out.shape.assign(array.shape(), array.shape() + array.ndim());
   out.data = array.data();

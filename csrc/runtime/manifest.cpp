@@ -44,6 +44,11 @@ const std::vector<OpEntry>& op_table() {
       {Op::kPad, "pad", 1, {"amounts"}},
       {Op::kRepeat, "repeat", 1, {"counts"}},
       {Op::kIdentity, "identity", 1, {}},
+      {Op::kMul, "mul", 2, {}},
+      {Op::kLookup, "lookup", 1, {"table"}},
+      {Op::kSoftmax, "softmax", 1, {"table", "dim"}},
+      {Op::kPermute, "permute", 1, {"dims"}},
+      {Op::kPixelUnshuffle, "pixel_unshuffle", 1, {"factor"}},
   };
   return table;
 }
@@ -153,11 +158,13 @@ class Reader {
       if (type == "packed") {
         tensor.bits = static_cast<int>(named.integer("bits", 1, 8));
         tensor.is_signed = named.boolean("signed");
-      } else if (type == "int32" || type == "float32") {
-        tensor.type = type == "int32" ? TensorType::kInt32 : TensorType::kFloat32;
-        tensor.bits = 32;
+      } else if (type == "int32" || type == "float32" || type == "uint8") {
+        tensor.type = type == "int32"     ? TensorType::kInt32
+                      : type == "float32" ? TensorType::kFloat32
+                                          : TensorType::kUint8;
+        tensor.bits = tensor.type == TensorType::kUint8 ? 8 : 32;
       } else {
-        fail(named.where(), ": dtype '", type, "', expected packed, int32 or float32");
+        fail(named.where(), ": dtype '", type, "', expected packed, int32, float32 or uint8");
       }
       tensor.shape = named.integers("shape", 1, kMaxElements);
       check_shape(tensor.shape, named.where());
@@ -282,11 +289,8 @@ class Reader {
         linear(fields, node);
         break;
       case Op::kAdd:
-        node->shape = input_shape(*node);
-        if (input_shape(*node, 1) != node->shape) {
-          fail(fields.where(), ": its operands have shapes ", shown(node->shape), " and ", shown(input_shape(*node, 1)),
-               ", expected equal ones");
-        }
+      case Op::kMul:
+        broadcast(fields, node);
         break;
       case Op::kCat:
         cat(fields, node);
@@ -315,6 +319,77 @@ class Reader {
       case Op::kIdentity:
         node->shape = input_shape(*node);
         break;
+      case Op::kLookup:
+        node->shape = input_shape(*node);
+        table(fields, node, TensorType::kUint8, "uint8");
+        break;
+      case Op::kSoftmax:
+        node->shape = input_shape(*node);
+        node->axis = axis_of(fields, *node);
+        table(fields, node, TensorType::kInt32, "int32");
+        break;
+      case Op::kPermute:
+        permute(fields, node);
+        break;
+      case Op::kPixelUnshuffle: {
+        const Shape x = image(fields, *node);
+        node->factor = fields.integer("factor", 1, kMaxStep);
+        const int64_t f = node->factor;
+        if (x[1] % f != 0 || x[2] % f != 0) fail(fields.where(), ": factor ", f, " does not divide ", shown(x));
+        node->shape = {x[0] * f * f, x[1] / f, x[2] / f};
+        break;
+      }
+    }
+  }
+
+  // Operands of equal rank; where one has the size 1 along an axis, its elements are repeated.
+  void broadcast(const Fields& fields, Node* node) {
+    const Shape &a = input_shape(*node), &b = input_shape(*node, 1);
+    node->shape = a;
+    bool fits = a.size() == b.size();
+    for (size_t i = 0; fits && i < a.size(); ++i) {
+      fits = a[i] == b[i] || a[i] == 1 || b[i] == 1;
+      node->shape[i] = std::max(a[i], b[i]);
+    }
+    if (!fits) {
+      fail(fields.where(), ": its operands have shapes ", shown(a), " and ", shown(b),
+           ", expected equal ones but for sizes of 1");
+    }
+  }
+
+  // An entry for every code of the input's grid.
+  void table(const Fields& fields, Node* node, TensorType type, const char* expected) {
+    node->table = tensor_of(fields, "table", type, expected);
+    const CodeGrid& grid = out_.nodes[static_cast<size_t>(node->inputs[0])].grid;
+    const Tensor& tensor = out_.tensors[static_cast<size_t>(node->table)];
+    if (tensor.shape != Shape{grid.high - grid.low + 1}) {
+      fail(fields.where(), ": table '", tensor.name, "' has shape ", shown(tensor.shape), ", expected ",
+           shown({grid.high - grid.low + 1}));
+    }
+  }
+
+  // A dimension counted with the batch, as the axis without it.
+  static int axis_of(const Fields& fields, const Node& node) {
+    const auto rank = static_cast<int64_t>(node.shape.size());
+    int64_t dim = fields.integer("dim", -rank, rank);
+    if (dim < 0) dim += rank + 1;
+    if (dim < 1) fail(fields.where(), ": dim 0 is the batch");
+    return static_cast<int>(dim - 1);
+  }
+
+  void permute(const Fields& fields, Node* node) {
+    const Shape x = input_shape(*node);
+    const auto rank = static_cast<int64_t>(x.size());
+    const std::vector<int64_t> dims = fields.integers("dims", 0, rank);
+    std::vector<bool> seen(x.size() + 1, false);
+    for (const int64_t dim : dims) seen[static_cast<size_t>(dim)] = true;
+    const bool all = std::find(seen.begin(), seen.end(), false) == seen.end();
+    if (dims.size() != x.size() + 1 || !all || dims[0] != 0) {
+      fail(fields.where(), ": dims ", shown(dims), ", expected 0 and an order of 1 to ", rank);
+    }
+    for (size_t i = 1; i < dims.size(); ++i) {
+      node->order.push_back(static_cast<int>(dims[i] - 1));
+      node->shape.push_back(x[static_cast<size_t>(dims[i] - 1)]);
     }
   }
 
@@ -461,11 +536,7 @@ class Reader {
 
   void slice(const Fields& fields, Node* node) {
     node->shape = input_shape(*node);
-    const auto rank = static_cast<int64_t>(node->shape.size());
-    int64_t dim = fields.integer("dim", -rank, rank);
-    if (dim < 0) dim += rank + 1;
-    if (dim < 1) fail(fields.where(), ": dim 0 is the batch");
-    node->axis = static_cast<int>(dim - 1);
+    node->axis = axis_of(fields, *node);
     int64_t& size = node->shape[static_cast<size_t>(node->axis)];
     // As Python has it: from the end where negative, cut to what is there.
     const auto place = [&](std::string_view key, int64_t otherwise) {
@@ -515,12 +586,13 @@ const char* op_name(Op op) {
 int64_t Tensor::elements() const { return product(shape); }
 
 uint64_t stored_bytes(const Tensor& tensor) {
+  if (tensor.type == TensorType::kUint8) return static_cast<uint64_t>(tensor.elements());
   if (tensor.type != TensorType::kPacked) return static_cast<uint64_t>(tensor.elements()) * 4;
   const int64_t rows = tensor.shape[0];
   return static_cast<uint64_t>(rows * packed_bytes(tensor.elements() / rows, tensor.bits));
 }
 
-Manifest read_manifest(const json::Value& document) {
+Manifest read_manifest(const json::Value& document, int64_t version) {
   const Fields fields(document, "the manifest");
   for (const auto& member : document.members) {
     constexpr std::array<std::string_view, 6> kKeys = {"format", "version", "made_by", "nodes", "outputs", "tensors"};
@@ -529,7 +601,7 @@ Manifest read_manifest(const json::Value& document) {
     }
   }
   if (fields.string("format") != "mixbit-package") fail("the manifest: format is no mixbit-package");
-  if (fields.integer("version", 1, std::numeric_limits<int64_t>::max()) != kFormatVersion) {
+  if (fields.integer("version", 1, std::numeric_limits<int64_t>::max()) != version) {
     fail("the manifest: its version is not the file's");
   }
   Manifest manifest;
@@ -568,7 +640,9 @@ json::Value tensor_entry(const Tensor& tensor) {
     entry.set("bits", json::Value::of(int64_t{tensor.bits}));
     entry.set("signed", json::Value::of(tensor.is_signed));
   } else {
-    entry.set("dtype", json::Value::of(std::string_view(tensor.type == TensorType::kInt32 ? "int32" : "float32")));
+    const bool bytes = tensor.type == TensorType::kUint8;
+    const char* words = tensor.type == TensorType::kInt32 ? "int32" : "float32";
+    entry.set("dtype", json::Value::of(std::string_view(bytes ? "uint8" : words)));
   }
   entry.set("shape", json::Value::array(tensor.shape));
   entry.set("offset", json::Value::of(static_cast<int64_t>(tensor.offset)));

@@ -18,7 +18,8 @@ struct Manifest {
 
 // Reads a document, computes every shape and checks that all of it fits together. A shape that the document states must
 // be the one computed.
-Manifest read_manifest(const json::Value& document);
+// `version`: of the file.
+Manifest read_manifest(const json::Value& document, int64_t version);
 
 // The same for a document without its list of tensors: they are given. Adds shapes to its nodes.
 Manifest complete_manifest(json::Value* document, std::vector<Tensor> tensors);

@@ -82,9 +82,20 @@ Memory allocate(int64_t bytes, const char* what) {
   return Memory(static_cast<uint8_t*>(memory));
 }
 
-enum class Kernel : uint8_t { kQuantize, kConvolve, kAdd, kLookup, kAveragePool, kMaxPool, kCopy, kDequantize };
-constexpr std::array<const char*, 8> kKernelNames = {"quantize",     "convolve", "add",  "lookup",
-                                                     "average_pool", "max_pool", "copy", "dequantize"};
+enum class Kernel : uint8_t {
+  kQuantize,
+  kConvolve,
+  kAdd,
+  kMultiply,
+  kLookup,
+  kSoftmax,
+  kAveragePool,
+  kMaxPool,
+  kCopy,
+  kDequantize
+};
+constexpr std::array<const char*, 10> kKernelNames = {"quantize", "convolve",     "add",      "multiply", "lookup",
+                                                      "softmax",  "average_pool", "max_pool", "copy",     "dequantize"};
 
 // Elements of one image from one layout to another.
 struct Copy {
@@ -103,6 +114,17 @@ void copy_loop(const Copy& copy, size_t axis, const uint8_t* x, uint8_t* y) {
   } else {
     for (int64_t i = 0; i < n; ++i) y[i * to] = x[i * from];
   }
+}
+
+// f(offset of the first element) for every line along `axis` of one image.
+template <typename F>
+void for_lines(const Shape& sizes, const Shape& strides, size_t axis, size_t from, int64_t at, const F& f) {
+  if (from == sizes.size()) {
+    f(at);
+    return;
+  }
+  const int64_t n = from == axis ? 1 : sizes[from];
+  for (int64_t i = 0; i < n; ++i) for_lines(sizes, strides, axis, from + 1, at + i * strides[from], f);
 }
 
 // Loops with the smallest steps of the target innermost; those that go on where the next inner one ends are one loop.
@@ -142,8 +164,10 @@ struct Step {
   Convolution convolution{};
   const void* packed = nullptr;
   Pool pool{};
-  Copy copy;
+  Copy copy;  // softmax: sizes and strides of an image
   std::array<uint8_t, 256> table{};
+  std::vector<int32_t> powers;  // softmax: by distance
+  size_t axis = 0;
   int64_t elements = 0;  // of one image
   int64_t channels = 0;  // quantize: of an image; 0: values without order
   int output = -1;       // dequantize
@@ -388,10 +412,11 @@ class Network::Plan {
       case Op::kLinear:
         made = plan_layer(i);
         break;
-      case Op::kAdd: {
-        Step step(Kernel::kAdd);
-        step.a = buffer_of_[static_cast<size_t>(n.inputs[0])];
-        step.b = buffer_of_[static_cast<size_t>(n.inputs[1])];
+      case Op::kAdd:
+      case Op::kMul: {
+        Step step(n.op == Op::kAdd ? Kernel::kAdd : Kernel::kMultiply);
+        step.a = expanded(n.inputs[0], n);
+        step.b = expanded(n.inputs[1], n);
         step.a_grid = node(n.inputs[0]).grid;
         step.b_grid = node(n.inputs[1]).grid;
         step.y_grid = kernel_grid(i);
@@ -400,6 +425,10 @@ class Network::Plan {
         add_step(std::move(step), n, bytes(3 * elements(n.shape)));
         break;
       }
+      case Op::kLookup:
+      case Op::kSoftmax:
+        made = plan_table(n);
+        break;
       case Op::kAvgPool2d:
       case Op::kMaxPool2d:
         made = plan_pool(i);
@@ -517,7 +546,47 @@ class Network::Plan {
     return made;
   }
 
-  // Concatenation, slice, padding and upsampling: codes go to other places.
+  // An operand of an operation that may repeat it, in the shape of the result.
+  int expanded(int value, const Node& n) {
+    const Shape& shape = node(value).shape;
+    const int buffer = buffer_of_[static_cast<size_t>(value)];
+    if (shape == n.shape) return buffer;
+    Copy copy;
+    copy.sizes = n.shape;
+    copy.from = strides_of(shape, false);
+    copy.to = strides_of(n.shape, false);
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+      if (shape[axis] != n.shape[axis]) copy.from[axis] = 0;
+    }
+    return add_copy(buffer, new_buffer(elements(n.shape)), std::move(copy), elements(shape), elements(n.shape), n);
+  }
+
+  // Functions of one code, and softmax.
+  int plan_table(const Node& n) {
+    package_.check_table(n);
+    const CodeGrid& x = node(n.inputs[0]).grid;
+    Step step(n.op == Op::kLookup ? Kernel::kLookup : Kernel::kSoftmax);
+    step.a = buffer_of_[static_cast<size_t>(n.inputs[0])];
+    step.a_grid = x;
+    step.y_grid = n.grid;
+    step.elements = elements(n.shape);
+    if (n.op == Op::kLookup) {
+      const std::vector<uint8_t> codes = package_.bytes(n.table);
+      for (int32_t code = x.low; code <= x.high; ++code) {
+        step.table[byte_of(code)] = codes[static_cast<size_t>(code - x.low)];
+      }
+    } else {
+      step.powers = package_.int32s(n.table);
+      step.copy.sizes = n.shape;
+      step.copy.from = strides_of(n.shape, false);
+      step.axis = static_cast<size_t>(n.axis);
+    }
+    const int made = step.y = new_buffer(step.elements);
+    add_step(std::move(step), n, bytes(2 * elements(n.shape)));
+    return made;
+  }
+
+  // Concatenation, slice, padding, upsampling and other orders: codes go to other places.
   int plan_moves(const Node& n) {
     const int64_t made_elements = elements(n.shape);
     const Shape to = strides_of(n.shape, false);
@@ -553,6 +622,16 @@ class Network::Plan {
     } else if (n.op == Op::kPad) {
       copy.fill = static_cast<uint8_t>(n.grid.zero_point);
       for (size_t axis = 0; axis < to.size(); ++axis) copy.to_start += n.before[axis] * to[axis];
+    } else if (n.op == Op::kPermute) {
+      copy.sizes = n.shape;
+      const Shape from = copy.from;
+      for (size_t axis = 0; axis < n.order.size(); ++axis) copy.from[axis] = from[static_cast<size_t>(n.order[axis])];
+    } else if (n.op == Op::kPixelUnshuffle) {  // channel, row and column in the block, row and column of the block
+      const int64_t f = n.factor;
+      const Shape from = copy.from;
+      copy.sizes = {shape[0], f, f, shape[1] / f, shape[2] / f};
+      copy.from = {from[0], from[1], from[2], from[1] * f, from[2] * f};
+      copy.to = {to[0] * f * f, to[0] * f, to[0], to[1], to[2]};
     } else {  // repeat: two loops more that stand still in the source
       copy.to[1] *= n.repeats.h;
       copy.to[2] *= n.repeats.w;
@@ -691,6 +770,21 @@ class Network::Plan {
           kernels_.add(a + first, step->a_grid, b + first, step->b_grid, y + first, step->y_grid, last - first);
         });
         break;
+      case Kernel::kMultiply:
+        split(n, kLeastBytes, [&](int64_t first, int64_t last) {
+          multiply(a + first, step->a_grid, b + first, step->b_grid, y + first, step->y_grid, last - first);
+        });
+        break;
+      case Kernel::kSoftmax: {
+        const Shape &sizes = step->copy.sizes, &strides = step->copy.from;
+        threads_.run(images, [&](int, int64_t image) {
+          for_lines(sizes, strides, step->axis, 0, image * step->elements, [&](int64_t at) {
+            softmax(step->powers.data(), a + at, step->a_grid, y + at, step->y_grid, sizes[step->axis],
+                    strides[step->axis]);
+          });
+        });
+        break;
+      }
       case Kernel::kLookup:
         split(n, kLeastBytes, [&](int64_t first, int64_t last) {
           kernels_.lookup(step->table.data(), a + first, y + first, last - first);

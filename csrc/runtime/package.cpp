@@ -23,6 +23,9 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "packages are mapped as they are: little end first");
 
+// exp(0) in the tables of a softmax.
+constexpr int32_t kUnitPower = 65536;
+
 // The first byte is no text, and the line ends would not survive a transfer as text (as PNG has it).
 constexpr std::array<uint8_t, 8> kMagic = {0x89, 'M', 'X', 'B', '\r', '\n', 0x1A, '\n'};
 
@@ -155,7 +158,7 @@ Package Package::parse(std::span<const uint8_t> bytes) {
   }
   std::memcpy(&header, bytes.data(), sizeof(header));
   if (header.version == 0 || header.version > kFormatVersion) {
-    fail("the package has format version ", header.version, ", this mixbit reads ", kFormatVersion,
+    fail("the package has format version ", header.version, ", this mixbit reads 1 to ", kFormatVersion,
          "; upgrade mixbit or export the package again");
   }
   if (header.file_bytes != bytes.size()) {
@@ -171,7 +174,7 @@ Package Package::parse(std::span<const uint8_t> bytes) {
   Package package;
   package.bytes_ = bytes;
   package.manifest_ = {reinterpret_cast<const char*>(manifest.data()), manifest.size()};
-  Manifest read = read_manifest(json::parse(package.manifest_, "the manifest"));
+  Manifest read = read_manifest(json::parse(package.manifest_, "the manifest"), header.version);
   package.nodes_ = std::move(read.nodes);
   package.tensors_ = std::move(read.tensors);
   package.outputs_ = std::move(read.outputs);
@@ -246,6 +249,27 @@ void Package::check_layer(const Node& layer) const {
   }
 }
 
+void Package::check_table(const Node& node) const {
+  if (node.op == Op::kLookup) {
+    for (const uint8_t byte : data(node.table)) {
+      const int32_t code = node.grid.is_signed ? static_cast<int8_t>(byte) : byte;
+      if (code < node.grid.low || code > node.grid.high) {
+        fail("node '", node.name, "': its table holds the code ", code, ", expected ", node.grid.low, " to ",
+             node.grid.high);
+      }
+    }
+    return;
+  }
+  // The largest code of a line has the distance 0: no sum is 0.
+  const std::vector<int32_t> powers = int32s(node.table);
+  for (const int32_t power : powers) {
+    if (powers[0] != kUnitPower || power < 0 || power > kUnitPower) {
+      fail("node '", node.name, "': its table begins with ", powers[0], " and holds ", power, ", expected ", kUnitPower,
+           " and numbers from 0 to it");
+    }
+  }
+}
+
 std::vector<int32_t> Package::int32s(int tensor) const {
   const Tensor& entry = tensors_.at(static_cast<size_t>(tensor));
   if (entry.type != TensorType::kInt32) fail("tensor '", entry.name, "' is not int32");
@@ -262,6 +286,12 @@ std::vector<float> Package::floats(int tensor) const {
   return out;
 }
 
+std::vector<uint8_t> Package::bytes(int tensor) const {
+  const Tensor& entry = tensors_.at(static_cast<size_t>(tensor));
+  if (entry.type != TensorType::kUint8) fail("tensor '", entry.name, "' is not uint8");
+  return copied<uint8_t>(data(tensor));
+}
+
 std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Array> arrays) {
   json::Value document = json::parse(manifest, "the manifest");
   std::vector<Tensor> tensors;
@@ -273,7 +303,7 @@ std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Arr
     Tensor tensor;
     tensor.name = array.name;
     tensor.type = array.type;
-    tensor.bits = packed ? array.bits : 32;
+    tensor.bits = packed ? array.bits : array.type == TensorType::kUint8 ? 8 : 32;
     tensor.shape = array.shape;
     tensors.push_back(std::move(tensor));
   }
@@ -327,6 +357,7 @@ std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Arr
   // What was written is what will be read.
   const Package package = Package::parse(bytes);
   for (const Node& node : package.nodes()) {
+    if (node.table >= 0) package.check_table(node);
     if (node.weight < 0) continue;
     package.check_layer(node);
     package.floats(node.multiplier);

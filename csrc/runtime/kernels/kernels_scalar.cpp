@@ -21,6 +21,31 @@ void move_table(const CodeGrid& x, const CodeGrid& y, uint8_t table[256]) {
   }
 }
 
+void multiply(const uint8_t* a, const CodeGrid& a_grid, const uint8_t* b, const CodeGrid& b_grid, uint8_t* y,
+              const CodeGrid& y_grid, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    y[i] = byte_of(
+        multiplied_code(code_at(a + i, a_grid.is_signed), a_grid, code_at(b + i, b_grid.is_signed), b_grid, y_grid));
+  }
+}
+
+void softmax(const int32_t* powers, const uint8_t* x, const CodeGrid& x_grid, uint8_t* y, const CodeGrid& y_grid,
+             int64_t n, int64_t stride) {
+  int32_t largest = x_grid.low;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t code = code_at(x + i * stride, x_grid.is_signed);
+    largest = code > largest ? code : largest;
+  }
+  int64_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    sum += powers[largest - code_at(x + i * stride, x_grid.is_signed)];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t power = powers[largest - code_at(x + i * stride, x_grid.is_signed)];
+    y[i * stride] = byte_of(softmax_code(power, sum, y_grid));
+  }
+}
+
 namespace {
 
 // Packed weights: int8 codes [out_channels][kernel row][kernel column][group input], then multiplier and bias, both

@@ -12,11 +12,12 @@ from torch import nn
 from mixbit import _C
 from mixbit._build_info import VERSION
 from mixbit.errors import MixbitError
+from mixbit.export.codes import exponentials, lookup_table
 from mixbit.export.grid import Grid
-from mixbit.export.lowering import lower
+from mixbit.export.lowering import IntegerNetwork, lower
 from mixbit.export.package import check_output
 from mixbit.files import PathLike, write_bytes
-from mixbit.network import LAYER_OPS, Node, UnsupportedOperation, input_of
+from mixbit.network import LAYER_OPS, Node, input_of
 
 #: Arguments of an operation that go into the package under the same name.
 _OPTIONS = {
@@ -25,11 +26,10 @@ _OPTIONS = {
     "slice": ("dim", "start", "end", "step"),
     "pad": ("amounts",),
     "repeat": ("counts",),
+    "softmax": ("dim",),
+    "permute": ("dims",),
+    "pixel_unshuffle": ("factor",),
 }
-
-#: Operations of the C++ runtime (docs/package_format.md).
-_OPERATIONS = {"input", "add", "cat", "avg_pool2d", "max_pool2d", "relu", "relu6", "reshape", "slice", "pad", "repeat"}
-_OPERATIONS |= {"identity", *LAYER_OPS}
 
 
 def write_package(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
@@ -46,14 +46,9 @@ def package_bytes(model: nn.Module, example: Any) -> bytes:
     """
     network = lower(model, example)
     tensors: dict[str, tuple[int, np.ndarray[Any, Any]]] = {}
+    tables: dict[tuple[str, bytes], str] = {}  # names by content: equal ones are stored once
     nodes = []
     for node in network.graph.nodes:
-        if node.op not in _OPERATIONS:
-            what = node.options.get("function", node.op)
-            raise UnsupportedOperation(
-                f"integer packages have no {what} (node {node.name!r}); export.onnx, export.program and export.package "
-                "have it"
-            )
         where = f"tensor {node.name!r}"
         entry: dict[str, Any] = {"name": node.name, "op": node.op, "grid": _grid(network.grids[node.name], where)}
         if node.op == "input":
@@ -78,6 +73,11 @@ def package_bytes(model: nn.Module, example: Any) -> bytes:
             ):
                 entry[key] = name
                 tensors.setdefault(name, (width, array))
+        if node.op in ("lookup", "softmax"):
+            table = _table(node, network)
+            same = tables.setdefault((table.dtype.str, table.tobytes()), f"{node.name}.table")
+            tensors.setdefault(same, (0, table))
+            entry["table"] = same
         entry.update(_options(node))
         nodes.append(entry)
     manifest = {"made_by": {"mixbit": VERSION}, "nodes": nodes, "outputs": list(network.graph.outputs)}
@@ -99,6 +99,15 @@ def _grid(grid: Grid, where: str) -> dict[str, Any]:
         )
     scale = float(np.float32(grid.scale))
     return {"scale": scale, "zero_point": grid.zero_point, "low": grid.low, "high": grid.high}
+
+
+def _table(node: Node, network: IntegerNetwork) -> np.ndarray[Any, Any]:
+    """What an operation looks codes up in: bytes of codes (lookup), powers by distance (softmax)."""
+    old, grid = network.grids[node.inputs[0]], network.grids[node.name]
+    if node.op == "softmax":
+        return exponentials(old).numpy().astype(np.int32)
+    codes = lookup_table(node, old, grid).numpy()
+    return codes.astype(np.int8 if grid.low < 0 else np.uint8).view(np.uint8)
 
 
 def _options(node: Node) -> dict[str, Any]:

@@ -31,8 +31,9 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max
     const auto end = static_cast<std::ptrdiff_t>(32 + number_at<uint64_t>(sample, 16));
     return std::vector<uint8_t>(sample.begin() + 32, sample.begin() + end);
   };
-  static const std::vector<uint8_t> manifests[] = {manifest_of(sample_package()), manifest_of(sample_moves_package())};
-  const std::vector<uint8_t>& manifest = manifests[seed % 2];
+  static const std::vector<uint8_t> manifests[] = {manifest_of(sample_package()), manifest_of(sample_moves_package()),
+                                                   manifest_of(sample_functions_package())};
+  const std::vector<uint8_t>& manifest = manifests[seed % 3];
   if (size < 64 && manifest.size() <= max_size) {
     std::copy(manifest.begin(), manifest.end(), data);
     size = manifest.size();

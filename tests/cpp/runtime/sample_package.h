@@ -1,6 +1,6 @@
 #pragma once
 
-// Two small packages that have all operations between them, and mutations of it that keep lengths and checksums true,
+// Small packages that have all operations between them, and mutations of it that keep lengths and checksums true,
 // so that they reach what lies behind them. Shared by the tests and the fuzzer.
 
 #include <algorithm>
@@ -68,6 +68,30 @@ inline std::vector<uint8_t> sample_moves_package() {
       R"({"name":"whole","op":"avg_pool2d","inputs":["all"],"grid":)" + wide + R"(,"keepdim":false}],)" +
       R"("outputs":["whole","six","x"]})";
   return make_package(manifest, {});
+}
+
+// Functions, products and other orders.
+inline std::vector<uint8_t> sample_functions_package() {
+  const std::string wide = sample_grid(0.05, -8, 7), positive = sample_grid(0.1, 0, 255);
+  const std::string manifest =
+      R"({"nodes":[{"name":"x","op":"input","shape":[3,4,2],"grid":)" + wide +
+      R"(},{"name":"f","op":"lookup","inputs":["x"],"grid":)" + positive + R"(,"table":"t"},)" +
+      R"({"name":"mean","op":"avg_pool2d","inputs":["f"],"grid":)" + wide + R"(,"keepdim":true},)" +
+      R"({"name":"product","op":"mul","inputs":["mean","f"],"grid":)" + wide + "}," +
+      R"({"name":"sum","op":"add","inputs":["product","mean"],"grid":)" + wide + "}," +
+      R"({"name":"turned","op":"permute","inputs":["sum"],"grid":)" + wide + R"(,"dims":[0,3,1,2]},)" +
+      R"({"name":"blocks","op":"pixel_unshuffle","inputs":["sum"],"grid":)" + positive + R"(,"factor":2},)" +
+      R"({"name":"shares","op":"softmax","inputs":["turned"],"grid":)" + positive + R"(,"table":"p","dim":-2}],)" +
+      R"("outputs":["shares","blocks"]})";
+  std::vector<uint8_t> codes;
+  std::vector<int32_t> powers;
+  for (int i = 0; i < 16; ++i) {
+    codes.push_back(static_cast<uint8_t>(i * 17));
+    powers.push_back(65536 >> i);
+  }
+  const std::vector<Array> arrays = {{"t", TensorType::kUint8, 0, {16}, codes.data()},
+                                     {"p", TensorType::kInt32, 0, {16}, powers.data()}};
+  return make_package(manifest, arrays);
 }
 
 template <typename T>

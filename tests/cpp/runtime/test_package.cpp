@@ -139,12 +139,12 @@ TEST(CInterface, RunsAndReportsErrors) {
 }
 
 TEST(Fuzz, DamagedPackagesAreRefusedOrRun) {
-  const std::vector<uint8_t> samples[] = {sample_package(), sample_moves_package()};
+  const std::vector<uint8_t> samples[] = {sample_package(), sample_moves_package(), sample_functions_package()};
   int accepted = 0;
   const char* given = std::getenv("MIXBIT_FUZZ_ROUNDS");
   const int rounds = given != nullptr ? std::atoi(given) : 4000;
   for (int seed = 0; seed < rounds; ++seed) {
-    accepted += open_and_run(mutated(samples[seed % 2], static_cast<unsigned>(seed))) ? 1 : 0;
+    accepted += open_and_run(mutated(samples[seed % 3], static_cast<unsigned>(seed))) ? 1 : 0;
   }
   // Both happen: mutations reach behind the checksums.
   EXPECT_GT(accepted, rounds / 100);
@@ -154,6 +154,7 @@ TEST(Fuzz, DamagedPackagesAreRefusedOrRun) {
 TEST(Fuzz, SamplesRun) {
   EXPECT_TRUE(open_and_run(sample_package()));
   EXPECT_TRUE(open_and_run(sample_moves_package()));
+  EXPECT_TRUE(open_and_run(sample_functions_package()));
 }
 
 TEST(Fuzz, EveryCutIsRefused) {

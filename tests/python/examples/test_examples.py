@@ -33,6 +33,35 @@ def test_analyze_and_assign(tmp_path: Path) -> None:
     assert len(mixbit.Recipe.load(output).layers) == done.stdout.count(" bit, weight ")
 
 
+def test_search_to_onnx(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    output = tmp_path / "m.onnx"
+    command = ["--images", "128", "--test-images", "200", "--search-steps", "16", "--train-steps", "8"]
+    command += ["--batch", "32", "--verify-images", "8", "--output", output]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "search_to_onnx.py", *command],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.28 < float(re.search(r"cost ([\d.]+) of", done.stdout)[1]) <= 0.3
+    assert "0 of 80 output values differ from the integer reference" in done.stdout
+    # The accuracy of the file on the verified images, and of the trained model on more of them.
+    float_top1, trained = (
+        float(re.search(rf"^{name} +([\d.]+) %", done.stdout, re.M)[1]) for name in ("float", "trained")
+    )
+    assert float_top1 > 80
+    assert trained > 40
+    size = [
+        int(v) for v in re.search(r"(\d+) bytes.* (\d+), .* (\d+), .* (\d+), .* (\d+)$", done.stdout, re.M).groups()
+    ]
+    assert size[0] == sum(size[1:]) == output.stat().st_size
+    widths = {layer.weight for layer in mixbit.Recipe.load(f"{output}.recipe.json").layers.values()}
+    assert len(widths) > 1
+
+
 def test_the_program_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES.parents[1] / "README.md").read_text(), re.S)
     # The second block trains on what the first has made, the third searches, the fourth maps what was trained.
@@ -105,7 +134,7 @@ def test_the_search_example_keeps_its_accuracy(tmp_path: Path) -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"analyze_and_assign.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"analyze_and_assign.py", "search_to_onnx.py"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.parent.glob("*.yaml")), ids=lambda path: path.stem)

@@ -151,11 +151,48 @@ def test_retraining() -> None:
     assert float(re.search(r"4 bits: ([\d.]+) times less", text)[1]) > 1
 
 
+def test_export() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("qonnx")
+    notebook = executed(next(p for p in NOTEBOOKS if p.stem == "05_export"))
+    text = printed(notebook)
+    assert pictures(notebook) == 2
+    float_top1, integer = (float(re.search(rf"^{name}: ([\d.]+) %", text, re.M)[1]) for name in ("float", "integer"))
+    assert integer > float_top1 - 15
+    assert "exact in float32: True" in text
+    assert "the nearest width that can be expressed" in text
+    sizes = {
+        name: [int(v) for v in values]
+        for name, *values in re.findall(r"^(\S.*?) +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)$", text, re.M)
+    }
+    assert all(sum(parts) == whole for *parts, whole in sizes.values())
+    packed = int(re.search(r"own widths: (\d+) bytes", text)[1])
+    assert sizes["integer package"][0] == packed < sizes["ONNX"][0] < sizes["ONNX, opset 13"][0] < sizes["QONNX"][0]
+    found = re.findall(r"^(\S.*?) +promise (\w+) +kept True: (\d+) of (\d+) outputs differ", text, re.M)
+    assert len(found) == 6
+    assert all(int(values) == 160 for *_, values in found)
+    assert [name for name, promise, *_ in found if promise == "exact"] == [
+        "qdq",
+        "qdq, opset 13",
+        "integer package",
+        "program",
+    ]
+    assert all(int(wrong) == 0 for _, promise, wrong, _ in found if promise == "exact")
+    assert "fault found in: block2_conv1" in text
+    assert "BREAKS its promise" in text
+    broken = re.search(r"top-1 ([\d.]+) %, reference ([\d.]+) %; BREAKS", text)
+    assert broken[1] == broken[2]  # accuracy did not show it
+    assert "is damaged: its checksum differs" in text
+    package, expected = re.search(r"package: +(\[.*?\]) reference: (\[.*?\])", text).groups()
+    assert package == expected
+
+
 def test_every_notebook_has_a_test() -> None:
     assert {p.stem for p in NOTEBOOKS} == {
         "01_analyze_and_assign",
         "02_search_and_refine",
         "03_retraining",
         "04_mapping",
+        "05_export",
         "06_detectors",
     }

@@ -55,6 +55,18 @@ MIXBIT_HD int32_t added_code(int32_t code_a, const CodeGrid& a, int32_t code_b, 
   return code_of((real_of(code_a, a) + real_of(code_b, b)) / y.scale, y.zero_point, y.low, y.high);
 }
 
+MIXBIT_HD int32_t multiplied_code(int32_t code_a, const CodeGrid& a, int32_t code_b, const CodeGrid& b,
+                                  const CodeGrid& y) {
+  return requantize((code_a - a.zero_point) * (code_b - b.zero_point), (a.scale * b.scale) / y.scale, y);
+}
+
+// One share of a softmax: powers are rne(2^16 exp(-d s_x)) for the distances d from the largest code, `sum` is that of
+// all of them.
+MIXBIT_HD int32_t softmax_code(int32_t power, int64_t sum, const CodeGrid& y) {
+  const float share = static_cast<float>(power) / static_cast<float>(sum);
+  return code_of(share / y.scale, y.zero_point, y.low, y.high);
+}
+
 // fp32(s_x / fp32(n s_y)): what the sum over a window of n elements is multiplied by.
 MIXBIT_HD float average_multiplier(float x_scale, float y_scale, int32_t n) {
   return x_scale / (static_cast<float>(n) * y_scale);

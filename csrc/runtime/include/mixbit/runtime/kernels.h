@@ -113,6 +113,15 @@ int64_t channel_step(const Convolution& convolution);
 // table[byte] = the code moved from grid x to grid y (and clamped to it: relu, relu6), as a byte.
 void move_table(const CodeGrid& x, const CodeGrid& y, uint8_t table[256]);
 
+// y[i] = multiplied_code(a[i], b[i]).
+void multiply(const uint8_t* a, const CodeGrid& a_grid, const uint8_t* b, const CodeGrid& b_grid, uint8_t* y,
+              const CodeGrid& y_grid, int64_t n);
+
+// A line of n codes, `stride` apart in x and y: y[i] = softmax_code(powers[largest - x[i]], their sum). `powers` has an
+// entry for every distance of two codes of x's grid.
+void softmax(const int32_t* powers, const uint8_t* x, const CodeGrid& x_grid, uint8_t* y, const CodeGrid& y_grid,
+             int64_t n, int64_t stride);
+
 // A code as the byte that stores it, and back.
 inline uint8_t byte_of(int32_t code) { return static_cast<uint8_t>(code); }
 inline int32_t code_at(const uint8_t* p, bool is_signed) {

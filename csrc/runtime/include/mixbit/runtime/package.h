@@ -21,7 +21,7 @@ class Error : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-inline constexpr int kFormatVersion = 1;
+inline constexpr int kFormatVersion = 2;                   // older ones are read, too
 inline constexpr int64_t kFileAlignment = 64;              // of every tensor in the file
 inline constexpr int64_t kMaxElements = int64_t{1} << 30;  // of one value of one image, and of one tensor
 inline constexpr int64_t kMaxManifestBytes = int64_t{1} << 24;
@@ -41,6 +41,11 @@ enum class Op : uint8_t {
   kPad,
   kRepeat,
   kIdentity,
+  kMul,
+  kLookup,
+  kSoftmax,
+  kPermute,
+  kPixelUnshuffle,
 };
 
 const char* op_name(Op op);
@@ -73,6 +78,12 @@ struct Node {
   bool count_include_pad = true;
   bool global = false;  // avg_pool2d over the whole image
 
+  // lookup: codes for the codes of the input's grid. softmax: powers for the distances of two of them, along `axis`.
+  int table = -1;
+  // permute: which axis of the input becomes axis i. pixel_unshuffle: block size.
+  std::vector<int> order;
+  int64_t factor = 1;
+
   // slice: `count` elements along `axis` (of `shape`), every `step`-th from `start`.
   int axis = 0;
   int64_t start = 0, step = 1, count = 0;
@@ -81,7 +92,7 @@ struct Node {
   Pair repeats;
 };
 
-enum class TensorType : uint8_t { kPacked, kInt32, kFloat32 };
+enum class TensorType : uint8_t { kPacked, kInt32, kFloat32, kUint8 };
 
 // A tensor of the file. Packed: codes of 1 to 8 bits, little end first (mixbit/common/packing.h); what belongs to one
 // index of the first dimension is a row and starts at a byte.
@@ -125,8 +136,11 @@ class Package {
   std::vector<int8_t> codes(int tensor) const;
   // Throws unless the accumulators of a layer fit 32 bits for every possible input.
   void check_layer(const Node& layer) const;
+  // Throws unless the table of a lookup holds codes of its grid, that of a softmax powers.
+  void check_table(const Node& node) const;
   std::vector<int32_t> int32s(int tensor) const;
   std::vector<float> floats(int tensor) const;
+  std::vector<uint8_t> bytes(int tensor) const;
 
  private:
   std::vector<Node> nodes_;
@@ -139,7 +153,7 @@ class Package {
   bool mapped_ = false;
 };
 
-// What a tensor of a new package holds: int8 codes, int32 or fp32, row by row.
+// What a tensor of a new package holds: int8 codes, int32, fp32 or bytes, row by row.
 struct Array {
   std::string name;
   TensorType type = TensorType::kPacked;
