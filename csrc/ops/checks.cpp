@@ -55,6 +55,12 @@ Rounding checked_rounding(int64_t rounding) {
   return static_cast<Rounding>(rounding);
 }
 
+Gradient checked_gradient(int64_t gradient, const char* name) {
+  TORCH_CHECK_VALUE(gradient == 0 || gradient == 1, name, "=", gradient,
+                    " is not known: expected 0 (learned_step) or 1 (clip)");
+  return static_cast<Gradient>(gradient);
+}
+
 void check_scale_values(const at::Tensor& scale, const char* name) {
   const at::Tensor values = scale.contiguous();
   const float* data = values.const_data_ptr<float>();
@@ -242,7 +248,7 @@ void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x
 
 std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
                                                         const at::Tensor& bit_width, bool is_signed, bool narrow_range,
-                                                        Rounding rounding, int64_t channels) {
+                                                        Rounding rounding, int64_t channels, Gradient gradient) {
   check_scale_values(scale, "scale");
   check_bit_width_values(bit_width, "bit_width", is_signed, narrow_range);
   const at::Tensor scales = scale.contiguous();
@@ -253,7 +259,7 @@ std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale,
     auto at_channel = [c](const at::Tensor& t) { return t.const_data_ptr<float>()[t.numel() == 1 ? 0 : c]; };
     quantizers[static_cast<size_t>(c)] = {
         at_channel(scales), round_half_even(at_channel(zero_points)),
-        quant_range(static_cast<int>(at_channel(bit_widths)), is_signed, narrow_range), rounding};
+        quant_range(static_cast<int>(at_channel(bit_widths)), is_signed, narrow_range), rounding, gradient};
   }
   return quantizers;
 }

@@ -58,6 +58,7 @@ using TensorLists = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>,
 void check_floating(const at::Tensor& x, const char* name);
 void check_group_size(std::optional<int64_t> group_size);
 Rounding checked_rounding(int64_t rounding);
+Gradient checked_gradient(int64_t gradient, const char* name = "gradient");
 
 // Values, CPU only: scales positive and finite; bit-widths whole numbers in 1..16 and not one signed narrow bit.
 void check_scale_values(const at::Tensor& scale, const char* name);
@@ -107,7 +108,8 @@ void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x
 // One quantizer per channel from CPU parameters of 1 or `channels` elements, values checked.
 std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
                                                         const at::Tensor& bit_width, bool is_signed, bool narrow_range,
-                                                        Rounding rounding, int64_t channels);
+                                                        Rounding rounding, int64_t channels,
+                                                        Gradient gradient = Gradient::kLearnedStep);
 
 kernels::StorageType storage_type(const at::Tensor& x);
 

@@ -23,12 +23,13 @@ constexpr int64_t kLanes = 16;
 // Elements of one block of a reduction; the caller adds the blocks' doubles in order.
 constexpr int64_t kReduceBlock = 16384;
 
-// Parameters of one run of elements; zero_point is already rounded.
+// Parameters of one run of elements; zero_point is already rounded. gradient: of fake_quantize's backward and mask.
 struct Quantizer {
   float scale;
   float zero_point;
   QuantRange range;
   Rounding rounding;
+  Gradient gradient = Gradient::kLearnedStep;
 };
 
 struct Moments {
@@ -95,8 +96,8 @@ struct KernelTable {
   // with dscale).
   void (*fake_quantize_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                                  const Quantizer& quantizer, double* dscale, double* dzero_point, bool stream);
-  // fake_quantize, and bit i % 8 of mask[i / 8] = whether x[i] lies inside the grid: all that a backward needs whose
-  // scale is fixed. The unused bits of the last byte are 0.
+  // fake_quantize, and bit i % 8 of mask[i / 8] = whether x[i] lies inside the grid, as the gradient counts it: all
+  // that a backward needs whose scale is fixed. The unused bits of the last byte are 0.
   void (*fake_quantize_mask)(StorageType storage, const void* x, void* y, uint8_t* mask, int64_t n,
                              const Quantizer& quantizer);
   // dx[i] = grad[i] where bit i is set, else 0; grad == dx is allowed.
