@@ -3,8 +3,8 @@
 The networks with real weights at 8/8, 4/8, 4/4 (weight/act) and a mixed recipe (weights 8 4 2 6 3 in turn, inputs
 8 6 4 5). "exact" is the default form of `export.onnx`, "plain" its `exact=False`; "program" the dialect "mixbit" of
 `export.program`, which `export.package` compiles; "pt2e" the other one. `--compile` adds the compiled package.
-`--bytes` measures the sizes of the files instead, `--cost` what each export of a network takes at 4/8, in a process of its
-own.
+`--bytes` measures the sizes of the files instead, `--cost` what each export of a network takes at 4/8, in a process of
+its own.
 
 Usage: python bench/bench_export.py [--again] [--network NAME] [--images N] [--compile] [--bytes] [--cost]
 """
@@ -162,7 +162,7 @@ def cost(config: dict[str, Any]) -> dict[str, Any]:
 
 def cost_of(name: str, form: str) -> dict[str, Any]:
     """Measures the form in this process: a warm import, a fresh export."""
-    setting = Setting(name, images=16)
+    setting = Setting(name, images=2 * NETWORKS[name].batch)
     model, example = prepared(setting, "4/8"), setting.example
     parameters = sum(p.numel() for p in setting.folded.parameters())
     del setting
@@ -260,7 +260,7 @@ def main() -> None:
 
             def run(config: dict[str, Any] = config, made: list[Setting] = made, network: str = network) -> Any:
                 if not made:
-                    made.append(Setting(network, images=32))
+                    made.append(Setting(network, images=2 * NETWORKS[network].batch))
                 return (sizes if options.bytes else figures)(made[0], config)
 
             row = measure("export_bytes" if options.bytes else "export_verified", config, run, again=options.again)
