@@ -52,8 +52,11 @@ def recipe_of(setting: Setting, kind: str) -> mixbit.Recipe:
     return mixbit.Recipe(layers=layers)
 
 
-def prepared(setting: Setting, kind: str) -> Any:
+def prepared(setting: Setting, kind: str, quick: bool = False) -> Any:
+    """The integer network at a recipe; `quick` where its ranges do not matter."""
     model = mixbit.prepare_(copy.deepcopy(setting.folded), recipe_of(setting, kind), setting.example)
+    if quick:
+        return mixbit.calibrate_(model, [setting.example], "maxabs", example=setting.example)
     return mixbit.calibrate_(model, setting.batches[:2], "mse", example=setting.example)
 
 
@@ -131,7 +134,7 @@ def figures(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
 
 def sizes(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
     """Bytes by what they are for; the rest of the files as a share of all that is not the rest."""
-    model, example = prepared(setting, config["recipe"]), setting.example
+    model, example = prepared(setting, config["recipe"], quick=True), setting.example
     with tempfile.TemporaryDirectory() as folder, lowered_once(model, example):
         onnx = mixbit.export.onnx(model, example, Path(folder) / "m.onnx", say=lambda text: None).bytes
         package = mixbit.export.integer(model, example, Path(folder) / "m.mixbit")
@@ -163,7 +166,7 @@ def cost(config: dict[str, Any]) -> dict[str, Any]:
 def cost_of(name: str, form: str) -> dict[str, Any]:
     """Measures the form in this process: a warm import, a fresh export."""
     setting = Setting(name, images=2 * NETWORKS[name].batch)
-    model, example = prepared(setting, "4/8"), setting.example
+    model, example = prepared(setting, "4/8", quick=True), setting.example
     parameters = sum(p.numel() for p in setting.folded.parameters())
     del setting
     verbs: dict[str, Any] = {
