@@ -34,7 +34,7 @@ from mixbit.runtime import Network
 
 NETWORKS = ("ResNet-20", "MobileNetV1 0.25", "MobileNetV1 1.0")
 HARDWARE = ("amx:1", "amx:2", "vnni:1", "avx2:1")
-SHARES = (0.97, 0.94, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+SHARES = (0.97, 0.93, 0.88, 0.82, 0.75, 0.67, 0.58, 0.5)
 PRECISIONS = (2, 4, 8)
 CACHE_BYTES = 2 << 20
 ROUNDS, BURST = 60, 5

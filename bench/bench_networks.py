@@ -38,8 +38,8 @@ RECIPES = ("W8A8", "W4A8", "W2A8", "W4A4", "W2A2")
 NETWORKS = ("ResNet-20", "MobileNetV1 0.25", "MobileNetV1 1.0", "MobileNetV2 (PTQ weights)", "SSD-MobileNetV2")
 #: Images that ranges are taken from: no time depends on them.
 FEW = 4
-ROUNDS = 60
-STARTS = 25
+ROUNDS = 40
+STARTS = 20
 #: Calls of one contender in a row; the first of them finds a cache that another contender has filled.
 BURST = 5
 

@@ -8,7 +8,11 @@ once. Peak RSS: what steps add to the resident set of a process of their own.
 With --optimizers the step of all parameters of ResNet-20 and VGG-9 at 2 bits, momentum and decay, random gradients:
 torch's against ThresholdAware, alone and with the counting of level switches.
 
-Usage: python bench/bench_training.py [--again] [--threads N] [--compiled | --search KIND | --optimizers]
+With --retrain a whole step of ResNet-20, batch 128, with momentum and decay: float, at 2-bit weights and 4-bit inputs,
+and with everything that retraining has (clipped activations, extra levels for a fifth of the weights, counting, smaller
+steps near thresholds, freezing, dampening).
+
+Usage: python bench/bench_training.py [--again] [--threads N] [--compiled | --search KIND | --optimizers | --retrain]
 """
 
 from __future__ import annotations
@@ -201,6 +205,55 @@ def optimizer_figures(network: str, threads: int) -> dict[str, Any]:
     }
 
 
+class Retrained(Step):
+    """A step of retraining: SGD with momentum and decay, and what a run does beside it."""
+
+    def __init__(self, kind: str, x: Tensor) -> None:
+        torch.manual_seed(0)
+        model = zoo.cifar_resnet(20).eval()
+        self.after: list[Any] = []
+        dampening = None
+        if kind != "float":
+            names = mixbit.layers(model, x).names
+            grid = {"rounding": "half_up", "narrow_range": False}
+            recipe = mixbit.Recipe.uniform(names, act=4, weight=2, **grid)
+            for name in (names[0], names[-1]):
+                recipe.layers[name] = mixbit.LayerPrecision(weight=4, act=4, **grid)
+            mixbit.prepare_(model, recipe, x[:2], act_quantizer="lsq" if kind == "low" else "pact")
+            mixbit.calibrate_(model, [x], method="maxabs")
+        if kind == "everything, dampening too":
+            dampening = mixbit.retrain.Dampening(model, 1e-3)
+        super().__init__(model, x, 10, dampening)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+        if kind.startswith("everything"):
+            self.optimizer = mixbit.retrain.ThresholdAware(self.optimizer, model)
+            tracker = mixbit.retrain.SwitchTracker(model)
+            tracker.assign_(fraction=0.2, by="random")
+            freezing = mixbit.retrain.IterativeFreezing(model, 0.1)
+            self.after = [freezing.update_, tracker.update_]
+
+    def __call__(self) -> None:
+        super().__call__()
+        for update in self.after:
+            update()
+
+
+def retrain_figures(threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(2)
+    x = torch.randn(128, 3, 32, 32)
+    kinds = ("float", "low", "everything", "everything, dampening too")
+    steps = {kind: Retrained(kind, x) for kind in kinds}
+    times = side_by_side(steps, repeats=12, warmup=2)
+    base = times["float"].least
+    return {
+        "float ms": round(base * 1e3, 1),
+        "2-bit weights, 4-bit inputs": round(times["low"].least / base, 3),
+        "everything on": round(times["everything"].least / base, 3),
+        "dampening too": round(times["everything, dampening too"].least / base, 3),
+    }
+
+
 def peak_rss_mib(kind: str) -> float:
     """MiB that three steps, the first ones, add to a process that has its model: gradients, activations, workspaces."""
     code = f"import bench_training; print(bench_training.added_peak({kind!r}))"
@@ -249,7 +302,14 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="compare the models through torch.compile")
     parser.add_argument("--search", choices=SPACES, help="steps of a search, on both networks")
     parser.add_argument("--optimizers", action="store_true", help="compare the steps of optimizers alone")
+    parser.add_argument("--retrain", action="store_true", help="compare steps of retraining with everything on")
     options = parser.parse_args()
+    if options.retrain:
+        config = {"network": "ResNet-20", "retraining": "batch 128, SGD momentum 0.9 decay 1e-4"}
+        config["threads"] = options.threads
+        row = measure("training", config, lambda: retrain_figures(options.threads), again=options.again)
+        print(config, row["figures"])
+        return
     for network in STEPPED if options.optimizers else ():
         config = {"network": network, "optimizer": "SGD momentum 0.9 decay 1e-4", "threads": options.threads}
         row = measure(

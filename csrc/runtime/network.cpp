@@ -1,5 +1,7 @@
 #include <mixbit/runtime/network.h>
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -66,11 +68,17 @@ struct Free {
 };
 using Memory = std::unique_ptr<uint8_t, Free>;
 
-// Zeroed on first use by the system: memory that is not touched costs nothing.
+// Zeroed on first use by the system: memory that is not touched costs nothing. Large pieces ask for large pages, which
+// the system hands out at once instead of 4 kB at a time.
 Memory allocate(int64_t bytes, const char* what) {
-  const int64_t size = std::max<int64_t>(aligned(bytes), kAlign);
-  void* memory = std::aligned_alloc(kAlign, static_cast<size_t>(size));
+  constexpr int64_t kLargePage = int64_t{2} << 20;
+  const int64_t align = bytes >= kLargePage ? kLargePage : kAlign;
+  const int64_t size = std::max<int64_t>((bytes + align - 1) / align * align, align);
+  void* memory = std::aligned_alloc(static_cast<size_t>(align), static_cast<size_t>(size));
   if (memory == nullptr) fail("out of memory: the network needs ", bytes, " bytes for ", what);
+#ifdef MADV_HUGEPAGE
+  if (align == kLargePage) ::madvise(memory, static_cast<size_t>(bytes / align * align), MADV_HUGEPAGE);
+#endif
   return Memory(static_cast<uint8_t*>(memory));
 }
 
@@ -119,7 +127,7 @@ void for_lines(const Shape& sizes, const Shape& strides, size_t axis, size_t fro
   for (int64_t i = 0; i < n; ++i) for_lines(sizes, strides, axis, from + 1, at + i * strides[from], f);
 }
 
-// Loops with the smallest steps of the target innermost.
+// Loops with the smallest steps of the target innermost; those that go on where the next inner one ends are one loop.
 void sort_loops(Copy* copy) {
   std::vector<size_t> order(copy->sizes.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -129,6 +137,20 @@ void sort_loops(Copy* copy) {
     sorted.sizes[i] = copy->sizes[order[i]];
     sorted.from[i] = copy->from[order[i]];
     sorted.to[i] = copy->to[order[i]];
+  }
+  for (size_t i = sorted.sizes.size() - 1; i-- > 0;) {
+    const int64_t inner = sorted.sizes[i + 1];
+    const bool goes_on = sorted.from[i] == inner * sorted.from[i + 1] && sorted.to[i] == inner * sorted.to[i + 1];
+    if (!goes_on && inner != 1) continue;
+    if (!goes_on) {  // a loop of one step: the outer one takes its place
+      sorted.from[i + 1] = sorted.from[i];
+      sorted.to[i + 1] = sorted.to[i];
+    }
+    sorted.sizes[i + 1] *= sorted.sizes[i];
+    const auto at = static_cast<std::ptrdiff_t>(i);
+    sorted.sizes.erase(sorted.sizes.begin() + at);
+    sorted.from.erase(sorted.from.begin() + at);
+    sorted.to.erase(sorted.to.begin() + at);
   }
   *copy = sorted;
 }
@@ -357,6 +379,16 @@ class Network::Plan {
     return activation && same_grid(reader.grid, node(i).grid) ? readers[0] : -1;
   }
 
+  // A padding along height and width that only convolutions read is theirs: they add the same code of 0 themselves.
+  // (With another grid than its operand's it would round the operand's codes.)
+  bool padded_by_readers(int i) const {
+    const Node& n = node(i);
+    if (keep_ || n.op != Op::kPad || n.shape.size() != 3 || is_output_[static_cast<size_t>(i)]) return false;
+    if (n.before[0] != 0 || n.after[0] != 0 || !same_grid(n.grid, node(n.inputs[0]).grid)) return false;
+    const auto& readers = readers_[static_cast<size_t>(i)];
+    return std::all_of(readers.begin(), readers.end(), [&](int reader) { return node(reader).op == Op::kConv2d; });
+  }
+
   // The grid of a node's kernel, which a fused activation narrows.
   CodeGrid kernel_grid(int i) {
     const int activation = fusible_activation(i);
@@ -421,7 +453,7 @@ class Network::Plan {
         break;
       }
       default:
-        made = plan_moves(n);
+        if (!padded_by_readers(i)) made = plan_moves(n);
     }
   }
 
@@ -437,8 +469,11 @@ class Network::Plan {
 
   int plan_layer(int i) {
     const Node& n = node(i);
-    const Shape& shape = node(n.inputs[0]).shape;
-    int x = on_grid(n.inputs[0], n.act, n);
+    const Node& padding = node(n.inputs[0]);
+    const bool pads = padded_by_readers(n.inputs[0]);
+    const int source = pads ? padding.inputs[0] : n.inputs[0];
+    const Shape& shape = node(source).shape;
+    int x = on_grid(source, n.act, n);
     Step step(Kernel::kConvolve);
     Convolution& c = step.convolution;
     const Tensor& weight = package_.tensors()[static_cast<size_t>(n.weight)];
@@ -459,8 +494,8 @@ class Network::Plan {
       c.kernel_width = n.kernel.w;
       c.stride_height = n.stride.h;
       c.stride_width = n.stride.w;
-      c.pad_top = n.padding.h;
-      c.pad_left = n.padding.w;
+      c.pad_top = n.padding.h + (pads ? padding.before[1] : 0);
+      c.pad_left = n.padding.w + (pads ? padding.before[2] : 0);
       c.dilation_height = n.dilation.h;
       c.dilation_width = n.dilation.w;
       c.groups = n.groups;
@@ -851,19 +886,22 @@ class Network::Plan {
   }
 
   double peak_bytes() {
-    constexpr size_t kWords = size_t{64} << 20 >> 3;
+    // Pieces of a buffer that no second-level cache holds, in turn: short enough to be read between two interruptions.
+    constexpr size_t kWords = size_t{64} << 20 >> 3, kPiece = size_t{4} << 20 >> 3;
     const std::vector<uint64_t> words(kWords, 1);
     std::vector<uint64_t> sums(static_cast<size_t>(threads_.count()));
-    const size_t size = kWords / sums.size();
+    const size_t size = kPiece / sums.size();
+    size_t piece = 0;
     const double seconds = fastest([&] {
       threads_.run(threads_.count(), [&](int, int64_t part) {
-        const uint64_t* at = words.data() + static_cast<size_t>(part) * size;
+        const uint64_t* at = words.data() + piece + static_cast<size_t>(part) * size;
         std::array<uint64_t, 8> lanes{};
         for (size_t i = 0; i + 8 <= size; i += 8) {
           for (size_t k = 0; k < 8; ++k) lanes[k] += at[i + k];
         }
         for (const uint64_t lane : lanes) sums[static_cast<size_t>(part)] += lane;
       });
+      piece = (piece + kPiece) % kWords;
     });
     // The sums are looked at, so that the loops stay.
     if (sums.front() == 0) fail("peaks: a sum of ones is 0");

@@ -770,24 +770,31 @@ class Pipeline:
         tensors = {key: value.detach().clone() for key, value in model.state_dict().items()}
         write_bytes(self.folder / name, save(tensors, {"mixbit": self._trained_key(recipe)}))
 
-    def _load_state(self, name: str, verb: str) -> tuple[str | None, dict[str, Tensor]]:
-        """What the state belongs to, and its tensors."""
+    def _load_state(self, name: str, verb: str, tensors: bool = True) -> tuple[str | None, dict[str, Tensor]]:
+        """What the state belongs to, and its tensors if they are asked for."""
         path = self._read(name, verb)
         try:
             with safe_open(str(path), framework="pt") as file:
                 key = (file.metadata() or {}).get("mixbit")
-                names = file.keys()
+                names = file.keys() if tensors else []
                 return key, {entry: file.get_tensor(entry) for entry in names}
         except (OSError, SafetensorError) as error:
             raise MixbitError(f"{str(path)!r} cannot be read: {error}; run the stage {verb!r} again") from error
 
     def _searched(self, recipe: Recipe) -> nn.Module | None:
         """The network as `search` left it, at the recipe's bits; None where the recipe is not of a search."""
+        found = self._searched_recipe()
+        if found is None:
+            return None
+        return mixbit.prepare_(self._restored(found, self._load_state(SEARCHED, "search")[1]), recipe, self.example)
+
+    def _searched_recipe(self) -> Recipe | None:
+        """The recipe that `search` found, where it is the folder's; else None."""
         verbs = [verb for verb, _ in self.config.stages]
         alone = len(verbs) == 1 and (self.folder / SEARCHED).exists()
         if "search" not in verbs and not alone:
             return None
-        key, state = self._load_state(SEARCHED, "search")
+        key, _ = self._load_state(SEARCHED, "search", tensors=False)
         found = Recipe.load(self._read("recipe.json", "search"))
         if key != self._trained_key(found):
             if alone:
@@ -795,7 +802,7 @@ class Pipeline:
             raise MixbitError(
                 f"{str(self.folder / SEARCHED)!r} is of another network or recipe; run the stage 'search' again"
             )
-        return mixbit.prepare_(self._restored(found, state), recipe, self.example)
+        return found
 
     def retrain(self, options: dict[str, Any]) -> list[str]:
         """trained.safetensors, history.json, history.csv, thresholds.json: the network trained at the recipe's bits.
@@ -1161,7 +1168,7 @@ class Pipeline:
         distances = self.folder / "thresholds.json"
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()}
         searched = self.folder / "search.json"
-        made_by = "search" if self._searched(recipe) is not None else "assign"
+        made_by = "search" if self._searched_recipe() is not None else "assign"
         assigned = self._manifest(self.folder / f"{made_by}.manifest.json")
         for cost in [] if assigned is None else named_costs(assigned["options"]):
             if cost.name not in costs:

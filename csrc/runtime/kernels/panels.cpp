@@ -1,5 +1,6 @@
 #include "panels.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include <mixbit/common/packing.h>
@@ -72,9 +73,40 @@ PanelLayout panel_layout(const Convolution& c) {
   return layout;
 }
 
+// Plain bytes of 1 x 1 kernels, most weights of a network: a panel is written front to back.
+void pack_plain(const Convolution& c, const PanelLayout& layout, const Weights& weights, void* packed) {
+  const ChannelArrays arrays(layout, packed);
+  const int64_t outputs = c.group_outputs(), taps = c.taps();
+  for (int64_t first = 0; first < c.out_channels;) {
+    const int64_t panel = first / outputs * layout.panels_of_group + first % outputs / kPanel;
+    const int64_t count = std::min(kPanel, outputs - first % outputs);
+    const uint8_t* rows = weights.codes + first * weights.row_bytes;
+    uint8_t* to = static_cast<uint8_t*>(packed) + panel * layout.panel_bytes;
+    for (int64_t k = 0; k < taps; k += 4, to += kPanel * 4) {
+      const auto size = static_cast<size_t>(std::min<int64_t>(4, taps - k));
+      if (size == 4) {
+        for (int64_t n = 0; n < count; ++n) std::memcpy(to + n * 4, rows + n * weights.row_bytes + k, 4);
+      } else {
+        for (int64_t n = 0; n < count; ++n) std::memcpy(to + n * 4, rows + n * weights.row_bytes + k, size);
+      }
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      const uint8_t* row = rows + n * weights.row_bytes;
+      uint32_t sum = 0;
+      for (int64_t k = 0; k < taps; ++k) sum += static_cast<uint32_t>(static_cast<int8_t>(row[k]));
+      arrays.set(panel * kPanel + n, weights, first + n, sum);
+    }
+    first += count;
+  }
+}
+
 void pack_panels(const Convolution& c, const Weights& weights, void* packed) {
   const PanelLayout layout = panel_layout(c);
   std::memset(packed, 0, static_cast<size_t>(layout.bytes));
+  if (layout.width == 8 && weights.bits == 8 && c.kernel_height * c.kernel_width == 1) {
+    pack_plain(c, layout, weights, packed);
+    return;
+  }
   const ChannelArrays arrays(layout, packed);
   const int64_t outputs = c.group_outputs();
   const int32_t fields = 8 / layout.width, shift = fields / 2;  // of one byte: 1, 2, 4 are shifts by 0, 1, 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,11 @@ def reach(options: Options, table: CostTable, asked: float | None = None) -> tup
     choices: list[Choice] = [([pick(own) for own in acts], [pick(own) for own in weights]) for pick in (min, max)]
     corners = sorted(price.total(choice) for choice in choices)
     if asked is not None and corners[0] <= asked <= corners[1]:
+        return corners[0], corners[1]
+    # Where every layer is at its own least (and most) there, no choice can do better: no integer program is needed.
+    each = [price.values[i][options.allowed[i] == 1] for i in range(len(options.names))]
+    ends = [math.fsum(float(pick(v)) for v in each) for pick in (np.min, np.max)]
+    if all(math.isclose(corner, end, rel_tol=1e-12) for corner, end in zip(corners, ends, strict=True)):
         return corners[0], corners[1]
     for sign in (1, -1):
         found = solve(options, dataclasses.replace(price, values=sign * price.values), [])

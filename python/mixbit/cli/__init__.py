@@ -282,6 +282,8 @@ def _mechanisms(sub: Any) -> None:
     sub.add_argument("--per", help="whether --fraction is of each layer (default) or of the network")
     sub.add_argument("--max-bits", type=int, help="most bits of a weight with extra levels (default: 4)")
     sub.add_argument("--group", type=int, help="consecutive input channels that get levels together (default: 1)")
+    sub.add_argument("--by", help="what ranks weights: score (default) or score_gradient, times the squared gradient")
+    sub.add_argument("--extra", help="weights with levels: nested (default) go on, mid_frozen are held at the new one")
     sub.add_argument("--window", type=float, help="epochs before an assignment that count (default: 1)")
     sub.add_argument("--freeze", type=numbers, metavar="FIRST,LAST", help="thresholds of iterative freezing")
     sub.add_argument("--freeze-begin", type=float, metavar="SHARE", help="of the run before it (default: 0.25)")

@@ -13,7 +13,18 @@ from mixbit.quantizers.modules import (
     apply_layer,
 )
 from mixbit.quantizers.prepare import bypass, prepare_, quantized_layers, restore_
-from mixbit.quantizers.quantizer import KINDS, LSQ, PACT, TQT, FixedRange, LSQPlus, Quantizer, effective_scales
+from mixbit.quantizers.quantizer import (
+    KINDS,
+    LSQ,
+    PACT,
+    TQT,
+    ClippedStraightThrough,
+    FixedRange,
+    LSQPlus,
+    Quantizer,
+    StraightThrough,
+    effective_scales,
+)
 from mixbit.quantizers.rounding import optimize_rounding_
 from mixbit.quantizers.space import SearchSpace, check_precisions
 from mixbit.quantizers.statistics import METHODS, TensorStatistics, input_statistics, weight_scales
@@ -27,6 +38,7 @@ __all__ = [
     "TQT",
     "Add",
     "Cat",
+    "ClippedStraightThrough",
     "FixedRange",
     "JoinedTensors",
     "LSQPlus",
@@ -35,6 +47,7 @@ __all__ = [
     "QuantizedLinear",
     "Quantizer",
     "SearchSpace",
+    "StraightThrough",
     "TensorStatistics",
     "apply_layer",
     "bypass",

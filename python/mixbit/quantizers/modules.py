@@ -109,7 +109,12 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
     """A convolution with quantized operands."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves the fake-quantized input with the fake-quantized weight; [N, C, H, W] -> [N, O, H', W']."""
+        """Convolves the fake-quantized input with the fake-quantized weight; [N, C, H, W] -> [N, O, H', W'].
+
+        An input without a batch, [C, H, W], is one of one image.
+        """
+        if x.dim() == 3:
+            return self.forward(x[None])[0]
         if self.bypassed:
             return nn.Conv2d.forward(self, x)
         x, padding = pad_input(self, x)
@@ -143,7 +148,12 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A linear layer with quantized operands."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiplies the fake-quantized input with the fake-quantized weight; [..., I] -> [..., O]."""
+        """Multiplies the fake-quantized input with the fake-quantized weight; [..., I] -> [..., O].
+
+        An input [I] is a batch of one.
+        """
+        if x.dim() == 1:
+            return self.forward(x[None])[0]
         if self.bypassed:
             return nn.Linear.forward(self, x)
         both = self._both()

@@ -537,6 +537,43 @@ class FixedRange(Quantizer):
         return quantizer
 
 
+class StraightThrough(FixedRange):
+    """A fixed grid through which gradients pass everywhere: values beyond its ends keep moving.
+
+    The straight-through estimator as retraining at few bits may take it (the reconstruction of Kim et al., IEEE TNNLS
+    32(7), 2021, leaves it open): a weight that is driven out of its grid by noise can come back.
+    """
+
+    fused = False  # the fused ops have the learned step's gradient
+
+    def _passes(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Where the gradient passes; what is not finite gets none."""
+        return torch.isfinite(x)
+
+    def _quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = super()._quantize(x, scale, zero_point)
+        if not torch.is_grad_enabled():
+            return y
+        passed = torch.where(self._passes(x.detach(), scale.detach()), x, torch.zeros_like(x))
+        return y + (passed - passed.detach())  # the difference is exactly zero: it carries the gradient only
+
+
+class ClippedStraightThrough(StraightThrough):
+    """A fixed grid whose gradients pass up to a step beyond its outermost thresholds, on each side, and not beyond.
+
+    In steps of the grid (of an element's own, with extra levels): where lo - 1/2 <= x / scale <= hi + 1/2. `LSQ` and
+    `FixedRange` end at lo and hi.
+    """
+
+    def _passes(self, x: Tensor, scale: Tensor) -> Tensor:
+        steps = 1.0 if self.extra_bits is None else torch.exp2(self.extra_bits.float())
+        half = torch.exp2(self.bit_width - 1) * steps
+        low, high = (1 - half if self.narrow_range else -half, half - 1) if self.signed else (0 * half, 2 * half - 1)
+        v = x.float() / (_along(scale, x, self.axis) / steps)
+        return (v >= low - 0.5) & (v <= high + 0.5)
+
+
 #: Kinds by the names that `prepare_` takes.
 KINDS: dict[str, type[Quantizer]] = {
     "lsq": LSQ,
@@ -544,6 +581,8 @@ KINDS: dict[str, type[Quantizer]] = {
     "tqt": TQT,
     "pact": PACT,
     "fixed": FixedRange,
+    "ste": StraightThrough,
+    "ste_clip": ClippedStraightThrough,
     "plain": Quantizer,
 }
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mixbit import ops
 from mixbit.errors import MixbitError
-from mixbit.quantizers import Quantizer, effective_scales, quantized_layers
+from mixbit.quantizers import Quantizer
+from mixbit.retrain.shards import whole, whole_scales
+from mixbit.retrain.thresholds import named_layers
 
 #: The largest distance, in steps of the grid.
 FARTHEST = 0.5
@@ -27,13 +29,14 @@ def threshold_distances(model: nn.Module) -> dict[str, Tensor]:
         model: Prepared and calibrated. Layers whose weight quantizer is None or off are left out.
 
     Returns:
-        float32 of the weight's shape, by layer.
+        float32 of the weight's shape, by layer; of sharded weights (FSDP2) whole ones, for which all processes have to
+        call this.
 
     Raises:
         MixbitError: A layer is not calibrated, or its bits are still being searched.
     """
     layers: dict[str, Any] = {}
-    for name, layer in quantized_layers(model).items():
+    for name, layer in named_layers(model).items():
         quantizer = layer.weight_quantizer
         if quantizer is None or not quantizer.enabled:
             continue
@@ -79,8 +82,8 @@ def threshold_histograms(model: nn.Module, bins: int = 10) -> dict[str, list[int
 def distances_of(weights: Sequence[Tensor], quantizers: Sequence[Quantizer]) -> list[Tensor]:
     """The distance of weights from their thresholds in steps of their grids, float32 of each weight's shape."""
     doubled = ops.threshold_multipliers(
-        [weight.detach().float() for weight in weights],
-        effective_scales(quantizers),
+        [whole(weight.detach()).float() for weight in weights],
+        whole_scales(quantizers),
         [quantizer.bit_width for quantizer in quantizers],
         [quantizer.extra_bits for quantizer in quantizers],
         shape="linear",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, did_you_mean
-from mixbit.quantizers import Quantizer, effective_scales
+from mixbit.quantizers import Quantizer
+from mixbit.retrain.shards import is_sharded, local, local_extra, local_scale, local_scales
 from mixbit.retrain.thresholds import quantized_weights
 
 
@@ -19,7 +20,9 @@ class TrackedWeights:
     Args:
         model: Prepared and calibrated.
         most_bits: Layers of more weight bits are left out.
-        kept: Names and dtypes of the tensors that are kept, each of the weight's shape; zeros at first.
+        kept: Names and dtypes of the tensors that are kept, each of the weight's shape; zeros at first. Of sharded
+            weights (FSDP2) each process keeps those of its part.
+        sharded: Whether sharded weights are taken.
 
     Attributes:
         layers: By name, in order of registration.
@@ -29,11 +32,13 @@ class TrackedWeights:
         MixbitError: No layer is left; one is not calibrated, its bits are still being searched, or it is sharded.
     """
 
-    def __init__(self, model: nn.Module, most_bits: int, kept: Mapping[str, torch.dtype]) -> None:
+    def __init__(
+        self, model: nn.Module, most_bits: int, kept: Mapping[str, torch.dtype], *, sharded: bool = True
+    ) -> None:
         self.layers: dict[str, Any] = {}
         for name, layer in quantized_weights(model).items():
             quantizer = layer.weight_quantizer
-            if hasattr(layer.weight, "to_local"):
+            if is_sharded(layer.weight) and not sharded:
                 raise MixbitError(
                     f"layer {name!r}: its weight is sharded; expected whole weights (DistributedDataParallel)"
                 )
@@ -42,7 +47,7 @@ class TrackedWeights:
         if not self.layers:
             raise MixbitError(f"model has no quantized weights of at most {most_bits} bits")
         self.state = {
-            name: {k: torch.zeros_like(layer.weight, dtype=dtype, requires_grad=False) for k, dtype in kept.items()}
+            name: {k: torch.zeros_like(local(layer.weight.detach()), dtype=dtype) for k, dtype in kept.items()}
             for name, layer in self.layers.items()
         }
         self._none: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -91,16 +96,17 @@ class TrackedWeights:
         entries = []
         states = list(states)
         quantizers = [self.quantizer(name) for name in self.layers]
-        scales = effective_scales(quantizers)
+        scales = local_scales(quantizers)
         for i, ((name, layer), quantizer, scale) in enumerate(
             zip(self.layers.items(), quantizers, scales, strict=True)
         ):
-            weight, extra, kept = layer.weight, quantizer.extra_bits, self.state[name]
+            weight, extra = local(layer.weight.detach()), local_extra(layer.weight, quantizer)
+            kept = self.state[name]
             entries.append(
                 (
                     weight,
                     scale,
-                    quantizer.bit_width,
+                    local_scale(quantizer.bit_width),
                     self.none(weight, torch.uint8) if extra is None else extra,
                     *(kept[k] if k in kept else self.none(weight, dtype) for k, dtype in states),
                 )

@@ -17,8 +17,11 @@ from mixbit.quantizers.quantizer import MAX_EXTRA_WIDTH
 from mixbit.retrain.oscillations import Dampening, IterativeFreezing
 from mixbit.retrain.schedule import Schedule
 from mixbit.retrain.switches import LARGEST_FRACTION, SwitchTracker
-from mixbit.retrain.thresholds import ThresholdAware
+from mixbit.retrain.thresholds import ThresholdAware, named_layers
 from mixbit.training import AfterStep, Objective, unwrapped
+
+#: What becomes of weights that get a level.
+EXTRA = ("nested", "mid_frozen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Mechanisms:
         per: Of `SwitchTracker.assign_`.
         max_bits: Most bits of a weight with extra levels.
         group: Weights of this many consecutive input channels get levels together.
+        by: Of `SwitchTracker.assign_`: "score" or "score_gradient".
+        extra: "nested": flagged weights go on with a level more between each two. "mid_frozen": they are set to the new
+            level next to them and held there.
         window: Epochs before an assignment whose switches count; None is all since the one before.
         freeze: Thresholds (first, last) of `IterativeFreezing`, annealed along a cosine; None freezes nothing.
         freeze_begin: Share of the run before weights are frozen.
@@ -63,6 +69,8 @@ class Mechanisms:
     per: str = "layer"
     max_bits: int = 4
     group: int = 1
+    by: str = "score"
+    extra: str = "nested"
     window: float | None = 1.0
     freeze: tuple[float, float] | None = None
     freeze_begin: float = 0.25
@@ -102,6 +110,10 @@ class Mechanisms:
         if self.rate is not None and not 0 < self.rate <= 1:
             raise MixbitError(f"rate={self.rate!r}: expected switches a step, above 0, at most 1")
         check_choice("per", self.per, ("layer", "network"))
+        check_choice("by", self.by, ("score", "score_gradient"))
+        check_choice("extra", self.extra, EXTRA)
+        if self.rate is not None and self.by != "score":
+            raise MixbitError(f"rate with by={self.by!r}: only scores have a rate; expected by='score', or fraction")
         for name in ("max_bits", "group"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -118,7 +130,7 @@ class Mechanisms:
         """Refuses an option of a mechanism that is not used. "off" is a shape: a study may keep its options."""
         for switch, used, names in (
             ("threshold_aware", self.threshold_aware is not None, ("alpha", "rho", "on_grad")),
-            ("assign_at", bool(self.assign_at), ("per", "max_bits", "group", "window")),
+            ("assign_at", bool(self.assign_at), ("per", "max_bits", "group", "by", "extra", "window")),
             ("freeze", self.freeze is not None, ("freeze_begin", "freeze_momentum")),
             ("dampen", self.dampen is not None, ("dampen_begin",)),
         ):
@@ -141,6 +153,10 @@ class Mechanisms:
             used |= {"count"}
         if self.assign_at:
             used |= {"assign_at", "fraction", "rate", "per", "max_bits", "group", "window"}
+            # What came later is named where it is used, so that the runs from before it go on.
+            used |= {
+                name for name in ("by", "extra") if getattr(self, name) != type(self).__dataclass_fields__[name].default
+            }
         if self.freeze is not None:
             used |= {"freeze", "freeze_begin", "freeze_momentum"}
         if self.dampen is not None:
@@ -175,10 +191,12 @@ class Retraining:
         self.freezing: IterativeFreezing | None = None
         self.dampening: Dampening | None = None
         if given.count is not None or given.assign_at:
-            self.tracker = self.modules["switches"] = SwitchTracker(model, given.count or "adj")
+            self.tracker = self.modules["switches"] = SwitchTracker(
+                model, given.count or "adj", gradients=given.by == "score_gradient"
+            )
             self._check_room(self.tracker)
-        if given.freeze is not None:
-            first, last = given.freeze
+        if given.freeze is not None or given.extra == "mid_frozen":
+            first, last = given.freeze or (0.0, 0.0)
             threshold = Schedule(first, last, steps, begin=given.freeze_begin)
             self.freezing = self.modules["freezing"] = IterativeFreezing(
                 model, threshold, momentum=given.freeze_momentum
@@ -204,7 +222,8 @@ class Retraining:
 
     def _check_room(self, tracker: SwitchTracker) -> None:
         """Refuses at once what an assignment would refuse in the middle of the run."""
-        widths = {int(self.model.get_buffer(f"{n}.weight_quantizer.bit_width")) for n in tracker.layers}
+        layers = named_layers(self.model)
+        widths = {int(layers[name].weight_quantizer.bit_width) for name in tracker.layers}
         if self.given.assign_at and min(widths) >= self.given.max_bits:
             raise MixbitError(
                 f"max_bits={self.given.max_bits}: no weight may have another bit; the layers have {sorted(widths)} bits"
@@ -212,7 +231,8 @@ class Retraining:
 
     def _weights_of(self, layers: Iterable[str]) -> int:
         """How many weights some layers have, at least 1."""
-        return max(1, sum(self.model.get_parameter(f"{name}.weight").numel() for name in layers))
+        found = named_layers(self.model)
+        return max(1, sum(found[name].weight.numel() for name in layers))
 
     def optimizer(self, made: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer that steps."""
@@ -253,7 +273,15 @@ class Retraining:
         """Gives levels; the loss on this step's batch before and after, and the share of flagged weights by layer."""
         given = self.given
         before = self._loss()
-        tracker.assign_(given.fraction, rate=given.rate, per=given.per, max_bits=given.max_bits, group=given.group)
+        tracker.assign_(
+            given.fraction,
+            rate=given.rate,
+            per=given.per,
+            max_bits=given.max_bits,
+            group=given.group,
+            by=given.by,
+            freezing=self.freezing if given.extra == "mid_frozen" else None,
+        )
         figures = {"loss_before_assignment": before, "loss_after_assignment": self._loss()}
         return figures | {f"flagged:{n}": float(tracker.flags(n).float().mean()) for n in tracker.layers}
 

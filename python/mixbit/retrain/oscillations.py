@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
+from mixbit.quantizers import Quantizer
 from mixbit.retrain.levels import TrackedWeights
 from mixbit.retrain.schedule import Schedule, range_of, value_at
+from mixbit.retrain.shards import is_sharded, whole_like
 
 #: How `Dampening` adds up the squares of a layer.
 AGGREGATIONS = ("kernel_mean", "mean", "sum")
 #: Codes are kept as int8 in units of a quarter of the scale.
 _MOST_FROZEN_BITS = 6
+_UNITS = 2.0**ops.MAX_EXTRA_BITS
+#: The mark of a frozen weight.
+_FROZEN = 2
 
 
 class IterativeFreezing:
@@ -97,7 +102,7 @@ class IterativeFreezing:
             MixbitError: The layer is not watched.
         """
         self._weights.check(layer)
-        return self._weights.state[layer]["marks"] == 2
+        return self._whole(layer, "marks") == _FROZEN
 
     def frequencies(self, layer: str) -> Tensor:
         """How often each weight oscillates, per step: float32 of the weight's shape; of a frozen one until then.
@@ -106,7 +111,57 @@ class IterativeFreezing:
             MixbitError: The layer is not watched.
         """
         self._weights.check(layer)
-        return self._weights.state[layer]["frequencies"].clone()
+        return self._whole(layer, "frequencies").clone()
+
+    def _whole(self, layer: str, name: str) -> Tensor:
+        return whole_like(self._weights.state[layer][name], self._weights.layers[layer].weight)
+
+    def hold_(self, layer: str, flags: Tensor) -> IterativeFreezing:
+        """Holds weights from now on at the nearest threshold between two levels of their grids.
+
+        For weights that are about to get an extra level there (`SwitchTracker.assign_` with `freezing`): call it before
+        their extra bits are set.
+
+        Args:
+            layer: Name of a watched layer.
+            flags: bool of the weight's shape: which.
+
+        Raises:
+            MixbitError: The layer is not watched, the flags do not fit, or a weight has two extra bits already.
+        """
+        self._weights.check(layer)
+        weight, quantizer = self._weights.layers[layer].weight, self._weights.quantizer(layer)
+        if flags.dtype != torch.bool or flags.shape != weight.shape:
+            raise MixbitError(
+                f"layer {layer!r}: flags are {flags.dtype} {list(flags.shape)}; "
+                f"expected torch.bool {list(weight.shape)}"
+            )
+        if is_sharded(weight):
+            raise MixbitError(f"layer {layer!r}: its weight is sharded; expected whole weights to hold")
+        extra = quantizer.extra_bits
+        if extra is not None and bool((extra[flags] >= ops.MAX_EXTRA_BITS).any()):
+            raise MixbitError(f"layer {layer!r}: weights with {ops.MAX_EXTRA_BITS} extra bits cannot get a level more")
+        with torch.no_grad():
+            state = self._weights.state[layer]
+            codes = self._threshold_codes(weight, quantizer)
+            for name, value in (("codes", codes), ("averages", codes), ("marks", torch.full_like(codes, _FROZEN))):
+                state[name].copy_(torch.where(flags, value.to(state[name].dtype), state[name]))
+            # Sets them there; nothing else is frozen or counted.
+            held = codes * (quantizer.effective_scale().detach() / _UNITS).reshape([-1] + [1] * (weight.dim() - 1))
+            weight.copy_(torch.where(flags, held.to(weight.dtype), weight))
+        return self
+
+    @staticmethod
+    def _threshold_codes(weight: Tensor, quantizer: Quantizer) -> Tensor:
+        """The threshold nearest to each weight, in units of scale / 4; whole where there is an extra bit left."""
+        extra = torch.zeros_like(weight, dtype=torch.uint8) if quantizer.extra_bits is None else quantizer.extra_bits
+        steps = torch.exp2(extra.float())
+        scale = quantizer.effective_scale().detach().reshape([-1] + [1] * (weight.dim() - 1))
+        low, high = quantizer.quant_range()
+        left_out = low + high + 1  # 1 with narrow_range
+        lowest, highest = (low - left_out) * steps + left_out, (high + 1) * steps - 1
+        below = torch.floor(weight.detach().float() / (scale / steps))
+        return (torch.minimum(torch.maximum(below, lowest), highest - 1) + 0.5) * (_UNITS / steps)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain tensors and numbers. Schedules are the program's."""
@@ -167,7 +222,7 @@ class Dampening:
             raise MixbitError(f"max_bits={max_bits!r}: expected a whole number from 1 to 16")
         self._strength = strength
         self._aggregation = aggregation
-        self._weights = TrackedWeights(model, max_bits, {})
+        self._weights = TrackedWeights(model, max_bits, {}, sharded=False)
         self.layers = tuple(self._weights.layers)
         self.steps = 0
 

@@ -15,6 +15,8 @@ from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
 from mixbit.retrain.distances import FARTHEST, distances_of
 from mixbit.retrain.levels import TrackedWeights
+from mixbit.retrain.oscillations import IterativeFreezing
+from mixbit.retrain.shards import all_sums, is_sharded, local, whole_like
 
 #: What is kept of each weight beside its code, by score.
 _KEPT: dict[str, dict[str, torch.dtype]] = {
@@ -24,7 +26,7 @@ _KEPT: dict[str, dict[str, torch.dtype]] = {
     "ema": {"marks": torch.int8, "counts": torch.float32},
 }
 #: By what `assign_` may rank weights.
-RANKINGS = ("score", "snapshot", "random")
+RANKINGS = ("score", "score_gradient", "snapshot", "random")
 #: Codes are kept as int8.
 _MOST_BITS = 8
 #: More flags do not lower the error of the weights (a weight near a level gains nothing from a second one beside it).
@@ -49,7 +51,9 @@ class SwitchTracker:
                 tracker.assign_(fraction=0.2)
 
     The grids of the model stay as they are (rounding, narrow_range, scale); latent weights are not changed. Works under
-    DistributedDataParallel: weights, and with them counts and flags, agree on all ranks.
+    DistributedDataParallel: weights, and with them counts and flags, agree on all ranks. Of weights that FSDP2 cuts by
+    rows each process counts its part; `scores`, `rates`, `history` and `assign_` are of the whole, and all processes
+    have to call them.
 
     Args:
         model: Prepared and calibrated. Layers of more than 8 weight bits, or whose weight quantizer is None or off, are
@@ -57,9 +61,11 @@ class SwitchTracker:
         score: "adj" (switches between contiguous levels), "pair" (longest run of them between the same two levels),
             "osc" (switches against the direction of the switch before) or "ema" (exponential average of those).
         momentum: Of "ema".
+        gradients: Adds up the squares of the gradients that the weights have in `update_`, 4 bytes a weight, so that
+            `assign_` can rank by "score_gradient".
 
     Attributes:
-        layers: Names of the layers that are watched.
+        layers: Names of the layers that are watched, without those of wrappers around the model.
         score: As given.
         steps: Updates since the start of the window: construction, `reset_` or the last assignment.
 
@@ -68,13 +74,18 @@ class SwitchTracker:
             fit.
     """
 
-    def __init__(self, model: nn.Module, score: str = "adj", *, momentum: float = 0.01) -> None:
+    def __init__(
+        self, model: nn.Module, score: str = "adj", *, momentum: float = 0.01, gradients: bool = False
+    ) -> None:
         check_choice("score", score, ops.SWITCH_SCORES)
         if not 0 < momentum <= 1:
             raise MixbitError(f"momentum={momentum!r}: expected a number above 0, at most 1")
         self.score = score
         self._momentum = float(momentum)
-        self._weights = TrackedWeights(model, _MOST_BITS, {"codes": torch.int8, **_KEPT[score]})
+        squares = {"squares": torch.float32} if gradients else {}
+        self._gradients = bool(gradients)
+        self._weights = TrackedWeights(model, _MOST_BITS, {"codes": torch.int8, **_KEPT[score], **squares})
+        self._cut = any(is_sharded(layer.weight) for layer in self._weights.layers.values())
         self.layers = tuple(self._weights.layers)
         self._history: list[Tensor] = []
         self.steps = 0
@@ -85,11 +96,29 @@ class SwitchTracker:
 
         Returns:
             How many weights of each layer switched, int64 [layers], on the device of the weights: nothing waits for it.
+            Of sharded weights those of this process.
+
+        Raises:
+            MixbitError: Gradients are to be added up and no weight has one.
         """
+        if self._gradients:
+            self._add_squares()
         switched = self._count()
         self.steps += 1
         self._history.append(switched)
         return switched
+
+    @torch.no_grad()
+    def _add_squares(self) -> None:
+        layers = {n: layer for n, layer in self._weights.layers.items() if layer.weight.grad is not None}
+        if not layers:
+            raise MixbitError(
+                "gradients=True and no watched weight has a gradient: call update_() between the optimizer's step and "
+                "zero_grad()"
+            )
+        squares = [self._weights.state[name]["squares"] for name in layers]
+        grads = [local(layer.weight.grad).float() for layer in layers.values()]
+        torch._foreach_addcmul_(squares, grads, grads)
 
     def _count(self) -> Tensor:
         states = [("codes", torch.int8), ("marks", torch.int8), ("counts", torch.int16), ("runs", torch.int16)]
@@ -113,7 +142,23 @@ class SwitchTracker:
             MixbitError: The layer is not watched.
         """
         self._weights.check(layer)
-        return self._weights.state[layer]["counts"].to(torch.float32, copy=True)
+        return self._whole(layer, "counts")
+
+    def gradients(self, layer: str) -> Tensor:
+        """The mean square of each weight's gradient in this window: float32 of the weight's shape.
+
+        Raises:
+            MixbitError: The layer is not watched, or the tracker does not add up gradients.
+        """
+        self._weights.check(layer)
+        if not self._gradients:
+            raise MixbitError("gradients are not added up; expected SwitchTracker(..., gradients=True)")
+        return self._whole(layer, "squares") / max(1, self.steps)
+
+    def _whole(self, layer: str, name: str) -> Tensor:
+        """What is kept of all weights of a layer, as float32."""
+        kept = self._weights.state[layer][name].to(torch.float32, copy=True)
+        return whole_like(kept, self._weights.layers[layer].weight)
 
     def flags(self, layer: str) -> Tensor:
         """Which weights have extra levels: bool of the weight's shape.
@@ -123,14 +168,15 @@ class SwitchTracker:
         """
         extra = self._weights.extra_bits(layer)
         if extra is None:
-            return torch.zeros_like(self._weights.layers[layer].weight, dtype=torch.bool)
+            weight = self._weights.layers[layer].weight
+            return torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
         return extra > 0
 
     def rates(self) -> dict[str, float]:
         """Switches of each layer in this window, for each weight and step; 0 before the first step."""
         if self.steps == 0:
             return dict.fromkeys(self.layers, 0.0)
-        totals = torch.stack(self._history[-self.steps :]).sum(0).tolist()
+        totals = self._over_processes(torch.stack(self._history[-self.steps :]).sum(0)).tolist()
         return {
             name: total / (self.steps * max(1, self._weights.layers[name].weight.numel()))
             for name, total in zip(self.layers, totals, strict=True)
@@ -140,7 +186,11 @@ class SwitchTracker:
         """How many weights switched in each step of the whole run: int64 [steps, layers], on the CPU."""
         if not self._history:
             return torch.zeros(0, len(self.layers), dtype=torch.int64)
-        return torch.stack(self._history).cpu()
+        return self._over_processes(torch.stack(self._history)).cpu()
+
+    def _over_processes(self, counts: Tensor) -> Tensor:
+        """Counts [..., layers] of the parts of this process, added up over all."""
+        return all_sums(counts, [layer.weight for layer in self._weights.layers.values()]) if self._cut else counts
 
     @torch.no_grad()
     def assign_(
@@ -154,6 +204,7 @@ class SwitchTracker:
         group: int = 1,
         by: str = "score",
         seed: int = 0,
+        freezing: IterativeFreezing | None = None,
     ) -> dict[str, int]:
         """Gives one extra bit to the weights that switch most, and starts a new window.
 
@@ -171,8 +222,14 @@ class SwitchTracker:
             max_bits: Most bits of a weight, extra ones included.
             group: Weights of this many consecutive input channels get levels together, by their mean score: the index
                 is then that much smaller.
-            by: "score", or to compare with: "snapshot" (nearest to a threshold now) or "random".
+            by: "score"; "score_gradient", the score times the mean square of the weight's gradient in the window (with
+                `gradients=True`), for a number of `bits` over layers of different weight; or to compare with:
+                "snapshot" (nearest to a threshold now) or "random".
             seed: Of "random".
+            freezing: Sets the weights that get a bit to the new level in the middle, the threshold next to them, and
+                holds them there (call its `update_` after each step): an IterativeFreezing of the same model, of
+                threshold 0 if nothing else is to be frozen. Weights that it holds already get no bit. Stored, these
+                weights sit on odd levels only (`storage`, index "oddlevel"). None leaves all weights free.
 
         Returns:
             How many weights of each layer got a bit.
@@ -186,7 +243,7 @@ class SwitchTracker:
             raise MixbitError(f"{' and '.join(rules)} given; expected one of fraction, rate and bits")
         fraction = 0.2 if not rules else fraction
         self._check(fraction, rate, bits, per, max_bits, group, by)
-        ranked = self._ranked(max_bits, group, by, seed)
+        ranked = self._ranked(max_bits, group, by, seed, freezing)
         if not ranked:
             widths = sorted({int(self._weights.quantizer(n).bit_width) for n in self.layers})
             raise MixbitError(
@@ -211,6 +268,8 @@ class SwitchTracker:
             extra = self._weights.extra_bits(name)
             given = flags.to(torch.uint8)
             if bool(flags.any()):
+                if freezing is not None:
+                    freezing.hold_(name, flags)
                 self._weights.quantizer(name).set_extra_bits_(given if extra is None else extra + given)
         self.reset_()
         return {name: int(maps[name].sum()) if name in maps else 0 for name in self.layers}
@@ -231,6 +290,8 @@ class SwitchTracker:
             raise MixbitError(f"fraction={fraction!r}: expected a share above 0, at most {LARGEST_FRACTION}")
         if rate is not None and not 0 < rate <= 1:
             raise MixbitError(f"rate={rate!r}: expected switches a step, above 0, at most 1")
+        if by == "score_gradient" and not self._gradients:
+            raise MixbitError('by="score_gradient": gradients are not added up; expected SwitchTracker(gradients=True)')
         if rate is not None and by != "score":
             raise MixbitError(f"rate with by={by!r}: only scores have a rate; expected by='score', or fraction")
         if bits is not None and not (math.isfinite(bits) and bits > 0):
@@ -240,10 +301,12 @@ class SwitchTracker:
                 raise MixbitError(
                     f"{name}={value!r}: expected a whole number " + (f"from 1 to {most}" if most else "above 0")
                 )
-        if by == "score" and self.steps == 0:
+        if by in ("score", "score_gradient") and self.steps == 0:
             raise MixbitError("nothing is counted yet in this window: call update_() after each optimizer step first")
 
-    def _ranked(self, max_bits: int, group: int, by: str, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def _ranked(
+        self, max_bits: int, group: int, by: str, seed: int, freezing: IterativeFreezing | None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each layer with weights that may have another bit: what groups are ranked by, -1 where they may not; and
         how many weights a group has.
         """
@@ -253,10 +316,14 @@ class SwitchTracker:
             quantizer = self._weights.quantizer(name)
             weight = layer.weight
             extra = quantizer.extra_bits
-            present = torch.zeros_like(weight, dtype=torch.uint8) if extra is None else extra
+            present = torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device) if extra is None else extra
             may = (int(quantizer.bit_width) + present < max_bits) & (present < ops.MAX_EXTRA_BITS)
+            if freezing is not None:
+                may &= ~freezing.frozen(name)
             if by == "score":
                 values = self.scores(name)
+            elif by == "score_gradient":
+                values = self.scores(name) * self.gradients(name)
             elif by == "random":
                 # Never 0, which is never flagged.
                 values = 1 - torch.rand(weight.shape, generator=generator).to(weight.device)
@@ -312,7 +379,7 @@ class SwitchTracker:
             "score": self.score,
             "momentum": self._momentum,
             "steps": self.steps,
-            "history": self.history(),
+            "history": torch.stack(self._history).cpu() if self._history else self.history(),
             "layers": self._weights.state_dict(),
         }
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
-from mixbit.quantizers import Quantizer, effective_scales, quantized_layers
+from mixbit.quantizers import Quantizer, quantized_layers
+from mixbit.retrain.shards import local, local_extra, local_scale, local_scales
+from mixbit.training import unwrapped
 
 #: What a GradScaler sets on optimizers that divide gradients themselves.
 _SCALER = ("grad_scale", "found_inf")
@@ -227,9 +228,9 @@ class ThresholdAware(torch.optim.Optimizer):
             params = [own[i] for i in chosen]
             self._sgd_step(
                 group,
-                [_local(p) for p in params],
-                [_local(p.grad) for p in params],
-                [_local(self._momentum(p)) for p in params] if keeps else [],
+                [local(p) for p in params],
+                [local(p.grad) for p in params],
+                [local(self._momentum(p)) for p in params] if keeps else [],
                 first_step=bool(fresh[chosen[0]] and group["dampening"] != 0),
                 on_grad=self._on_grad,
                 **self._grids(params, [quantizers[i] for i in chosen]),
@@ -325,11 +326,11 @@ class ThresholdAware(torch.optim.Optimizer):
             state["step"] += 1
 
         def states(name: str) -> list[Tensor]:
-            return [_local(self.state[p][name]) for p in own]
+            return [local(self.state[p][name]) for p in own]
 
         ops.threshold_aware_adam_step_(
-            [_local(p) for p in own],
-            [_local(p.grad) for p in own],
+            [local(p) for p in own],
+            [local(p.grad) for p in own],
             states("exp_avg"),
             states("exp_avg_sq"),
             states("max_exp_avg_sq") if group["amsgrad"] else [],
@@ -358,13 +359,13 @@ class ThresholdAware(torch.optim.Optimizer):
             p for group in self.param_groups for p in group["params"] if id(p) in quantizers and p.grad is not None
         ]
         grids = self._grids(params, [quantizers[id(p)] for p in params]) | self._options
-        weights = [_local(p.detach()) for p in params]
+        weights = [local(p.detach()) for p in params]
         if self._on_grad:
             kept = [p.grad for p in params]
             with torch.no_grad():
                 for p, g in zip(params, ops.threshold_multipliers(weights, **grids), strict=True):
                     scaled = p.grad.clone()
-                    _local(scaled).mul_(g)
+                    local(scaled).mul_(g)
                     p.grad = scaled
             try:
                 yield
@@ -378,20 +379,29 @@ class ThresholdAware(torch.optim.Optimizer):
 
     def _grids(self, params: list[Tensor], quantizers: list[Quantizer]) -> dict[str, Any]:
         return {
-            "scales": [_local_scale(s) for s in effective_scales(quantizers)],
-            "bit_widths": [_local_scale(q.bit_width) for q in quantizers],
-            "extra_bits": [_local_extra(p, q) for p, q in zip(params, quantizers, strict=True)],
+            "scales": local_scales(quantizers),
+            "bit_widths": [local_scale(q.bit_width) for q in quantizers],
+            "extra_bits": [local_extra(p, q) for p, q in zip(params, quantizers, strict=True)],
             "narrow_range": [q.narrow_range for q in quantizers],
         }
 
 
+def named_layers(model: nn.Module) -> dict[str, Any]:
+    """The prepared layers of a model by their names without those of wrappers (DistributedDataParallel, compiled)."""
+    inner = unwrapped(model)
+    while (unwound := unwrapped(getattr(inner, "_orig_mod", inner))) is not inner:
+        inner = unwound
+    found = quantized_layers(inner)
+    return {".".join(part for part in name.split(".") if part != "_orig_mod"): m for name, m in found.items()}
+
+
 def quantized_weights(model: nn.Module) -> dict[str, Any]:
-    """The prepared layers of a model with a quantized weight, by name.
+    """The prepared layers of a model with a quantized weight, by their names in the model that was wrapped, if it was.
 
     Raises:
         MixbitError: There are none; one is not calibrated, or its bits are still being searched.
     """
-    layers = {n: m for n, m in quantized_layers(model).items() if m.weight_quantizer is not None}
+    layers = {n: m for n, m in named_layers(model).items() if m.weight_quantizer is not None}
     if not layers:
         raise MixbitError("model has no quantized weights; call mixbit.prepare_(model, recipe) first")
     for name, layer in layers.items():
@@ -413,30 +423,3 @@ def fuses(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the steps of an optimizer are known to the ops: SGD, Adam or AdamW, no subclass, not differentiable."""
     known = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
     return known and not any(group.get("differentiable") for group in optimizer.param_groups)
-
-
-def _local(t: Any) -> Any:
-    """This process's part of a DTensor."""
-    return t.to_local() if isinstance(t, DTensor) else t
-
-
-def _local_scale(t: Tensor) -> Tensor:
-    """The part of a scale that goes with the part of its weight: rows are sharded alike; one scale is everyone's."""
-    if isinstance(t, DTensor):
-        return t.full_tensor() if t.numel() == 1 else t.to_local()
-    return t
-
-
-def _local_extra(weight: Tensor, quantizer: Quantizer) -> Tensor | None:
-    """The extra bits of this process's part of a weight: buffers are whole where parameters are sharded by rows."""
-    extra = getattr(quantizer, "extra_bits", None)
-    if extra is None or not isinstance(weight, DTensor) or isinstance(extra, DTensor):
-        return _local(extra)
-    for i, placement in enumerate(weight.placements):
-        if placement.is_shard(0):
-            size, rank = weight.device_mesh.size(i), weight.device_mesh.get_local_rank(i)
-            parts = extra.chunk(size)
-            extra = parts[rank] if rank < len(parts) else extra[:0]
-        elif not placement.is_replicate():
-            raise MixbitError(f"weight is placed as {placement}: expected parts along dimension 0, or copies")
-    return extra

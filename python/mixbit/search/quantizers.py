@@ -265,6 +265,7 @@ class GatedQuantizer(RangedQuantizer):
         gate_init: First value of the logits.
         temperature: Of the samples.
         form: "difference" or "residual", see `mixbit.ops.gated_fake_quantize`.
+        mask: "widest" or "narrowest": the grid in whose range x gets a gradient.
         gate_logits: Shares the gates of another quantizer.
         options: `learned`, `follows`, and those of `Quantizer`.
     """
@@ -276,12 +277,14 @@ class GatedQuantizer(RangedQuantizer):
         gate_init: float,
         temperature: float,
         form: str,
+        mask: str = "widest",
         gate_logits: nn.Parameter | None = None,
         **options: Any,
     ) -> None:
         super().__init__(candidates, **options)
         self.temperature = temperature
         self.form = form
+        self.mask = mask
         if gate_logits is None:
             gate_logits = nn.Parameter(torch.full((len(candidates) - 1,), gate_init, device=options.get("device")))
         self.gate_logits = gate_logits
@@ -332,6 +335,14 @@ class GatedQuantizer(RangedQuantizer):
     def quantize(self, x: Tensor, drawn: tuple[Tensor, ...]) -> Tensor:
         """See `mixbit.ops.gated_fake_quantize`."""
         scale_range, gates = drawn
+        if self.mask == "narrowest" and torch.is_grad_enabled():
+            bits = self.candidates[0]
+            low, high = (-1.0, 1 - 2.0 ** (1 - bits)) if self.signed else (0.0, 1.0)
+            reach = scale_range.detach()
+            if self.axis is not None:
+                reach = reach.reshape([-1 if d == self.axis else 1 for d in range(x.dim())])
+            given = x.detach()
+            x = torch.where((given >= low * reach) & (given <= high * reach), x, given)
         return ops.gated_fake_quantize(
             x, scale_range, gates, self.candidates, signed=self.signed, axis=self.axis, form=self.form
         )

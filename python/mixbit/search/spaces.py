@@ -13,6 +13,7 @@ from mixbit.search.quantizers import FractionalQuantizer, GatedQuantizer, Mixtur
 
 FORMS = ("difference", "residual")
 RANGES = ("follow", "learned", "calibrated")
+MASKS = ("widest", "narrowest")
 
 
 def _positive(argument: str, value: float) -> float:
@@ -75,6 +76,8 @@ class Gates(_Ranged):
             must then be multiples of one another.
         ranges: "follow" (the weights' largest magnitude in every step, activations as calibrated), "learned" (with
             form "residual" only) or "calibrated".
+        mask: "widest": values get a gradient in the range of the widest grid. "narrowest": in that of the narrowest
+            alone, as in the published code of Free Bits, where weights above half of a two-bit range do not train.
         gate_init: First value of the logits: 2 starts at the widest candidate with a probability near 0.9.
         temperature: Of the hard-concrete samples.
         tie: A layer's weight and input share their gates, so that both get the same width.
@@ -90,6 +93,7 @@ class Gates(_Ranged):
         *,
         form: str = "difference",
         ranges: str = "follow",
+        mask: str = "widest",
         gate_init: float = 2.0,
         temperature: float = 0.5,
         tie: bool = False,
@@ -97,6 +101,7 @@ class Gates(_Ranged):
     ) -> None:
         super().__init__(precisions, ranges=ranges, **options)
         self.form = check_choice("form", form, FORMS)
+        self.mask = check_choice("mask", mask, MASKS)
         if ranges == "learned" and form == "difference":
             raise MixbitError('ranges="learned": a range gets no gradient in form "difference"; expected "residual"')
         if form == "residual":
@@ -120,7 +125,12 @@ class Gates(_Ranged):
 
     def _make(self, candidates: tuple[int, ...], options: dict[str, Any]) -> Quantizer:
         return GatedQuantizer(
-            candidates, gate_init=self.gate_init, temperature=self.temperature, form=self.form, **options
+            candidates,
+            gate_init=self.gate_init,
+            temperature=self.temperature,
+            form=self.form,
+            mask=self.mask,
+            **options,
         )
 
     def _for_weight(self, act: Quantizer | None) -> dict[str, Any]:

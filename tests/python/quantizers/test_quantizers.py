@@ -24,6 +24,7 @@ from nets import Residual, seeded
 
 NAMES = ["stem", "a", "b", "side", "head"]
 ACT_KINDS = sorted(KINDS)
+FIXED = ("fixed", "ste", "ste_clip")
 WEIGHT_KINDS = [kind for kind in ACT_KINDS if kind != "lsq+"]
 
 
@@ -119,6 +120,43 @@ def test_pact_gradient_is_the_sum_of_the_clipped(clip: float, bits: int, signed:
     assert float(quantizer.clip.grad) == pytest.approx(expected_gradient, rel=1e-4, abs=1e-4)
     assert torch.equal(x.grad, torch.where(above | below, 0, g))
     assert scale > 0
+
+
+def test_straight_through_passes_everywhere_and_its_clip_a_step_beyond_the_thresholds() -> None:
+    # Two bits, step 1: the levels are -2 ... 1, the outermost thresholds -1.5 and 0.5.
+    x = torch.tensor([-9.0, -2.6, -2.5, -2.0, 0.3, 1.0, 1.5, 1.6, 9.0, math.inf, math.nan])
+    g = torch.arange(1.0, 12.0)
+    expected = mixbit.ops.fake_quantize(x, torch.ones(1), 0, 2, rounding="half_up")
+    found = {}
+    for kind in ("ste", "ste_clip"):
+        leaf = x.clone().requires_grad_()
+        quantizer = KINDS[kind](2, rounding="half_up").set_(torch.ones(1))
+        y = quantizer(leaf)
+        assert torch.equal(y.detach().nan_to_num(7.0), expected.nan_to_num(7.0))
+        y.backward(g)
+        assert not quantizer.scale.requires_grad
+        found[kind] = leaf.grad.tolist()
+    assert found == {"ste": [*range(1, 10), 0, 0], "ste_clip": [0, 0, 3, 4, 5, 6, 7, 0, 0, 0, 0]}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("narrow", [True, False])
+def test_the_reach_of_a_clipped_straight_through_gradient(signed: bool, narrow: bool) -> None:
+    quantizer = KINDS["ste_clip"](3, signed=signed, narrow_range=narrow).set_(torch.tensor([0.5]))
+    low, high = quantizer.quant_range()
+    x = torch.linspace(-4, 4, 65).requires_grad_()
+    quantizer(x).sum().backward()
+    v = x.detach() / 0.5
+    assert torch.equal(x.grad, ((v >= low - 0.5) & (v <= high + 0.5)).float())
+
+
+def test_the_reach_follows_extra_levels() -> None:
+    # The base grid is -2 ... 1, with an extra bit -2, -1.5 ... 1.5: gradients pass from -2.25 to 1.75 there.
+    quantizer = KINDS["ste_clip"](2, shape=(6,)).set_(torch.ones(1))
+    quantizer.set_extra_bits_(torch.tensor([0, 1, 0, 1, 0, 1], dtype=torch.uint8))
+    x = torch.tensor([-2.4, -2.4, 1.4, 1.7, 1.6, 1.8]).requires_grad_()
+    quantizer(x).sum().backward()
+    assert x.grad.tolist() == [1, 0, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -276,11 +314,11 @@ def test_every_pair_of_kinds_trains(weight: str, act: str) -> None:
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     for name, p in model.named_parameters():
-        fixed = (".weight_quantizer." in name and weight == "fixed") or (".act_quantizer." in name and act == "fixed")
+        fixed = (".weight_quantizer." in name and weight in FIXED) or (".act_quantizer." in name and act in FIXED)
         if fixed:
             assert torch.equal(p, before[name])
     moved = [n for n, p in model.named_parameters() if "quantizer" in n and not torch.equal(p, before[n])]
-    assert bool(moved) == (weight != "fixed" or act != "fixed")
+    assert bool(moved) == (weight not in FIXED or act not in FIXED)
 
 
 def test_the_default_is_lsq_and_a_kind_is_kept_when_bits_move() -> None:

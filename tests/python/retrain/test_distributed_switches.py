@@ -1,4 +1,4 @@
-"""torchrun with two gloo processes: both give extra levels to the same weights."""
+"""torchrun with two gloo processes: both give extra levels to the same weights, whole (DDP) or cut (FSDP2)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("distributed_switches.py")
+import pytest
+
+SCRIPTS = ("distributed_switches.py", "distributed_shards.py")
 
 
-def test_two_processes_flag_the_same_weights() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_two_processes_flag_the_same_weights(name: str) -> None:
+    script = Path(__file__).with_name(name)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("ok") == 2

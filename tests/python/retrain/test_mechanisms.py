@@ -120,6 +120,42 @@ def test_levels_are_assigned_at_shares_of_the_run() -> None:
     assert mixbit.search.extract(model).extra_maps.keys() == {n.split(".")[0] for n in maps}
 
 
+def test_weights_with_levels_are_held_at_them_where_asked() -> None:
+    model, history = fit(Mechanisms(assign_at=(0.5,), fraction=0.25, extra="mid_frozen"), lr=0.2)
+    maps = extra(model)
+    flagged = sum(int(m.sum()) for m in maps.values())
+    counted = sum(q.weight.numel() for q in mixbit.quantizers.quantized_layers(model).values())
+    assert flagged > 0
+    frozen = dict(history.figures["frozen"])
+    assert frozen[6.0] == 0
+    assert frozen[7.0] == frozen[12.0] == pytest.approx(flagged / counted)
+    for name, layer in mixbit.quantizers.quantized_layers(model).items():
+        held = layer.weight_quantizer.extra_bits
+        if held is not None:
+            codes = layer.weight_quantizer.codes(layer.weight)[held > 0]
+            assert (codes % 2 != 0).all(), name
+    plain, _ = fit(Mechanisms(assign_at=(0.5,), fraction=0.25), lr=0.2)
+    assert any(not torch.equal(extra(plain)[n], m) for n, m in maps.items()) or not torch.equal(
+        weights(plain), weights(model)
+    )
+
+
+def test_levels_by_squared_gradients() -> None:
+    model, history = fit(Mechanisms(assign_at=(0.5,), fraction=0.005, per="network", by="score_gradient"), **NOISY)
+    other, _ = fit(Mechanisms(assign_at=(0.5,), fraction=0.005, per="network"), **NOISY)
+    assert extra(model)
+    one, two = ({n: m.nonzero().tolist() for n, m in extra(each).items()} for each in (model, other))
+    assert one != two
+    assert len(history.loss) == 12
+
+
+def test_runs_from_before_an_option_go_on() -> None:
+    described = Mechanisms(assign_at=(0.5,)).describe()
+    assert "by" not in described
+    assert "extra" not in described
+    assert Mechanisms(assign_at=(0.5,), extra="mid_frozen").describe()["extra"] == "mid_frozen"
+
+
 def test_freezing_and_dampening_act() -> None:
     plain, _ = fit(None, **NOISY)
     frozen, history = fit(Mechanisms(freeze=(0.05, 0.01), freeze_begin=0.1, freeze_momentum=0.2), **NOISY)
@@ -131,13 +167,18 @@ def test_freezing_and_dampening_act() -> None:
     assert not torch.equal(weights(damped), weights(plain))
 
 
-def test_a_run_with_everything_killed_anywhere_ends_in_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{}, {"extra": "mid_frozen", "by": "score_gradient", "freeze": None}], ids=str)
+def test_a_run_with_everything_killed_anywhere_ends_in_the_same_bits(change: dict[str, Any], tmp_path: Path) -> None:
+    if change:
+        change = {**change, "freeze_begin": 0.25, "freeze_momentum": 0.01}
+    everything = dataclasses.replace(EVERYTHING, **change)
+
     def attempt(path: Path | None, kill: int | None) -> tuple[nn.Module, History]:
         def after(step: int, loss: float) -> None:
             if step == kill:
                 raise Killed
 
-        return fit(EVERYTHING, checkpoint=path, checkpoint_every=1, after_step=after, **NOISY)
+        return fit(everything, checkpoint=path, checkpoint_every=1, after_step=after, **NOISY)
 
     whole, history = attempt(None, None)
     assert extra(whole)
@@ -152,7 +193,7 @@ def test_a_run_with_everything_killed_anywhere_ends_in_the_same_bits(tmp_path: P
         assert name == other
         assert torch.equal(a, b), name
     with pytest.raises(mixbit.MixbitError, match="mechanisms"):
-        fit(dataclasses.replace(EVERYTHING, fraction=0.2), checkpoint=path, **NOISY)
+        fit(dataclasses.replace(everything, fraction=0.2), checkpoint=path, **NOISY)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +209,9 @@ def test_a_run_with_everything_killed_anywhere_ends_in_the_same_bits(tmp_path: P
         ({"assign_at": (0.5,), "fraction": 0.7}, "fraction=0.7: expected a share above 0, at most 0.5"),
         ({"assign_at": (0.5,), "rate": 2}, "rate=2"),
         ({"per": "layers"}, "per='layers' is not known"),
+        ({"assign_at": (0.5,), "by": "random"}, "by='random' is not known"),
+        ({"assign_at": (0.5,), "extra": "range"}, "extra='range' is not known"),
+        ({"assign_at": (0.5,), "rate": 0.2, "by": "score_gradient"}, "rate with by='score_gradient'"),
         ({"max_bits": 2.5}, "max_bits=2.5"),
         ({"group": 0}, "group=0"),
         ({"window": 0}, "window=0"),
@@ -197,6 +241,8 @@ def test_what_only_the_run_can_tell_is_refused_before_it_starts() -> None:
         {"on_grad": True},
         {"group": 4},
         {"window": 2.0},
+        {"by": "score_gradient"},
+        {"extra": "mid_frozen"},
         {"freeze_begin": 0.5},
         {"dampen_begin": 0.0},
     ],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import mixbit
 from mixbit import ops
 from mixbit.errors import MixbitError
-from mixbit.retrain import SwitchTracker
+from mixbit.retrain import IterativeFreezing, SwitchTracker, storage, threshold_histograms
 from mixbit.training.checkpoint import read_checkpoint, write_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -265,6 +265,140 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(tmp_path, stop: int) -> N
     for name in tracker.layers:
         assert torch.equal(tracker.scores(name), same.scores(name))
         assert torch.equal(tracker.flags(name), same.flags(name))
+
+
+def halfway(weights: list[float], bits: int = 2) -> nn.Module:
+    """One layer with these weights on a grid of step 1."""
+    model = on_one_grid(nn.Sequential(nn.Linear(len(weights), 1, bias=False)), bits=bits)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([weights]))
+    return model
+
+
+def test_weights_with_a_level_can_be_held_at_it() -> None:
+    model = halfway([0.3, -0.7, 0.9, -9.0, 0.45])
+    weight, quantizer = model[0].weight, model[0].weight_quantizer
+    freezing = IterativeFreezing(model, 0.0)
+    tracker = SwitchTracker(model)
+    for step in range(4):
+        with torch.no_grad():
+            weight[0, :4] += 0.6 * (-1) ** step  # the first two switch
+        tracker.update_()
+    assert tracker.assign_(fraction=0.5, freezing=freezing) == {"0": 2}
+    flags = tracker.flags("0")
+    assert flags.tolist() == [[True, True, False, False, False]]
+    assert torch.equal(freezing.frozen("0"), flags)
+    # At the thresholds next to them, which are levels now; the others are where they were.
+    torch.testing.assert_close(weight.detach(), torch.tensor([[0.5, -0.5, 0.9, -9.0, 0.45]]))
+    assert quantizer.codes(weight)[0, :2].tolist() == [1, -1]
+    assert torch.equal(quantizer(weight)[0, :2], torch.tensor([0.5, -0.5]))
+    with torch.no_grad():
+        weight += 0.4
+    assert freezing.update_().tolist() == [2]
+    torch.testing.assert_close(weight.detach(), torch.tensor([[0.5, -0.5, 1.3, -8.6, 0.85]]))
+    assert tracker.update_().tolist() == [1]  # the last one crossed a threshold
+    # They follow a scale, and get no second bit.
+    with torch.no_grad():
+        quantizer.scale.mul_(1.5)
+    freezing.update_()
+    torch.testing.assert_close(weight.detach()[0, :2], torch.tensor([0.75, -0.75]))
+    tracker.assign_(fraction=0.5, by="random", freezing=freezing)
+    assert quantizer.extra_bits[0, :2].tolist() == [1, 1]
+    # Stored, they sit on odd levels only.
+    codes, extra = quantizer.codes(weight), quantizer.extra_bits
+    packed = storage.encode(codes, extra, 2, index="oddlevel")
+    assert torch.equal(torch.as_tensor(storage.decode(packed)[0]), codes)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=12), st.sampled_from([2, 3]), st.booleans(), st.integers(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_held_weights_are_at_the_nearest_threshold_of_their_grid(
+    weights: list[float], bits: int, narrow: bool, extra: int
+) -> None:
+    model = on_one_grid(nn.Sequential(nn.Linear(len(weights), 1, bias=False)), bits=bits, narrow_range=narrow)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([weights]))
+    quantizer = model[0].weight_quantizer
+    if extra:
+        quantizer.set_extra_bits_(torch.full((1, len(weights)), extra, dtype=torch.uint8))
+    before = model[0].weight.detach().clone()
+    step = 0.5**extra
+    low, high = (quantizer.quant_range()[0] - narrow) / step + narrow, (quantizer.quant_range()[1] + 1) / step - 1
+    thresholds = (torch.arange(low, high) + 0.5) * step
+    freezing = IterativeFreezing(model, 0.0)
+    freezing.hold_("0", torch.ones_like(before, dtype=torch.bool))
+    held = model[0].weight.detach()
+    assert torch.isin(held, thresholds).all()
+    nearest = (before.reshape(-1, 1) - thresholds).abs().amin(1)
+    torch.testing.assert_close((before - held).abs().flatten(), nearest)
+
+
+def test_the_gradient_decides_between_layers_of_equal_switching() -> None:
+    model = on_one_grid()
+    tracker = SwitchTracker(model, gradients=True)
+    shape = model.a.weight.shape
+    for step in range(4):
+        for layer, gradient in ((model.a, 0.1), (model.b, 1.0)):
+            with torch.no_grad():
+                layer.weight.copy_(torch.full_like(layer.weight, float(step % 2 == 0)))
+            layer.weight.grad = torch.full_like(layer.weight, gradient)
+        tracker.update_()
+    torch.testing.assert_close(tracker.gradients("a"), torch.full(shape, 0.01))
+    torch.testing.assert_close(tracker.gradients("b"), torch.ones_like(model.b.weight))
+    many = model.b.weight.numel()
+    codes = 2 * (model.a.weight.numel() + many)
+    plain, weighted = copy.deepcopy((model, tracker)), (model, tracker)
+    assert plain[1].assign_(bits=codes + many)["a"] > 0  # the first ones of equal score
+    assert weighted[1].assign_(bits=codes + many, by="score_gradient") == {"a": 0, "b": many}
+    assert not tracker.gradients("a").any()  # a new window
+
+
+def test_gradients_are_part_of_the_state_and_of_the_errors() -> None:
+    model = on_one_grid()
+    tracker = SwitchTracker(model, gradients=True)
+    with pytest.raises(
+        MixbitError, match=r"gradients=True and no watched weight has a gradient: call update_\(\) betw"
+    ):
+        tracker.update_()
+    model.a.weight.grad = torch.rand_like(model.a.weight)
+    tracker.update_()
+    again = SwitchTracker(model, gradients=True)
+    again.load_state_dict(tracker.state_dict())
+    assert torch.equal(again.gradients("a"), tracker.gradients("a"))
+    plain = SwitchTracker(model)
+    with pytest.raises(MixbitError, match="gradients are not added up; expected SwitchTracker"):
+        plain.gradients("a")
+    plain.update_()
+    with pytest.raises(MixbitError, match='by="score_gradient": gradients are not added up'):
+        plain.assign_(by="score_gradient")
+    freezing = IterativeFreezing(model, 0.0)
+    with pytest.raises(MixbitError, match=r"layer 'a': flags are torch.float32 \[4, 10\]; expected torch.bool"):
+        freezing.hold_("a", torch.zeros(4, 10))
+    model.a.weight_quantizer.set_extra_bits_(torch.full((4, 10), 2, dtype=torch.uint8))
+    with pytest.raises(MixbitError, match="layer 'a': weights with 2 extra bits cannot get a level more"):
+        freezing.hold_("a", torch.ones(4, 10, dtype=torch.bool))
+
+
+def test_wrapped_models_have_the_names_of_the_model_inside() -> None:
+    class Wrapper(nn.parallel.DistributedDataParallel):
+        """Holds the model as the real one does, without processes."""
+
+        def __init__(self, module: nn.Module) -> None:
+            nn.Module.__init__(self)
+            self.module = module
+
+    model = on_one_grid()
+    names = SwitchTracker(model).layers
+    compiled = torch.compile(model)
+    for wrapped in (Wrapper(model), compiled, torch.compile(Wrapper(model)), Wrapper(compiled)):
+        tracker = SwitchTracker(wrapped)
+        assert tracker.layers == names
+        tracker.load_state_dict(SwitchTracker(model).state_dict())
+        assert IterativeFreezing(wrapped, 0.1).layers == names
+        assert [*threshold_histograms(wrapped)] == [*names]
+    inner = nn.Sequential(on_one_grid())
+    inner[0].a = torch.compile(inner[0].a)
+    assert SwitchTracker(inner).layers == ("0.a", "0.b")
 
 
 def test_another_model_is_refused_on_resume() -> None:

@@ -257,6 +257,39 @@ def test_sizes_of_the_file(tmp_path: Path) -> None:
     assert path.stat().st_size - packed - channels < 30_000
 
 
+class Padded(nn.Module):
+    """Paddings that convolutions take over, and paddings that they must not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, groups=8)
+        self.c, self.d = nn.Conv2d(8, 8, (3, 2), padding=(0, 1)), nn.Conv2d(8, 4, 1)
+        self.e, self.f = nn.Conv2d(10, 4, 3), nn.Conv2d(4, 4, 3)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu6(self.a(F.pad(x, (0, 1, 0, 1))))  # taken over
+        x = F.relu(self.b(F.pad(x, (1, 2, 3, 1))))  # taken over, below, above and beside
+        both = F.pad(x, (2, 0, 0, 2))  # by both of its readers
+        y, z = self.c(both), self.d(both)
+        w = self.e(F.pad(y, (1, 1, 1, 1, 1, 1)))  # of channels, too: stays
+        v = F.pad(w, (1, 1, 1, 1))  # an output: stays
+        return v, self.f(v).mean((2, 3)) + F.max_pool2d(F.pad(z, (1, 0, 1, 0)), 2).mean((2, 3))  # read by a pool: stays
+
+
+@pytest.mark.parametrize("kind", ["8/8", "4/4"])
+def test_paddings_that_convolutions_take_over(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(3, 3, 11, 10) for _ in range(2)]
+    model = ready(Padded(), batches, kind)
+    network = check(model, batches[1], tmp_path / "m.mixbit")
+    pads = [node["name"] for node in network.manifest["nodes"] if node["op"] == "pad"]
+    assert len(pads) == 6
+    kept = Network(tmp_path / "m.mixbit", keep_values=True)
+    for planned, expected in ((network, pads[3:]), (kept, pads)):
+        assert list(dict.fromkeys(s["node"] for s in planned.steps if s["op"] == "pad")) == expected
+
+
 def test_the_arena_reuses_memory(tmp_path: Path) -> None:
     model, calibration, _ = REAL["resnet8"]()
     path = mixbit.export.integer(ready(model, [calibration]), calibration, tmp_path / "m.mixbit")

@@ -103,6 +103,49 @@ def test_the_published_regularizers(mobilenet: tuple[nn.Module, Tensor, CostTabl
     mixbit.restore_(model)
 
 
+#: Specification T8, all logits 2: separate sum, joint sum, separate with all gates open.
+SUMS = {
+    "MobileNetV1 1.0": (lambda: mixbit.zoo.mobilenet_v1(width=1.0), 246.20674, 1387.87888, 263.13061),
+    "MobileNetV2": (mixbit.zoo.mobilenet_v2, 330.46725, 1869.74071, 353.18311),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_published_regularizers_of_other_networks(name: str) -> None:
+    make, separate, joint, opened = SUMS[name]
+    model, x = make().eval(), torch.zeros(1, 3, 224, 224)
+    costs = mixbit.costs.bops(model, x)
+    mixbit.prepare_(model, search.Gates(), x)
+    penalty = search.Penalty(model, costs, strength=1.0, form="separate")
+    assert penalty().item() == pytest.approx(separate, rel=1e-5)
+    assert search.Penalty(model, costs, strength=0.18, form="separate")().item() == pytest.approx(
+        0.18 * separate, rel=1e-5
+    )
+    assert search.Penalty(model, costs, strength=1.0, form="joint")().item() == pytest.approx(joint, rel=1e-5)
+    for parameter in logits(model).values():
+        parameter.data.fill_(30.0)
+    assert penalty().item() == pytest.approx(opened, rel=1e-5)
+
+
+def test_gradients_of_the_joint_form_and_nearly_closed_gates(mobilenet: tuple[nn.Module, Tensor, CostTable]) -> None:
+    model, x, costs = mobilenet
+    mixbit.prepare_(model, search.Gates(), x)
+    search.Penalty(model, costs, strength=1.0, form="joint")().backward()
+    layers = quantized_layers(model)
+    names = list(layers)
+    for index, gradient in {6: [4.942703, 3.250917], 0: [0.990461, 0.651446]}.items():
+        found = layers[names[index]].weight_quantizer.gate_logits.grad
+        assert found.tolist() == pytest.approx(gradient, abs=2e-5)
+    # 4 c + 8 c^2 = 0.0331481 of each quantizer at logits of -6, 11.2281896 at 2: the sums are in that ratio.
+    separate = search.Penalty(model, costs, strength=1.0, form="separate")
+    for parameter in logits(model).values():
+        parameter.data.fill_(-6.0)
+    assert separate().item() == pytest.approx(249.67833 * 0.0331481 / 11.2281896, rel=1e-5)
+    # Nothing before the search has started.
+    assert search.Penalty(model, costs, strength=1.0, form="separate", start_step=3)().item() == 0.0
+    mixbit.restore_(model)
+
+
 def test_the_expected_latency_of_one_pair() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
