@@ -78,16 +78,19 @@ void fake_quantize(benchmark::State& state, const KernelTable& kernels, StorageT
   count(state, n, 2 * size);
 }
 
-void fake_quantize_backward(benchmark::State& state, const KernelTable& kernels, StorageType storage) {
+void fake_quantize_backward(benchmark::State& state, const KernelTable& kernels, StorageType storage,
+                            mixbit::Gradient gradient) {
   const int64_t n = state.range(0), size = size_of(storage);
   const Buffer x(storage, n), g(storage, n), dx(storage, n);
+  Quantizer quantizer = kFourBits;
+  quantizer.gradient = gradient;
   double sum = 0.0;
   for (auto _ : state) {
     for_blocks(n, [&](int64_t first, int64_t length) {
       double part = 0.0;
       kernels.fake_quantize_backward(storage, static_cast<const char*>(g.data.get()) + first * size,
                                      static_cast<const char*>(x.data.get()) + first * size,
-                                     static_cast<char*>(dx.data.get()) + first * size, length, kFourBits, &part,
+                                     static_cast<char*>(dx.data.get()) + first * size, length, quantizer, &part,
                                      nullptr, false);
       sum += part;
     });
@@ -185,8 +188,11 @@ int main(int argc, char** argv) {
       };
       add("fake_quantize", [&kernels, type](benchmark::State& s) { fake_quantize(s, kernels, type, false); });
       add("fake_quantize_stream", [&kernels, type](benchmark::State& s) { fake_quantize(s, kernels, type, true); });
-      add("fake_quantize_backward",
-          [&kernels, type](benchmark::State& s) { fake_quantize_backward(s, kernels, type); });
+      add("fake_quantize_backward", [&kernels, type](benchmark::State& s) {
+        fake_quantize_backward(s, kernels, type, mixbit::Gradient::kLearnedStep);
+      });
+      add("fake_quantize_backward_clip",
+          [&kernels, type](benchmark::State& s) { fake_quantize_backward(s, kernels, type, mixbit::Gradient::kClip); });
       add("mixture", [&kernels, type](benchmark::State& s) { mixture(s, kernels, type); });
       add("gated_backward", [&kernels, type](benchmark::State& s) {
         mixture_backward(s, kernels, type, mixbit::MixtureForm::kGated, false);

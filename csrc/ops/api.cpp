@@ -15,37 +15,39 @@ using OptionalInt = std::optional<int64_t>;
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                          const at::Tensor& bit_width, bool is_signed, bool narrow_range, OptionalInt axis,
-                         int64_t rounding) {
-  return ops::call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
-                                 std::nullopt);
+                         int64_t rounding, int64_t gradient) {
+  return ops::call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, std::nullopt,
+                                 gradient);
 }
 
 std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
                                               at::TensorList bit_widths, bool is_signed, bool narrow_range,
-                                              OptionalInt axis, int64_t rounding) {
+                                              OptionalInt axis, int64_t rounding, int64_t gradient) {
   return xs.empty() ? std::vector<at::Tensor>()
                     : ops::call_fake_quantize_foreach(xs, scales, zero_points, bit_widths, is_signed, narrow_range,
-                                                      axis, rounding, std::nullopt);
+                                                      axis, rounding, std::nullopt, gradient);
 }
 
 at::Tensor quantized_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                             const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
                             const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
                             int64_t rounding, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                            int64_t groups, std::optional<at::ScalarType> out_dtype) {
+                            int64_t groups, std::optional<at::ScalarType> out_dtype, int64_t x_gradient,
+                            int64_t w_gradient) {
   return typed_op<ops::ConvSignature>("mixbit::quantized_conv2d")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
             std::nullopt, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
-            c10::fromIntArrayRefSlow(dilation), groups, out_dtype);
+            c10::fromIntArrayRefSlow(dilation), groups, out_dtype, x_gradient, w_gradient);
 }
 
 at::Tensor quantized_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                             const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
                             const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
-                            int64_t rounding, std::optional<at::ScalarType> out_dtype) {
+                            int64_t rounding, std::optional<at::ScalarType> out_dtype, int64_t x_gradient,
+                            int64_t w_gradient) {
   return typed_op<ops::LinearSignature>("mixbit::quantized_linear")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
-            std::nullopt, out_dtype);
+            std::nullopt, out_dtype, x_gradient, w_gradient);
 }
 
 at::Tensor extra_level_fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& bit_width,

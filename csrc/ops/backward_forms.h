@@ -10,9 +10,9 @@
 
 namespace mixbit::ops {
 
-// kBackwardInto(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, dx, mask)
-// writes dx into `dx` (which may be the gradient itself; undefined: not asked for) and returns the gradients of scale
-// and zero_point that the mask asks for.
+// kBackwardInto(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, dx, mask,
+// gradient) writes dx into `dx` (which may be the gradient itself; undefined: not asked for) and returns the gradients
+// of scale and zero_point that the mask asks for.
 template <auto kBackwardInto>
 struct BackwardForms {
   static std::tuple<at::Tensor, at::Tensor, at::Tensor> fresh(const at::Tensor& grad, const at::Tensor& x,
@@ -20,10 +20,10 @@ struct BackwardForms {
                                                               const at::Tensor& bit_width, bool is_signed,
                                                               bool narrow_range, std::optional<int64_t> axis,
                                                               int64_t rounding, std::optional<int64_t> group_size,
-                                                              std::array<bool, 3> output_mask) {
+                                                              std::array<bool, 3> output_mask, int64_t gradient) {
     const at::Tensor dx = output_mask[0] ? at::empty_like(x) : at::Tensor();
     auto [dscale, dzero_point] = kBackwardInto(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis,
-                                               rounding, group_size, dx, {output_mask[1], output_mask[2]});
+                                               rounding, group_size, dx, {output_mask[1], output_mask[2]}, gradient);
     return {dx.defined() ? dx : at::empty({0}, x.options()), dscale, dzero_point};
   }
 
@@ -31,9 +31,9 @@ struct BackwardForms {
                                                  const at::Tensor& zero_point, const at::Tensor& bit_width,
                                                  bool is_signed, bool narrow_range, std::optional<int64_t> axis,
                                                  int64_t rounding, std::optional<int64_t> group_size,
-                                                 std::array<bool, 2> output_mask) {
+                                                 std::array<bool, 2> output_mask, int64_t gradient) {
     return kBackwardInto(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
-                         grad, output_mask);
+                         grad, output_mask, gradient);
   }
 };
 

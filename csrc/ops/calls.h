@@ -19,47 +19,49 @@ c10::TypedOperatorHandle<Signature> typed_op(const char* name) {
 
 inline at::Tensor call_fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                                      const at::Tensor& bit_width, bool is_signed, bool narrow_range,
-                                     std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+                                     std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size,
+                                     int64_t gradient) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
-                               std::optional<int64_t>, int64_t, std::optional<int64_t>);
+                               std::optional<int64_t>, int64_t, std::optional<int64_t>, int64_t);
   static const auto op = typed_op<Signature>("mixbit::fake_quantize");
-  return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+  return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, gradient);
 }
 
 inline std::tuple<at::Tensor, at::Tensor, at::Tensor> call_fake_quantize_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
     const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
-    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+    std::optional<int64_t> group_size, std::array<bool, 3> output_mask, int64_t gradient) {
   using Signature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
       const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
-      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>);
+      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>, int64_t);
   static const auto op = typed_op<Signature>("mixbit::_fake_quantize_backward");
   return op.call(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
-                 output_mask);
+                 output_mask, gradient);
 }
 
 inline std::tuple<at::Tensor, at::Tensor> call_fake_quantize_backward_(
     at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
     const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
-    std::optional<int64_t> group_size, std::array<bool, 2> output_mask) {
+    std::optional<int64_t> group_size, std::array<bool, 2> output_mask, int64_t gradient) {
   using Signature = std::tuple<at::Tensor, at::Tensor>(
       at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, bool,
-      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 2>);
+      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 2>, int64_t);
   static const auto op = typed_op<Signature>("mixbit::_fake_quantize_backward_");
   return op.call(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
-                 output_mask);
+                 output_mask, gradient);
 }
 
 inline std::tuple<at::Tensor, at::Tensor> call_fake_quantize_mask(const at::Tensor& x, const at::Tensor& scale,
                                                                   const at::Tensor& zero_point,
                                                                   const at::Tensor& bit_width, bool is_signed,
                                                                   bool narrow_range, std::optional<int64_t> axis,
-                                                                  int64_t rounding, std::optional<int64_t> group_size) {
+                                                                  int64_t rounding, std::optional<int64_t> group_size,
+                                                                  int64_t gradient) {
   using Signature =
       std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                         bool, bool, std::optional<int64_t>, int64_t, std::optional<int64_t>);
+                                         bool, bool, std::optional<int64_t>, int64_t, std::optional<int64_t>, int64_t);
   static const auto op = typed_op<Signature>("mixbit::_fake_quantize_mask");
-  return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+  return op.call(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, gradient);
 }
 
 inline at::Tensor call_fake_quantize_mask_backward(const at::Tensor& grad, const at::Tensor& mask,
@@ -73,24 +75,25 @@ inline std::vector<at::Tensor> call_fake_quantize_foreach(at::TensorList xs, at:
                                                           at::TensorList zero_points, at::TensorList bit_widths,
                                                           bool is_signed, bool narrow_range,
                                                           std::optional<int64_t> axis, int64_t rounding,
-                                                          std::optional<int64_t> group_size) {
+                                                          std::optional<int64_t> group_size, int64_t gradient) {
   using Signature = std::vector<at::Tensor>(at::TensorList, at::TensorList, at::TensorList, at::TensorList, bool, bool,
-                                            std::optional<int64_t>, int64_t, std::optional<int64_t>);
+                                            std::optional<int64_t>, int64_t, std::optional<int64_t>, int64_t);
   static const auto op = typed_op<Signature>("mixbit::fake_quantize_foreach");
-  return op.call(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding, group_size);
+  return op.call(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding, group_size, gradient);
 }
 
 inline std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>
 call_fake_quantize_backward_foreach(at::TensorList grads, at::TensorList xs, at::TensorList scales,
                                     at::TensorList zero_points, at::TensorList bit_widths, bool is_signed,
                                     bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
-                                    std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+                                    std::optional<int64_t> group_size, std::array<bool, 3> output_mask,
+                                    int64_t gradient) {
   using Signature = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>(
       at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, bool, bool,
-      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>);
+      std::optional<int64_t>, int64_t, std::optional<int64_t>, std::array<bool, 3>, int64_t);
   static const auto op = typed_op<Signature>("mixbit::_fake_quantize_backward_foreach");
   return op.call(grads, xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding, group_size,
-                 output_mask);
+                 output_mask, gradient);
 }
 
 inline at::Tensor call_sample_gates(const at::Tensor& gate_logits, const at::Tensor& noise, double temperature) {
@@ -149,17 +152,20 @@ using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at
 using ConvSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                                  const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                  const at::Tensor&, bool, bool, int64_t, std::optional<int64_t>, c10::SymIntArrayRef,
-                                 c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, std::optional<at::ScalarType>);
+                                 c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, std::optional<at::ScalarType>,
+                                 int64_t, int64_t);
 using ConvBackwardSignature = SixTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                          const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                          bool, bool, int64_t, std::optional<int64_t>, c10::SymIntArrayRef,
-                                         c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, std::array<bool, 6>);
+                                         c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, std::array<bool, 6>,
+                                         int64_t, int64_t);
 using LinearSignature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                                    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                    const at::Tensor&, bool, bool, int64_t, std::optional<int64_t>,
-                                   std::optional<at::ScalarType>);
+                                   std::optional<at::ScalarType>, int64_t, int64_t);
 using LinearBackwardSignature = SixTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                            const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                           bool, bool, int64_t, std::optional<int64_t>, std::array<bool, 6>);
+                                           bool, bool, int64_t, std::optional<int64_t>, std::array<bool, 6>, int64_t,
+                                           int64_t);
 
 }  // namespace mixbit::ops

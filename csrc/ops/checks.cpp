@@ -55,6 +55,12 @@ Rounding checked_rounding(int64_t rounding) {
   return static_cast<Rounding>(rounding);
 }
 
+Gradient checked_gradient(int64_t gradient, const char* name) {
+  TORCH_CHECK_VALUE(gradient == 0 || gradient == 1, name, "=", gradient,
+                    " is not known: expected 0 (learned_step) or 1 (clip)");
+  return static_cast<Gradient>(gradient);
+}
+
 void check_scale_values(const at::Tensor& scale, const char* name) {
   const at::Tensor values = scale.contiguous();
   const float* data = values.const_data_ptr<float>();
@@ -242,7 +248,7 @@ void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x
 
 std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
                                                         const at::Tensor& bit_width, bool is_signed, bool narrow_range,
-                                                        Rounding rounding, int64_t channels) {
+                                                        Rounding rounding, int64_t channels, Gradient gradient) {
   check_scale_values(scale, "scale");
   check_bit_width_values(bit_width, "bit_width", is_signed, narrow_range);
   const at::Tensor scales = scale.contiguous();
@@ -253,7 +259,7 @@ std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale,
     auto at_channel = [c](const at::Tensor& t) { return t.const_data_ptr<float>()[t.numel() == 1 ? 0 : c]; };
     quantizers[static_cast<size_t>(c)] = {
         at_channel(scales), round_half_even(at_channel(zero_points)),
-        quant_range(static_cast<int>(at_channel(bit_widths)), is_signed, narrow_range), rounding};
+        quant_range(static_cast<int>(at_channel(bit_widths)), is_signed, narrow_range), rounding, gradient};
   }
   return quantizers;
 }
@@ -284,11 +290,19 @@ AxisView axis_view(const at::Tensor& dense_x, std::optional<int64_t> axis) {
   return {dense_x.numel() == 0 ? 0 : dense_x.numel() / (channels * inner), channels, inner};
 }
 
+void bump_versions(at::TensorList written) {
+  for (const at::Tensor& t : written) {
+    if (t.defined() && !t.is_inference()) {
+      t.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+}
+
 const kernels::cpu::KernelTable& cpu_kernels() {
   static const kernels::cpu::KernelTable& table = [&]() -> const kernels::cpu::KernelTable& {
     const char* text = std::getenv("MIXBIT_CPU_ISA");
-    kernels::cpu::Isa cap;
-    TORCH_CHECK_VALUE(text == nullptr || kernels::cpu::parse_isa(text, &cap), "MIXBIT_CPU_ISA=", text,
+    Isa cap;
+    TORCH_CHECK_VALUE(text == nullptr || parse_isa(text, &cap), "MIXBIT_CPU_ISA=", text,
                       " is not known: expected scalar, avx2, avx512, vnni or amx");
     return kernels::cpu::kernels(kernels::cpu::detected_isa());
   }();

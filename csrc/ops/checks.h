@@ -58,6 +58,7 @@ using TensorLists = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>,
 void check_floating(const at::Tensor& x, const char* name);
 void check_group_size(std::optional<int64_t> group_size);
 Rounding checked_rounding(int64_t rounding);
+Gradient checked_gradient(int64_t gradient, const char* name = "gradient");
 
 // Values, CPU only: scales positive and finite; bit-widths whole numbers in 1..16 and not one signed narrow bit.
 void check_scale_values(const at::Tensor& scale, const char* name);
@@ -107,7 +108,8 @@ void check_like_x(const at::Tensor& other, const char* name, const at::Tensor& x
 // One quantizer per channel from CPU parameters of 1 or `channels` elements, values checked.
 std::vector<kernels::cpu::Quantizer> channel_quantizers(const at::Tensor& scale, const at::Tensor& zero_point,
                                                         const at::Tensor& bit_width, bool is_signed, bool narrow_range,
-                                                        Rounding rounding, int64_t channels);
+                                                        Rounding rounding, int64_t channels,
+                                                        Gradient gradient = Gradient::kLearnedStep);
 
 kernels::StorageType storage_type(const at::Tensor& x);
 
@@ -115,6 +117,32 @@ kernels::StorageType storage_type(const at::Tensor& x);
 at::Tensor dense(const at::Tensor& x);
 // x with the strides of `like` (copied if they differ).
 at::Tensor with_strides_of(const at::Tensor& x, const at::Tensor& like);
+
+// A tensor that an op writes to, in the memory order of another one: itself, or a copy that finish() writes back.
+class Ordered {
+ public:
+  Ordered() = default;
+  Ordered(const at::Tensor& given, const at::Tensor& like) : given_(given), used_(with_strides_of(given, like)) {}
+
+  const at::Tensor& given() const { return given_; }
+  const at::Tensor& tensor() const { return used_; }
+  template <typename T>
+  T* data() const {
+    return used_.defined() ? used_.mutable_data_ptr<T>() : nullptr;
+  }
+  void finish() const {
+    if (used_.defined() && !used_.is_same(given_)) {
+      given_.copy_(used_);
+    }
+  }
+
+ private:
+  at::Tensor given_;
+  at::Tensor used_;
+};
+
+// Autograd is to notice that tensors were written to; undefined ones are passed over.
+void bump_versions(at::TensorList written);
 
 // The memory order of a dense x around `axis`.
 AxisView axis_view(const at::Tensor& dense_x, std::optional<int64_t> axis);

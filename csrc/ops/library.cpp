@@ -8,39 +8,40 @@ TORCH_LIBRARY(mixbit, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
 
   // x: any float dtype and layout; scale, zero_point, bit_width: float32 [1] or [size of axis]. rounding: 0 half_even,
-  // 1 half_up. group_size is reserved.
+  // 1 half_up. group_size is reserved. gradient: 0 learned_step, 1 clip, here and in all of fake_quantize's forms.
   m.def(
       "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, bool signed=True, "
-      "bool narrow_range=False, int? axis=None, int rounding=0, int? group_size=None) -> Tensor",
+      "bool narrow_range=False, int? axis=None, int rounding=0, int? group_size=None, int gradient=0) -> Tensor",
       tags);
   // Gradients that are not asked for (output_mask) come back as empty tensors of shape [0].
   m.def(
       "_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, "
-      "bool signed, bool narrow_range, int? axis, int rounding, int? group_size, bool[3] output_mask) "
-      "-> (Tensor, Tensor, Tensor)",
+      "bool signed, bool narrow_range, int? axis, int rounding, int? group_size, bool[3] output_mask, "
+      "int gradient=0) -> (Tensor, Tensor, Tensor)",
       tags);
 
   // The same, written over grad.
   m.def(
       "_fake_quantize_backward_(Tensor(a!) grad, Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, "
-      "bool signed, bool narrow_range, int? axis, int rounding, int? group_size, bool[2] output_mask) "
-      "-> (Tensor, Tensor)",
+      "bool signed, bool narrow_range, int? axis, int rounding, int? group_size, bool[2] output_mask, "
+      "int gradient=0) -> (Tensor, Tensor)",
       tags);
   // fake_quantize of many tensors (all weights of a model) in one parallel region or one launch; lists of one length.
   m.def(
       "fake_quantize_foreach(Tensor[] xs, Tensor[] scales, Tensor[] zero_points, Tensor[] bit_widths, *, "
-      "bool signed=True, bool narrow_range=False, int? axis=None, int rounding=0, int? group_size=None) -> Tensor[]",
+      "bool signed=True, bool narrow_range=False, int? axis=None, int rounding=0, int? group_size=None, "
+      "int gradient=0) -> Tensor[]",
       tags);
   m.def(
       "_fake_quantize_backward_foreach(Tensor[] grads, Tensor[] xs, Tensor[] scales, Tensor[] zero_points, "
       "Tensor[] bit_widths, *, bool signed, bool narrow_range, int? axis, int rounding, int? group_size, "
-      "bool[3] output_mask) -> (Tensor[], Tensor[], Tensor[])",
+      "bool[3] output_mask, int gradient=0) -> (Tensor[], Tensor[], Tensor[])",
       tags);
   // fake_quantize and one bit an element, uint8, in an order that the backward knows from x's strides: all that has to
   // be saved when only x needs a gradient.
   m.def(
       "_fake_quantize_mask(Tensor x, Tensor scale, Tensor zero_point, Tensor bit_width, *, bool signed, "
-      "bool narrow_range, int? axis, int rounding, int? group_size) -> (Tensor, Tensor)",
+      "bool narrow_range, int? axis, int rounding, int? group_size, int gradient=0) -> (Tensor, Tensor)",
       tags);
   m.def("_fake_quantize_mask_backward(Tensor grad, Tensor mask, SymInt[] strides, *, int? axis) -> Tensor", tags);
 
@@ -57,28 +58,29 @@ TORCH_LIBRARY(mixbit, m) {
       tags);
 
   // Both operands quantized, then multiplied in out_dtype (None: the operands' own); no quantized copy is saved for the
-  // backward, which recomputes them.
+  // backward, which recomputes them. x_gradient, w_gradient: fake_quantize's gradient of either.
   m.def(
       "quantized_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor x_scale, Tensor x_zero_point, Tensor x_bits, "
       "Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range=True, int rounding=0, "
       "int? group_size=None, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, "
-      "ScalarType? out_dtype=None) -> Tensor",
+      "ScalarType? out_dtype=None, int x_gradient=0, int w_gradient=0) -> Tensor",
       tags);
   m.def(
       "_quantized_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor x_scale, Tensor x_zero_point, "
       "Tensor x_bits, Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range, int rounding, "
-      "int? group_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[6] output_mask) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "int? group_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[6] output_mask, "
+      "int x_gradient=0, int w_gradient=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
   m.def(
       "quantized_linear(Tensor x, Tensor weight, Tensor? bias, Tensor x_scale, Tensor x_zero_point, Tensor x_bits, "
       "Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range=True, int rounding=0, "
-      "int? group_size=None, ScalarType? out_dtype=None) -> Tensor",
+      "int? group_size=None, ScalarType? out_dtype=None, int x_gradient=0, int w_gradient=0) -> Tensor",
       tags);
   m.def(
       "_quantized_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor x_scale, Tensor x_zero_point, "
       "Tensor x_bits, Tensor w_scale, Tensor w_bits, *, bool signed_x, bool w_narrow_range, int rounding, "
-      "int? group_size, bool[6] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+      "int? group_size, bool[6] output_mask, int x_gradient=0, int w_gradient=0) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
       tags);
 
   // scales: [K] or [K, C]; bit_widths: [K]. signal: float64 [] or [C]; noise: float64 [K] or [K, C].

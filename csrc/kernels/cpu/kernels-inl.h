@@ -12,6 +12,7 @@
 namespace {
 
 using mixbit::AdamRule;
+using mixbit::Gradient;
 using mixbit::MixtureForm;
 using mixbit::Rounding;
 using mixbit::SgdRule;
@@ -89,6 +90,17 @@ inline VecQuantizer widen(const Quantizer& q) {
 struct VecGrad {
   Vec dx, dscale, dzero_point;
 };
+
+// The ends of a grid for clipping: as values, and as codes less the zero point.
+struct VecClip {
+  Quantizer quantizer;
+  Vec scale, lower, upper, low, high;
+};
+inline VecClip widen_clip(const Quantizer& q) {
+  const float low = q.range.quant_min - q.zero_point;
+  const float high = q.range.quant_max - q.zero_point;
+  return {q, broadcast(q.scale), broadcast(low * q.scale), broadcast(high * q.scale), broadcast(low), broadcast(high)};
+}
 
 // Kinds of grids whose codes are clamped in fewer steps, and scales without a normal inverse.
 enum class Grid { kSymmetric, kUnsigned, kAny, kDivide };
@@ -174,6 +186,26 @@ inline Mask inside_grid(const Vec& x, const VecQuantizer& q) {
     m = static_cast<Mask>(m | (inside ? 1u << i : 0u));
   }
   return m;
+}
+inline VecGrad clip_grad(const Vec& grad, const Vec& x, const VecClip& c) {
+  VecGrad r;
+  for (int i = 0; i < 16; ++i) {
+    const mixbit::FakeQuantizeGrad g =
+        mixbit::clip_grad(grad.lane[i], x.lane[i], c.quantizer.scale, c.quantizer.zero_point, c.quantizer.range);
+    r.dx.lane[i] = g.dx;
+    r.dscale.lane[i] = g.dscale;
+    r.dzero_point.lane[i] = g.dzero_point;
+  }
+  return r;
+}
+inline uint16_t unclipped_bits(const Vec& x, const VecClip& c) {
+  unsigned bits = 0;
+  for (int i = 0; i < 16; ++i) {
+    const bool unclipped =
+        mixbit::is_unclipped(x.lane[i], c.quantizer.scale, c.quantizer.zero_point, c.quantizer.range);
+    bits |= unclipped ? 1u << i : 0u;
+  }
+  return static_cast<uint16_t>(bits);
 }
 template <Grid kGrid>
 inline Vec quantization_error(const Vec& x, const Vec&, const NoiseQuantizer& q) {
@@ -302,6 +334,21 @@ inline Mask inside_grid(const Vec& x, const VecQuantizer& q) {
   return in_range(add(div(x, q.scale), q.zero_point), q.low, q.high);
 }
 
+inline VecGrad clip_grad(const Vec& grad, const Vec& x, const VecClip& c) {
+  const Vec zero = broadcast(0.0f);
+  const Vec clamped = min(c.upper, max(c.lower, x));
+  const Mask inside = equal(clamped, x);  // with the upper end
+  const Mask above = equal(clamped, c.upper);
+  // What is neither lies below, where the difference is zero, or is NaN, as the difference is.
+  const Vec below = mul(grad, add(c.low, sub(clamped, c.lower)));
+  return {select(above, zero, select(inside, grad, zero)),
+          select(above, mul(grad, c.high), select(inside, zero, below)),
+          select(above, negate(mul(grad, c.scale)), select(inside, zero, negate(mul(grad, c.scale))))};
+}
+inline uint16_t unclipped_bits(const Vec& x, const VecClip& c) {
+  return static_cast<uint16_t>(to_bits(in_range(x, c.lower, c.upper)) & ~to_bits(equal(x, c.upper)));
+}
+
 // `positive` is max(x, 0): on an unsigned grid it is clamped below once for all candidates.
 template <Grid kGrid>
 inline Vec quantization_error(const Vec& x, const Vec& positive, const NoiseQuantizer& q) {
@@ -390,7 +437,7 @@ inline Vec step_multiplier(const Vec& w, const uint8_t* extra_bits, const VecMul
   Vec low = m.low;
   Vec high = m.high;
   if (extra_bits != nullptr) {
-    const Vec levels = powers_of_two(extra_bits);
+    const Vec levels = load_extra(extra_bits).parts;
     const Vec half = mul(m.half, levels);
     step = div(step, levels);  // exact, as is the multiplication by the inverse
     low = add(sub(m.left_out, half), broadcast(0.5f));
@@ -453,6 +500,21 @@ inline VecState adam_step(const Vec& w, const Vec& grad, const Vec& given1, cons
 
 #endif
 
+// What gradients fake_quantize has: of each element, and where that of x passes (one bit a lane).
+template <Rounding kRounding>
+struct LearnedStep {
+  explicit LearnedStep(const Quantizer& quantizer) : q(widen(quantizer)) {}
+  VecGrad gradients(const Vec& grad, const Vec& x) const { return fake_quantize_grad<kRounding>(grad, x, q); }
+  uint16_t passing(const Vec& x) const { return to_bits(inside_grid(x, q)); }
+  VecQuantizer q;
+};
+struct Clipping {
+  explicit Clipping(const Quantizer& quantizer) : c(widen_clip(quantizer)) {}
+  VecGrad gradients(const Vec& grad, const Vec& x) const { return clip_grad(grad, x, c); }
+  uint16_t passing(const Vec& x) const { return unclipped_bits(x, c); }
+  VecClip c;
+};
+
 // Stores that bypass the cache want whole vectors: 64 bytes of fp32, 32 of the 16-bit types.
 template <typename S>
 inline bool can_stream(const typename S::Element* p) {
@@ -483,14 +545,14 @@ void fake_quantize_body(const void* x_data, void* y_data, int64_t n, const Quant
 // What a backward is asked for, known at compile time: nothing is computed in vain.
 enum class Sums { kNone, kScale, kBoth };
 
-template <typename S, Rounding kRounding, Sums kSums, bool kStream>
+template <typename S, typename Rule, Sums kSums, bool kStream>
 void fake_quantize_backward_loop(const typename S::Element* grad, const typename S::Element* x, typename S::Element* dx,
                                  int64_t n, const Quantizer& quantizer, double* dscale, double* dzero_point) {
-  const VecQuantizer q = widen(quantizer);
+  const Rule rule(quantizer);
   Vec scale_sum = broadcast(0.0f);
   Vec zero_point_sum = scale_sum;
   auto step = [&](const Vec& g, const Vec& value) {
-    const VecGrad d = fake_quantize_grad<kRounding>(g, value, q);
+    const VecGrad d = rule.gradients(g, value);
     if constexpr (kSums != Sums::kNone) scale_sum = add(scale_sum, d.dscale);
     if constexpr (kSums == Sums::kBoth) zero_point_sum = add(zero_point_sum, d.dzero_point);
     return d.dx;
@@ -517,34 +579,35 @@ void fake_quantize_backward_loop(const typename S::Element* grad, const typename
   if constexpr (kSums == Sums::kBoth) *dzero_point = sum_lanes(zero_point_sum);
 }
 
-template <typename S, Rounding kRounding, Sums kSums>
+template <typename S, typename Rule, Sums kSums>
 void fake_quantize_backward_body(const void* grad_data, const void* x_data, void* dx_data, int64_t n,
                                  const Quantizer& quantizer, double* dscale, double* dzero_point, bool stream) {
   const auto* grad = static_cast<const typename S::Element*>(grad_data);
   const auto* x = static_cast<const typename S::Element*>(x_data);
   auto* dx = static_cast<typename S::Element*>(dx_data);
   if (stream && dx != nullptr && can_stream<S>(dx)) {
-    fake_quantize_backward_loop<S, kRounding, kSums, true>(grad, x, dx, n, quantizer, dscale, dzero_point);
+    fake_quantize_backward_loop<S, Rule, kSums, true>(grad, x, dx, n, quantizer, dscale, dzero_point);
   } else {
-    fake_quantize_backward_loop<S, kRounding, kSums, false>(grad, x, dx, n, quantizer, dscale, dzero_point);
+    fake_quantize_backward_loop<S, Rule, kSums, false>(grad, x, dx, n, quantizer, dscale, dzero_point);
   }
 }
 
-template <typename S, Rounding kRounding>
+template <typename S, Rounding kRounding, typename Rule>
 void fake_quantize_mask_body(const void* x_data, void* y_data, uint8_t* mask, int64_t n, const Quantizer& quantizer) {
   const auto* x = static_cast<const typename S::Element*>(x_data);
   auto* y = static_cast<typename S::Element*>(y_data);
   const VecQuantizer q = widen(quantizer);
+  const Rule rule(quantizer);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const Vec v = S::read(x + i);
-    const uint16_t bits = to_bits(inside_grid(v, q));
+    const uint16_t bits = rule.passing(v);
     std::memcpy(mask + i / 8, &bits, 2);
     S::write(y + i, fake_quantize<kRounding>(v, q));
   }
   if (i < n) {
     const Vec v = read_partial<S>(x + i, n - i);
-    const auto bits = static_cast<uint16_t>(to_bits(inside_grid(v, q)) & ((1u << (n - i)) - 1u));
+    const auto bits = static_cast<uint16_t>(rule.passing(v) & ((1u << (n - i)) - 1u));
     std::memcpy(mask + i / 8, &bits, static_cast<size_t>((n - i + 7) / 8));
     write_partial<S>(y + i, fake_quantize<kRounding>(v, q), n - i);
   }
@@ -1436,26 +1499,39 @@ void fake_quantize_entry(StorageType storage, const void* x, void* y, int64_t n,
   MIXBIT_DISPATCH_STORAGE(storage,
                           MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_body<S, kRounding>(x, y, n, q, stream))));
 }
+template <typename S, typename Rule>
+void fake_quantize_backward_of(const void* grad, const void* x, void* dx, int64_t n, const Quantizer& q, double* dscale,
+                               double* dzero_point, bool stream) {
+  if (dscale == nullptr) {
+    fake_quantize_backward_body<S, Rule, Sums::kNone>(grad, x, dx, n, q, nullptr, nullptr, stream);
+  } else if (dzero_point == nullptr) {
+    fake_quantize_backward_body<S, Rule, Sums::kScale>(grad, x, dx, n, q, dscale, nullptr, stream);
+  } else {
+    fake_quantize_backward_body<S, Rule, Sums::kBoth>(grad, x, dx, n, q, dscale, dzero_point, stream);
+  }
+}
 void fake_quantize_backward_entry(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                                   const Quantizer& q, double* dscale, double* dzero_point, bool stream) {
-  if (dscale == nullptr) {
-    MIXBIT_DISPATCH_STORAGE(
-        storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_body<S, kRounding, Sums::kNone>(
-                                                          grad, x, dx, n, q, nullptr, nullptr, stream))));
-  } else if (dzero_point == nullptr) {
-    MIXBIT_DISPATCH_STORAGE(
-        storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_body<S, kRounding, Sums::kScale>(
-                                                          grad, x, dx, n, q, dscale, nullptr, stream))));
+  if (q.gradient == Gradient::kClip) {
+    MIXBIT_DISPATCH_STORAGE(storage,
+                            (fake_quantize_backward_of<S, Clipping>(grad, x, dx, n, q, dscale, dzero_point, stream)));
   } else {
-    MIXBIT_DISPATCH_STORAGE(
-        storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_body<S, kRounding, Sums::kBoth>(
-                                                          grad, x, dx, n, q, dscale, dzero_point, stream))));
+    MIXBIT_DISPATCH_STORAGE(storage,
+                            MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_backward_of<S, LearnedStep<kRounding>>(
+                                                                     grad, x, dx, n, q, dscale, dzero_point, stream))));
   }
 }
 void fake_quantize_mask_entry(StorageType storage, const void* x, void* y, uint8_t* mask, int64_t n,
                               const Quantizer& q) {
-  MIXBIT_DISPATCH_STORAGE(
-      storage, MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_mask_body<S, kRounding>(x, y, mask, n, q))));
+  if (q.gradient == Gradient::kClip) {
+    MIXBIT_DISPATCH_STORAGE(
+        storage,
+        MIXBIT_DISPATCH_ROUNDING(q.rounding, (fake_quantize_mask_body<S, kRounding, Clipping>(x, y, mask, n, q))));
+  } else {
+    MIXBIT_DISPATCH_STORAGE(
+        storage, MIXBIT_DISPATCH_ROUNDING(
+                     q.rounding, (fake_quantize_mask_body<S, kRounding, LearnedStep<kRounding>>(x, y, mask, n, q))));
+  }
 }
 void apply_mask_entry(StorageType storage, const void* grad, const uint8_t* mask, void* dx, int64_t n) {
   MIXBIT_DISPATCH_STORAGE(storage, (apply_mask_body<S>(grad, mask, dx, n)));

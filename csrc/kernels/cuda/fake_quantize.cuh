@@ -34,6 +34,17 @@ __device__ inline T fake_quantize_element(const QuantizeArguments& a, const Chan
   return static_cast<T>(c.valid ? y : NAN);
 }
 
+template <typename T>
+__device__ inline FakeQuantizeGrad element_grad(const QuantizeArguments& a, const ChannelQuantizer& c, T grad, T x) {
+  if (!c.valid) {
+    return {NAN, NAN, NAN};
+  }
+  const auto g = static_cast<float>(grad);
+  const auto value = static_cast<float>(x);
+  return a.gradient == Gradient::kClip ? clip_grad(g, value, c.scale, c.zero_point, c.range)
+                                       : fake_quantize_grad(g, value, c.scale, c.zero_point, c.range, a.rounding);
+}
+
 // Pack p of a tensor. Packs cross channels only where inner is not a multiple of a pack, so the channel is found anew
 // per element there.
 template <typename T>
@@ -84,11 +95,7 @@ __device__ inline void fake_quantize_backward_block(const QuantizeArguments& a, 
     const Pack<T> gs = read_pack(grad, at, n, whole);
     Pack<T> pack = read_pack(x, at, n, whole);
     for (int j = 0; j < n; ++j) {
-      FakeQuantizeGrad g = fake_quantize_grad(static_cast<float>(gs.v[j]), static_cast<float>(pack.v[j]), c.scale,
-                                              c.zero_point, c.range, a.rounding);
-      if (!c.valid) {
-        g = {NAN, NAN, NAN};
-      }
+      const FakeQuantizeGrad g = element_grad(a, c, gs.v[j], pack.v[j]);
       pack.v[j] = static_cast<T>(g.dx);
       values[0] += g.dscale;
       values[1] += g.dzero_point;
@@ -171,7 +178,9 @@ __global__ void fake_quantize_mask_kernel(QuantizeArguments a, const T* x, T* y,
     }
     unsigned bits = 0;
     for (int i = 0; i < count; ++i) {
-      const bool inside = mixbit::is_inside(static_cast<float>(pack.v[i]), c.scale, c.zero_point, c.range);
+      const auto value = static_cast<float>(pack.v[i]);
+      const bool inside = a.gradient == Gradient::kClip ? is_unclipped(value, c.scale, c.zero_point, c.range)
+                                                        : is_inside(value, c.scale, c.zero_point, c.range);
       bits |= inside ? 1u << i : 0u;
       pack.v[i] = fake_quantize_element(a, c, pack.v[i]);
     }

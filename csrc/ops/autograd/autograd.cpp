@@ -21,6 +21,7 @@ struct GridOptions {
   std::optional<int64_t> axis;
   int64_t rounding;
   std::optional<int64_t> group_size;
+  int64_t gradient;
 };
 
 void keep_options(AutogradContext* ctx, const GridOptions& options) {
@@ -29,11 +30,16 @@ void keep_options(AutogradContext* ctx, const GridOptions& options) {
   keep_int(ctx, "axis", options.axis);
   ctx->saved_data["rounding"] = options.rounding;
   keep_int(ctx, "group_size", options.group_size);
+  ctx->saved_data["gradient"] = options.gradient;
 }
 
 GridOptions kept_options(AutogradContext* ctx) {
-  return {ctx->saved_data["signed"].toBool(), ctx->saved_data["narrow_range"].toBool(), kept_int(ctx, "axis"),
-          ctx->saved_data["rounding"].toInt(), kept_int(ctx, "group_size")};
+  return {ctx->saved_data["signed"].toBool(),
+          ctx->saved_data["narrow_range"].toBool(),
+          kept_int(ctx, "axis"),
+          ctx->saved_data["rounding"].toInt(),
+          kept_int(ctx, "group_size"),
+          ctx->saved_data["gradient"].toInt()};
 }
 
 class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
@@ -42,13 +48,13 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
 
   static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& scale, const Variable& zero_point,
                           const Variable& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                          int64_t rounding, std::optional<int64_t> group_size) {
+                          int64_t rounding, std::optional<int64_t> group_size, int64_t gradient) {
     ctx->saved_data["mask"] = c10::List<bool>({x.requires_grad(), scale.requires_grad(), zero_point.requires_grad()});
     at::AutoDispatchBelowADInplaceOrView guard;
-    Variable y =
-        call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+    Variable y = call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
+                                    group_size, gradient);
     ctx->save_for_backward({x, scale, zero_point, bit_width});
-    keep_options(ctx, {is_signed, narrow_range, axis, rounding, group_size});
+    keep_options(ctx, {is_signed, narrow_range, axis, rounding, group_size, gradient});
     return y;
   }
 
@@ -59,9 +65,17 @@ class FakeQuantize : public torch::autograd::Function<FakeQuantize> {
     const GridOptions o = kept_options(ctx);
     auto [dx, dscale, dzero_point] =
         call_fake_quantize_backward(grads[0], saved[0], saved[1], saved[2], saved[3], o.is_signed, o.narrow_range,
-                                    o.axis, o.rounding, o.group_size, mask);
-    return {
-        if_needed(dx, mask[0]), if_needed(dscale, mask[1]), if_needed(dzero_point, mask[2]), {}, {}, {}, {}, {}, {}};
+                                    o.axis, o.rounding, o.group_size, mask, o.gradient);
+    return {if_needed(dx, mask[0]),
+            if_needed(dscale, mask[1]),
+            if_needed(dzero_point, mask[2]),
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+            {}};
   }
 };
 
@@ -72,10 +86,10 @@ class FixedFakeQuantize : public torch::autograd::Function<FixedFakeQuantize> {
 
   static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& scale, const Variable& zero_point,
                           const Variable& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                          int64_t rounding, std::optional<int64_t> group_size) {
+                          int64_t rounding, std::optional<int64_t> group_size, int64_t gradient) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, mask] =
-        call_fake_quantize_mask(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+    auto [y, mask] = call_fake_quantize_mask(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
+                                             group_size, gradient);
     ctx->save_for_backward({mask});
     ctx->saved_data["strides"] = y.sym_strides();
     keep_int(ctx, "axis", axis);
@@ -86,22 +100,25 @@ class FixedFakeQuantize : public torch::autograd::Function<FixedFakeQuantize> {
     const auto strides = ctx->saved_data["strides"].toSymIntVector();
     Variable dx =
         call_fake_quantize_mask_backward(grads[0], ctx->get_saved_variables()[0], strides, kept_int(ctx, "axis"));
-    return {dx, {}, {}, {}, {}, {}, {}, {}, {}};
+    return {dx, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   }
 };
 
 Variable fake_quantize_autograd(const Variable& x, const Variable& scale, const Variable& zero_point,
                                 const Variable& bit_width, bool is_signed, bool narrow_range,
-                                std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+                                std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size,
+                                int64_t gradient) {
   if (!any_recorded(x, scale, zero_point)) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+    return call_fake_quantize(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
+                              gradient);
   }
   if (at::GradMode::is_enabled() && x.requires_grad() && !scale.requires_grad() && !zero_point.requires_grad()) {
     return FixedFakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding,
-                                    group_size);
+                                    group_size, gradient);
   }
-  return FakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+  return FakeQuantize::apply(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size,
+                             gradient);
 }
 
 // Lists of n tensors each; the gradients asked for are those of any tensor of a list.
@@ -111,20 +128,21 @@ class FakeQuantizeForeach : public torch::autograd::Function<FakeQuantizeForeach
 
   static variable_list forward(AutogradContext* ctx, at::TensorList xs, at::TensorList scales,
                                at::TensorList zero_points, at::TensorList bit_widths, bool is_signed, bool narrow_range,
-                               std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size) {
+                               std::optional<int64_t> axis, int64_t rounding, std::optional<int64_t> group_size,
+                               int64_t gradient) {
     const auto any = [](at::TensorList list) {
       return std::any_of(list.begin(), list.end(), [](const at::Tensor& t) { return t.requires_grad(); });
     };
     ctx->saved_data["mask"] = c10::List<bool>({any(xs), any(scales), any(zero_points)});
     at::AutoDispatchBelowADInplaceOrView guard;
     variable_list ys = call_fake_quantize_foreach(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis,
-                                                  rounding, group_size);
+                                                  rounding, group_size, gradient);
     variable_list saved;
     for (const auto& list : {xs, scales, zero_points, bit_widths}) {
       saved.insert(saved.end(), list.begin(), list.end());
     }
     ctx->save_for_backward(std::move(saved));
-    keep_options(ctx, {is_signed, narrow_range, axis, rounding, group_size});
+    keep_options(ctx, {is_signed, narrow_range, axis, rounding, group_size, gradient});
     return ys;
   }
 
@@ -140,9 +158,10 @@ class FakeQuantizeForeach : public torch::autograd::Function<FakeQuantizeForeach
     const c10::List<bool> flags = ctx->saved_data["mask"].toBoolList();
     const std::array<bool, 3> mask = {flags[0], flags[1], flags[2]};
     const GridOptions o = kept_options(ctx);
-    auto [dx, dscale, dzero_point] = call_fake_quantize_backward_foreach(
-        grads, part(0), part(1), part(2), part(3), o.is_signed, o.narrow_range, o.axis, o.rounding, o.group_size, mask);
-    variable_list gradients(4 * n + 5);
+    auto [dx, dscale, dzero_point] =
+        call_fake_quantize_backward_foreach(grads, part(0), part(1), part(2), part(3), o.is_signed, o.narrow_range,
+                                            o.axis, o.rounding, o.group_size, mask, o.gradient);
+    variable_list gradients(4 * n + 6);
     for (size_t i = 0; i < n; ++i) {
       gradients[i] = if_needed(dx[i], mask[0]);
       gradients[n + i] = if_needed(dscale[i], mask[1]);
@@ -155,9 +174,9 @@ class FakeQuantizeForeach : public torch::autograd::Function<FakeQuantizeForeach
 variable_list fake_quantize_foreach_autograd(at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
                                              at::TensorList bit_widths, bool is_signed, bool narrow_range,
                                              std::optional<int64_t> axis, int64_t rounding,
-                                             std::optional<int64_t> group_size) {
+                                             std::optional<int64_t> group_size, int64_t gradient) {
   return FakeQuantizeForeach::apply(xs, scales, zero_points, bit_widths, is_signed, narrow_range, axis, rounding,
-                                    group_size);
+                                    group_size, gradient);
 }
 
 // x and extra_bits are a weight and a buffer beside it, which the graph holds anyway: saving them costs nothing, also
@@ -204,12 +223,14 @@ Variable extra_level_fake_quantize_autograd(const Variable& x, const Variable& s
 void save_operands(AutogradContext* ctx, const Variable& x, const Variable& weight, const Variable& x_scale,
                    const Variable& x_zero_point, const Variable& x_bits, const Variable& w_scale,
                    const Variable& w_bits, bool signed_x, bool w_narrow_range, int64_t rounding,
-                   std::optional<int64_t> group_size) {
+                   std::optional<int64_t> group_size, int64_t x_gradient, int64_t w_gradient) {
   ctx->save_for_backward({x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits});
   ctx->saved_data["signed_x"] = signed_x;
   ctx->saved_data["w_narrow_range"] = w_narrow_range;
   ctx->saved_data["rounding"] = rounding;
   keep_int(ctx, "group_size", group_size);
+  ctx->saved_data["x_gradient"] = x_gradient;
+  ctx->saved_data["w_gradient"] = w_gradient;
 }
 
 c10::List<bool> gradient_flags(const Variable& x, const Variable& weight, const std::optional<Variable>& bias,
@@ -231,14 +252,15 @@ class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
                           const Variable& x_bits, const Variable& w_scale, const Variable& w_bits, bool signed_x,
                           bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size,
                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
-                          c10::SymInt groups, std::optional<at::ScalarType> out_dtype) {
+                          c10::SymInt groups, std::optional<at::ScalarType> out_dtype, int64_t x_gradient,
+                          int64_t w_gradient) {
     ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
     at::AutoDispatchBelowADInplaceOrView guard;
     Variable y = typed_op<ConvSignature>("mixbit::quantized_conv2d")
                      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
-                           rounding, group_size, stride, padding, dilation, groups, out_dtype);
+                           rounding, group_size, stride, padding, dilation, groups, out_dtype, x_gradient, w_gradient);
     save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
-                  group_size);
+                  group_size, x_gradient, w_gradient);
     ctx->saved_data["stride"] = stride;
     ctx->saved_data["padding"] = padding;
     ctx->saved_data["dilation"] = dilation;
@@ -255,7 +277,8 @@ class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
         typed_op<ConvBackwardSignature>("mixbit::_quantized_conv2d_backward")
             .call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["signed_x"].toBool(),
                   ctx->saved_data["w_narrow_range"].toBool(), ctx->saved_data["rounding"].toInt(),
-                  kept_int(ctx, "group_size"), stride, padding, dilation, ctx->saved_data["groups"].toSymInt(), mask);
+                  kept_int(ctx, "group_size"), stride, padding, dilation, ctx->saved_data["groups"].toSymInt(), mask,
+                  ctx->saved_data["x_gradient"].toInt(), ctx->saved_data["w_gradient"].toInt());
     return {if_needed(dx, mask[0]),
             if_needed(dweight, mask[1]),
             if_needed(dbias, mask[2]),
@@ -263,6 +286,8 @@ class QuantizedConv2d : public torch::autograd::Function<QuantizedConv2d> {
             if_needed(dx_zero_point, mask[4]),
             {},
             if_needed(dw_scale, mask[5]),
+            {},
+            {},
             {},
             {},
             {},
@@ -281,9 +306,10 @@ Variable quantized_conv2d_autograd(const Variable& x, const Variable& weight, co
                                    const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
                                    int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
                                    c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                   std::optional<at::ScalarType> out_dtype) {
+                                   std::optional<at::ScalarType> out_dtype, int64_t x_gradient, int64_t w_gradient) {
   return QuantizedConv2d::apply(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x,
-                                w_narrow_range, rounding, group_size, stride, padding, dilation, groups, out_dtype);
+                                w_narrow_range, rounding, group_size, stride, padding, dilation, groups, out_dtype,
+                                x_gradient, w_gradient);
 }
 
 class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
@@ -294,14 +320,14 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
                           const std::optional<Variable>& bias, const Variable& x_scale, const Variable& x_zero_point,
                           const Variable& x_bits, const Variable& w_scale, const Variable& w_bits, bool signed_x,
                           bool w_narrow_range, int64_t rounding, std::optional<int64_t> group_size,
-                          std::optional<at::ScalarType> out_dtype) {
+                          std::optional<at::ScalarType> out_dtype, int64_t x_gradient, int64_t w_gradient) {
     ctx->saved_data["mask"] = gradient_flags(x, weight, bias, x_scale, x_zero_point, w_scale);
     at::AutoDispatchBelowADInplaceOrView guard;
     Variable y = typed_op<LinearSignature>("mixbit::quantized_linear")
                      .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range,
-                           rounding, group_size, out_dtype);
+                           rounding, group_size, out_dtype, x_gradient, w_gradient);
     save_operands(ctx, x, weight, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
-                  group_size);
+                  group_size, x_gradient, w_gradient);
     return y;
   }
 
@@ -312,7 +338,8 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
         typed_op<LinearBackwardSignature>("mixbit::_quantized_linear_backward")
             .call(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], ctx->saved_data["signed_x"].toBool(),
                   ctx->saved_data["w_narrow_range"].toBool(), ctx->saved_data["rounding"].toInt(),
-                  kept_int(ctx, "group_size"), mask);
+                  kept_int(ctx, "group_size"), mask, ctx->saved_data["x_gradient"].toInt(),
+                  ctx->saved_data["w_gradient"].toInt());
     return {if_needed(dx, mask[0]),
             if_needed(dweight, mask[1]),
             if_needed(dbias, mask[2]),
@@ -320,6 +347,8 @@ class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
             if_needed(dx_zero_point, mask[4]),
             {},
             if_needed(dw_scale, mask[5]),
+            {},
+            {},
             {},
             {},
             {},
@@ -333,9 +362,9 @@ Variable quantized_linear_autograd(const Variable& x, const Variable& weight, co
                                    const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
                                    const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
                                    int64_t rounding, std::optional<int64_t> group_size,
-                                   std::optional<at::ScalarType> out_dtype) {
+                                   std::optional<at::ScalarType> out_dtype, int64_t x_gradient, int64_t w_gradient) {
   return QuantizedLinear::apply(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x,
-                                w_narrow_range, rounding, group_size, out_dtype);
+                                w_narrow_range, rounding, group_size, out_dtype, x_gradient, w_gradient);
 }
 
 // Autocast: the operands are quantized as they come (casting first would move values across the thresholds of the grid,
@@ -353,13 +382,13 @@ Variable quantized_conv2d_autocast(const Variable& x, const Variable& weight, co
                                    const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
                                    int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
                                    c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                                   std::optional<at::ScalarType> out_dtype) {
+                                   std::optional<at::ScalarType> out_dtype, int64_t x_gradient, int64_t w_gradient) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   return typed_op<ConvSignature>("mixbit::quantized_conv2d")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
             group_size, stride, padding, dilation, groups,
-            out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x));
+            out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x), x_gradient, w_gradient);
 }
 
 template <c10::DeviceType kDevice>
@@ -367,12 +396,12 @@ Variable quantized_linear_autocast(const Variable& x, const Variable& weight, co
                                    const Variable& x_scale, const Variable& x_zero_point, const Variable& x_bits,
                                    const Variable& w_scale, const Variable& w_bits, bool signed_x, bool w_narrow_range,
                                    int64_t rounding, std::optional<int64_t> group_size,
-                                   std::optional<at::ScalarType> out_dtype) {
+                                   std::optional<at::ScalarType> out_dtype, int64_t x_gradient, int64_t w_gradient) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   return typed_op<LinearSignature>("mixbit::quantized_linear")
       .call(x, weight, bias, x_scale, x_zero_point, x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding,
-            group_size, out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x));
+            group_size, out_dtype.has_value() ? out_dtype : autocast_type<kDevice>(x), x_gradient, w_gradient);
 }
 
 }  // namespace

@@ -11,10 +11,14 @@ namespace mixbit::ops {
 
 namespace {
 
+// The gradient of ops that are called for their values alone.
+constexpr auto kForwardOnly = static_cast<int64_t>(Gradient::kLearnedStep);
+
 // x per tensor.
 at::Tensor quantize_x(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                       const at::Tensor& bits, bool is_signed, int64_t rounding, std::optional<int64_t> group_size) {
-  return call_fake_quantize(x, scale, zero_point, bits, is_signed, false, std::nullopt, rounding, group_size);
+  return call_fake_quantize(x, scale, zero_point, bits, is_signed, false, std::nullopt, rounding, group_size,
+                            kForwardOnly);
 }
 
 // Per output channel where a parameter has more than one element.
@@ -25,7 +29,7 @@ std::optional<int64_t> weight_axis(const at::Tensor& scale, const at::Tensor& bi
 at::Tensor quantize_weight(const at::Tensor& weight, const at::Tensor& scale, const at::Tensor& bits, bool narrow_range,
                            int64_t rounding, std::optional<int64_t> group_size) {
   return call_fake_quantize(weight, scale, at::zeros({1}, scale.options()), bits, true, narrow_range,
-                            weight_axis(scale, bits), rounding, group_size);
+                            weight_axis(scale, bits), rounding, group_size, kForwardOnly);
 }
 
 // The type that the operands are multiplied in: that of x, or the one asked for (autocast), whatever both are held in.
@@ -49,48 +53,51 @@ at::Tensor conv2d(const at::Tensor& x, const at::Tensor& weight, const std::opti
                   const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
                   int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                  std::optional<at::ScalarType> out_dtype) {
+                  std::optional<at::ScalarType> out_dtype, int64_t x_gradient, int64_t w_gradient) {
+  checked_gradient(x_gradient, "x_gradient");
+  checked_gradient(w_gradient, "w_gradient");
   const auto type = checked_type(x, weight, 4, out_dtype);
   const at::Tensor xq = quantize_x(x, x_scale, x_zero_point, x_bits, signed_x, rounding, group_size).to(type);
   const at::Tensor wq = quantize_weight(weight, w_scale, w_bits, w_narrow_range, rounding, group_size).to(type);
   return at::conv2d_symint(xq, wq, cast(bias, type), stride, padding, dilation, groups);
 }
 
-// The learned-step backward of one operand from the gradient of its quantized values, which is ours alone: the result
+// fake_quantize's backward of one operand from the gradient of its quantized values, which is ours alone: the result
 // is written over it where it has the operand's layout.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> learned_step(at::Tensor grad, const at::Tensor& x,
-                                                            const at::Tensor& scale, const at::Tensor& zero_point,
-                                                            const at::Tensor& bits, bool is_signed, bool narrow_range,
-                                                            std::optional<int64_t> axis, int64_t rounding,
-                                                            std::optional<int64_t> group_size,
-                                                            std::array<bool, 3> mask) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> operand_backward(at::Tensor grad, const at::Tensor& x,
+                                                                const at::Tensor& scale, const at::Tensor& zero_point,
+                                                                const at::Tensor& bits, bool is_signed,
+                                                                bool narrow_range, std::optional<int64_t> axis,
+                                                                int64_t rounding, std::optional<int64_t> group_size,
+                                                                int64_t gradient, std::array<bool, 3> mask) {
   grad = grad.to(x.scalar_type());
   if (!mask[0] || !x.is_non_overlapping_and_dense() || grad.sym_strides() != x.sym_strides()) {
     return call_fake_quantize_backward(grad, x, scale, zero_point, bits, is_signed, narrow_range, axis, rounding,
-                                       group_size, mask);
+                                       group_size, mask, gradient);
   }
   auto [dscale, dzero_point] = call_fake_quantize_backward_(grad, x, scale, zero_point, bits, is_signed, narrow_range,
-                                                            axis, rounding, group_size, {mask[1], mask[2]});
+                                                            axis, rounding, group_size, {mask[1], mask[2]}, gradient);
   return {grad, dscale, dzero_point};
 }
 
-// The learned-step backward of both operands from the gradients of the multiplication. dx_scale: defined if it is known
+// fake_quantize's backward of both operands from the gradients of the multiplication. dx_scale: defined if it is known
 // already.
 SixTensors finish_backward(at::Tensor grad_x, at::Tensor grad_weight, const at::Tensor& grad_bias, at::Tensor dx_scale,
                            const at::Tensor& x, const at::Tensor& weight, const at::Tensor& x_scale,
                            const at::Tensor& x_zero_point, const at::Tensor& x_bits, const at::Tensor& w_scale,
                            const at::Tensor& w_bits, bool signed_x, bool w_narrow_range, int64_t rounding,
-                           std::optional<int64_t> group_size, const std::array<bool, 6>& mask) {
+                           std::optional<int64_t> group_size, int64_t x_gradient, int64_t w_gradient,
+                           const std::array<bool, 6>& mask) {
   at::Tensor dx, dx_zero_point, dweight, dw_scale;
   if (grad_x.defined()) {
     std::tie(dx, dx_scale, dx_zero_point) =
-        learned_step(std::move(grad_x), x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt, rounding,
-                     group_size, {mask[0], mask[3], mask[4]});
+        operand_backward(std::move(grad_x), x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt, rounding,
+                         group_size, x_gradient, {mask[0], mask[3], mask[4]});
   }
   if (mask[1] || mask[5]) {
-    std::tie(dweight, dw_scale, std::ignore) =
-        learned_step(std::move(grad_weight), weight, w_scale, at::zeros({1}, w_scale.options()), w_bits, true,
-                     w_narrow_range, weight_axis(w_scale, w_bits), rounding, group_size, {mask[1], mask[5], false});
+    std::tie(dweight, dw_scale, std::ignore) = operand_backward(
+        std::move(grad_weight), weight, w_scale, at::zeros({1}, w_scale.options()), w_bits, true, w_narrow_range,
+        weight_axis(w_scale, w_bits), rounding, group_size, w_gradient, {mask[1], mask[5], false});
   }
   // Outputs of an op must be defined and must not share memory.
   const auto or_empty = [](const at::Tensor& gradient, bool wanted, const at::Tensor& like) {
@@ -109,7 +116,7 @@ SixTensors conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at
                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
                            int64_t rounding, std::optional<int64_t> group_size, c10::SymIntArrayRef stride,
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
-                           std::array<bool, 6> mask) {
+                           std::array<bool, 6> mask, int64_t x_gradient, int64_t w_gradient) {
   const auto type = grad.scalar_type();
   const std::vector<c10::SymInt> no_output_padding(2, 0);
   const std::vector<c10::SymInt> bias_sizes{weight.sym_size(0)};
@@ -126,10 +133,11 @@ SixTensors conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at
   at::Tensor wq = quantize_weight(weight, w_scale, w_bits, w_narrow_range, rounding, group_size).to(type);
   at::Tensor xq, dx_scale, gx, gw, gb;
   if (only_scale) {
-    auto [y, inside] =
-        call_fake_quantize_mask(x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt, rounding, group_size);
-    // scale * R: y - x inside the grid, y outside.
-    const at::Tensor r = at::sub(y, call_fake_quantize_mask_backward(x, inside, y.sym_strides(), std::nullopt));
+    auto [y, inside] = call_fake_quantize_mask(x, x_scale, x_zero_point, x_bits, signed_x, false, std::nullopt,
+                                               rounding, group_size, x_gradient);
+    // scale * R: y outside the grid; inside y - x, or zero when clipping.
+    const at::Tensor& to_inside = checked_gradient(x_gradient) == Gradient::kClip ? y : x;
+    const at::Tensor r = at::sub(y, call_fake_quantize_mask_backward(to_inside, inside, y.sym_strides(), std::nullopt));
     const at::Tensor at_r = std::get<1>(gradients(r.to(type), wq, {false, true, false}));
     dx_scale = at::div(at::mul(at_r, wq).sum(at::kFloat).reshape(x_scale.sizes()), x_scale);
     xq = y.to(type);
@@ -143,13 +151,17 @@ SixTensors conv2d_backward(const at::Tensor& grad, const at::Tensor& x, const at
   xq.reset();
   wq.reset();
   return finish_backward(std::move(gx), std::move(gw), gb, std::move(dx_scale), x, weight, x_scale, x_zero_point,
-                         x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding, group_size, mask);
+                         x_bits, w_scale, w_bits, signed_x, w_narrow_range, rounding, group_size, x_gradient,
+                         w_gradient, mask);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
                   const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
-                  int64_t rounding, std::optional<int64_t> group_size, std::optional<at::ScalarType> out_dtype) {
+                  int64_t rounding, std::optional<int64_t> group_size, std::optional<at::ScalarType> out_dtype,
+                  int64_t x_gradient, int64_t w_gradient) {
+  checked_gradient(x_gradient, "x_gradient");
+  checked_gradient(w_gradient, "w_gradient");
   const auto type = checked_type(x, weight, 2, out_dtype);
   const at::Tensor xq = quantize_x(x, x_scale, x_zero_point, x_bits, signed_x, rounding, group_size).to(type);
   const at::Tensor wq = quantize_weight(weight, w_scale, w_bits, w_narrow_range, rounding, group_size).to(type);
@@ -159,7 +171,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
 SixTensors linear_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                            const at::Tensor& x_scale, const at::Tensor& x_zero_point, const at::Tensor& x_bits,
                            const at::Tensor& w_scale, const at::Tensor& w_bits, bool signed_x, bool w_narrow_range,
-                           int64_t rounding, std::optional<int64_t> group_size, std::array<bool, 6> mask) {
+                           int64_t rounding, std::optional<int64_t> group_size, std::array<bool, 6> mask,
+                           int64_t x_gradient, int64_t w_gradient) {
   const auto type = grad.scalar_type();
   at::Tensor gx, gw, gb;
   const at::Tensor flat_grad = grad.reshape({-1, weight.size(0)});
@@ -175,7 +188,7 @@ SixTensors linear_backward(const at::Tensor& grad, const at::Tensor& x, const at
     gb = flat_grad.sum(0);
   }
   return finish_backward(std::move(gx), std::move(gw), gb, at::Tensor(), x, weight, x_scale, x_zero_point, x_bits,
-                         w_scale, w_bits, signed_x, w_narrow_range, rounding, group_size, mask);
+                         w_scale, w_bits, signed_x, w_narrow_range, rounding, group_size, x_gradient, w_gradient, mask);
 }
 
 }  // namespace

@@ -13,9 +13,10 @@ namespace {
 
 std::optional<int64_t> check_arguments(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                                        const at::Tensor& bit_width, std::optional<int64_t> axis,
-                                       std::optional<int64_t> group_size) {
+                                       std::optional<int64_t> group_size, int64_t gradient) {
   check_floating(x, "x");
   check_group_size(group_size);
+  checked_gradient(gradient);
   axis = checked_axis(x, axis);
   const int64_t channels = channel_count(x, axis);
   check_parameter(scale, "scale", x, channels);
@@ -34,9 +35,9 @@ struct Forward {
 
   Forward(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point, const at::Tensor& bit_width,
           bool is_signed, bool narrow_range, std::optional<int64_t> axis, int64_t rounding,
-          std::optional<int64_t> group_size)
+          std::optional<int64_t> group_size, int64_t gradient)
       : Forward(x, scale, zero_point, bit_width, is_signed, narrow_range, rounding,
-                check_arguments(x, scale, zero_point, bit_width, axis, group_size)) {}
+                check_arguments(x, scale, zero_point, bit_width, axis, group_size, gradient)) {}
 
  private:
   Forward(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point, const at::Tensor& bit_width,
@@ -78,20 +79,20 @@ std::vector<at::Tensor> run_forward(const std::vector<Forward>& jobs) {
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                          const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                         int64_t rounding, std::optional<int64_t> group_size) {
+                         int64_t rounding, std::optional<int64_t> group_size, int64_t gradient) {
   return run_forward(
-      {Forward(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size)})[0];
+      {Forward(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, gradient)})[0];
 }
 
 std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
                                               at::TensorList bit_widths, bool is_signed, bool narrow_range,
                                               std::optional<int64_t> axis, int64_t rounding,
-                                              std::optional<int64_t> group_size) {
+                                              std::optional<int64_t> group_size, int64_t gradient) {
   check_lists(xs, {{scales, "scales"}, {zero_points, "zero_points"}, {bit_widths, "bit_widths"}});
   std::vector<Forward> jobs;
   for_each_in_list(xs, [&](size_t i) {
     jobs.emplace_back(xs[i], scales[i], zero_points[i], bit_widths[i], is_signed, narrow_range, axis, rounding,
-                      group_size);
+                      group_size, gradient);
   });
   return run_forward(jobs);
 }
@@ -104,10 +105,12 @@ int64_t mask_offset(const AxisView& view, const Run& run) {
 std::tuple<at::Tensor, at::Tensor> fake_quantize_mask(const at::Tensor& x, const at::Tensor& scale,
                                                       const at::Tensor& zero_point, const at::Tensor& bit_width,
                                                       bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                                                      int64_t rounding, std::optional<int64_t> group_size) {
-  axis = check_arguments(x, scale, zero_point, bit_width, axis, group_size);
-  const auto quantizers = channel_quantizers(scale, zero_point, bit_width, is_signed, narrow_range,
-                                             checked_rounding(rounding), channel_count(x, axis));
+                                                      int64_t rounding, std::optional<int64_t> group_size,
+                                                      int64_t gradient) {
+  axis = check_arguments(x, scale, zero_point, bit_width, axis, group_size, gradient);
+  const auto quantizers =
+      channel_quantizers(scale, zero_point, bit_width, is_signed, narrow_range, checked_rounding(rounding),
+                         channel_count(x, axis), checked_gradient(gradient));
   at::Tensor y = at::empty_like(x);
   const Walk walk(with_strides_of(x, y), axis);
   const at::Tensor target = walk.target(y);
@@ -169,13 +172,14 @@ struct BackwardJob {
 
   BackwardJob(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& given_scale,
               const at::Tensor& given_zero_point, const at::Tensor& bit_width, bool is_signed, bool narrow_range,
-              std::optional<int64_t> axis, int64_t rounding, const at::Tensor& given_dx, std::array<bool, 2> given_mask)
+              std::optional<int64_t> axis, int64_t rounding, const at::Tensor& given_dx, std::array<bool, 2> given_mask,
+              Gradient gradient)
       : scale(given_scale),
         zero_point(given_zero_point),
         dx(given_dx),
         mask(given_mask),
         quantizers(channel_quantizers(scale, zero_point, bit_width, is_signed, narrow_range, checked_rounding(rounding),
-                                      channel_count(x, axis))),
+                                      channel_count(x, axis), gradient)),
         walk(dense(x), axis),
         g(with_strides_of(grad, walk.source)),
         target(dx.defined() ? walk.target(dx) : dx),
@@ -228,26 +232,29 @@ std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const a
                                                  const at::Tensor& zero_point, const at::Tensor& bit_width,
                                                  bool is_signed, bool narrow_range, std::optional<int64_t> axis,
                                                  int64_t rounding, std::optional<int64_t> group_size,
-                                                 const at::Tensor& dx, std::array<bool, 2> output_mask) {
-  axis = check_arguments(x, scale, zero_point, bit_width, axis, group_size);
+                                                 const at::Tensor& dx, std::array<bool, 2> output_mask,
+                                                 int64_t gradient) {
+  axis = check_arguments(x, scale, zero_point, bit_width, axis, group_size, gradient);
   check_like_x(grad, "grad", x);
   std::vector<BackwardJob> jobs;
-  jobs.emplace_back(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, dx, output_mask);
+  jobs.emplace_back(grad, x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, dx, output_mask,
+                    checked_gradient(gradient));
   run_backward(jobs);
   return jobs[0].finish();
 }
 
 TensorLists backward_foreach(at::TensorList grads, at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
                              at::TensorList bit_widths, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                             int64_t rounding, std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+                             int64_t rounding, std::optional<int64_t> group_size, std::array<bool, 3> output_mask,
+                             int64_t gradient) {
   check_lists(xs, {{grads, "grads"}, {scales, "scales"}, {zero_points, "zero_points"}, {bit_widths, "bit_widths"}});
   std::vector<BackwardJob> jobs;
   for_each_in_list(xs, [&](size_t i) {
-    const auto checked = check_arguments(xs[i], scales[i], zero_points[i], bit_widths[i], axis, group_size);
+    const auto checked = check_arguments(xs[i], scales[i], zero_points[i], bit_widths[i], axis, group_size, gradient);
     check_like_x(grads[i], "grad", xs[i]);
     jobs.emplace_back(grads[i], xs[i], scales[i], zero_points[i], bit_widths[i], is_signed, narrow_range, checked,
                       rounding, output_mask[0] ? at::empty_like(xs[i]) : at::Tensor(),
-                      std::array<bool, 2>{output_mask[1], output_mask[2]});
+                      std::array<bool, 2>{output_mask[1], output_mask[2]}, checked_gradient(gradient));
   });
   run_backward(jobs);
   TensorLists gradients;

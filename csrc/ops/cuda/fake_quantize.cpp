@@ -26,7 +26,7 @@ struct Arguments {
 
   Arguments(const at::Tensor& x, const at::Tensor& given_scale, const at::Tensor& given_zero_point,
             const at::Tensor& given_bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> given_axis,
-            int64_t rounding, std::optional<int64_t> group_size)
+            int64_t rounding, std::optional<int64_t> group_size, int64_t gradient)
       : scale(given_scale.contiguous()),
         zero_point(given_zero_point.contiguous()),
         bit_width(given_bit_width.contiguous()) {
@@ -47,6 +47,7 @@ struct Arguments {
     kernel.is_signed = is_signed;
     kernel.narrow_range = narrow_range;
     kernel.rounding = checked_rounding(rounding);
+    kernel.gradient = checked_gradient(gradient);
   }
 
   // The memory order of the x that the kernel will read.
@@ -59,9 +60,9 @@ struct Arguments {
 
 at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& zero_point,
                          const at::Tensor& bit_width, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                         int64_t rounding, std::optional<int64_t> group_size) {
+                         int64_t rounding, std::optional<int64_t> group_size, int64_t gradient) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+  Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, gradient);
   at::Tensor y = at::empty_like(x);
   if (x.numel() == 0) {
     return y;
@@ -77,7 +78,7 @@ at::Tensor fake_quantize(const at::Tensor& x, const at::Tensor& scale, const at:
 std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
                                               at::TensorList bit_widths, bool is_signed, bool narrow_range,
                                               std::optional<int64_t> axis, int64_t rounding,
-                                              std::optional<int64_t> group_size) {
+                                              std::optional<int64_t> group_size, int64_t gradient) {
   check_lists(xs, {{scales, "scales"}, {zero_points, "zero_points"}, {bit_widths, "bit_widths"}});
   check_one_device(xs);
   const c10::cuda::CUDAGuard guard(xs[0].device());
@@ -85,7 +86,7 @@ std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList 
   std::vector<at::Tensor> sources, ys;
   for_each_in_list(xs, [&](size_t i) {
     arguments.emplace_back(xs[i], scales[i], zero_points[i], bit_widths[i], is_signed, narrow_range, axis, rounding,
-                           group_size);
+                           group_size, gradient);
     ys.push_back(at::empty_like(xs[i]));
     sources.push_back(with_strides_of(xs[i], ys[i]));
     arguments[i].set_view(axis_view(sources[i], arguments[i].axis));
@@ -118,9 +119,10 @@ std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList 
 std::tuple<at::Tensor, at::Tensor> fake_quantize_mask(const at::Tensor& x, const at::Tensor& scale,
                                                       const at::Tensor& zero_point, const at::Tensor& bit_width,
                                                       bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                                                      int64_t rounding, std::optional<int64_t> group_size) {
+                                                      int64_t rounding, std::optional<int64_t> group_size,
+                                                      int64_t gradient) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size);
+  Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, axis, rounding, group_size, gradient);
   at::Tensor y = at::empty_like(x);
   const Walk walk(with_strides_of(x, y), arguments.axis);
   const at::Tensor target = walk.target(y);
@@ -171,9 +173,11 @@ std::tuple<at::Tensor, at::Tensor> backward_into(const at::Tensor& grad, const a
                                                  const at::Tensor& zero_point, const at::Tensor& bit_width,
                                                  bool is_signed, bool narrow_range, std::optional<int64_t> given_axis,
                                                  int64_t rounding, std::optional<int64_t> group_size,
-                                                 const at::Tensor& dx, std::array<bool, 2> output_mask) {
+                                                 const at::Tensor& dx, std::array<bool, 2> output_mask,
+                                                 int64_t gradient) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, given_axis, rounding, group_size);
+  Arguments arguments(x, scale, zero_point, bit_width, is_signed, narrow_range, given_axis, rounding, group_size,
+                      gradient);
   check_like_x(grad, "grad", x);
   const int64_t channels = channel_count(x, arguments.axis);
   at::Tensor dscale = at::zeros({channels}, scale.options());
@@ -206,14 +210,15 @@ struct ListBackward {
 
 TensorLists backward_foreach(at::TensorList grads, at::TensorList xs, at::TensorList scales, at::TensorList zero_points,
                              at::TensorList bit_widths, bool is_signed, bool narrow_range, std::optional<int64_t> axis,
-                             int64_t rounding, std::optional<int64_t> group_size, std::array<bool, 3> output_mask) {
+                             int64_t rounding, std::optional<int64_t> group_size, std::array<bool, 3> output_mask,
+                             int64_t gradient) {
   check_lists(xs, {{grads, "grads"}, {scales, "scales"}, {zero_points, "zero_points"}, {bit_widths, "bit_widths"}});
   check_one_device(xs);
   const c10::cuda::CUDAGuard guard(xs[0].device());
   std::vector<ListBackward> jobs;
   for_each_in_list(xs, [&](size_t i) {
     jobs.push_back({Arguments(xs[i], scales[i], zero_points[i], bit_widths[i], is_signed, narrow_range, axis, rounding,
-                              group_size),
+                              group_size, gradient),
                     {},
                     {},
                     {},

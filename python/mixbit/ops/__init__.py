@@ -23,6 +23,7 @@ from mixbit.ops import _fakes  # noqa: E402, F401  (registers the fakes once the
 __all__ = [
     "COST_FORMS",
     "GATE_FORMS",
+    "GRADIENTS",
     "MAX_EXTRA_BITS",
     "ROUNDINGS",
     "STEP_SHAPES",
@@ -62,6 +63,8 @@ _fake_quantize = _ops.fake_quantize.default
 
 #: Rounding names and their numbers in the op schemas.
 ROUNDINGS = {"half_even": 0, "half_up": 1}
+#: What the backward of `fake_quantize` computes, and the numbers in the op schemas.
+GRADIENTS = {"learned_step": 0, "clip": 1}
 #: How `gated_fake_quantize` builds its levels, and the numbers in the op schema.
 GATE_FORMS = {"difference": 0, "residual": 1}
 #: What `expected_cost` adds up, and the numbers in the op schema.
@@ -78,6 +81,15 @@ STEP_SHAPES = {"off": 0, "step": 1, "linear": 2, "gauss": 3}
 
 def _rounding(name: str) -> int:
     return ROUNDINGS[check_choice("rounding", name, ROUNDINGS)]
+
+
+def _gradients(**names: str) -> dict[str, int]:
+    """Arguments of the ops; what equals the schema's default is left out, since each costs part of a microsecond."""
+    return {
+        argument: GRADIENTS[check_choice(argument, name, GRADIENTS)]
+        for argument, name in names.items()
+        if name != "learned_step"
+    }
 
 
 def _parameter(value: Tensor | float, like: Tensor) -> Tensor:
@@ -97,6 +109,7 @@ def fake_quantize(
     axis: int | None = None,
     rounding: str = "half_even",
     group_size: int | None = None,
+    gradient: str = "learned_step",
 ) -> Tensor:
     """Rounds x to a grid and back.
 
@@ -106,6 +119,11 @@ def fake_quantize(
     saturate. Gradients are those of learned-step quantization (LSQ, arXiv 1902.08153; LSQ+, arXiv 2004.09576): with
     v = x / scale + zero_point, inside (lo <= v <= hi) dx = g, dscale = sum g (q - v), dzero_point = 0; outside dx = 0,
     dscale = sum g (q - zero_point), dzero_point = -sum g scale. Sums are plain and the same for any number of threads.
+
+    Parametrized clipping (PACT, arXiv 1805.06085, eq. 3) leaves out the rounding: `gradient="clip"`. With lower and
+    upper the values of lo and hi, (lo - zero_point) * scale and (hi - zero_point) * scale: for lower <= x < upper
+    dx = g, dscale = dzero_point = 0; beyond dx = 0, dscale = sum g (end - zero_point), end the nearer one of lo and hi,
+    dzero_point = -sum g scale. x at the upper end counts as clipped, as published.
 
     Args:
         x: Any shape; float32, float16 or bfloat16.
@@ -117,12 +135,14 @@ def fake_quantize(
         axis: Dimension of the channels; None is per tensor.
         rounding: "half_even", or "half_up" = floor(x / scale + 1/2).
         group_size: Reserved; must be None.
+        gradient: "learned_step", or "clip".
 
     Returns:
         Like x (shape, dtype, layout).
 
     Raises:
-        ValueError: A parameter has a wrong dtype or shape, a scale is not positive, a bit-width is out of range.
+        ValueError: A parameter has a wrong dtype or shape, a scale is not positive, a bit-width is out of range; an
+            unknown rounding or gradient.
 
     Example:
         >>> fake_quantize(torch.tensor([0.3, -1.0, 9.0]), torch.tensor([0.5]), 0, 4)
@@ -140,6 +160,8 @@ def fake_quantize(
         options["rounding"] = _rounding(rounding)
     if group_size is not None:
         options["group_size"] = group_size
+    if gradient != "learned_step":
+        options |= _gradients(gradient=gradient)
     return _fake_quantize(x, scale, _parameter(zero_point, x), _parameter(bit_width, x), **options)
 
 
@@ -154,6 +176,7 @@ def fake_quantize_foreach(
     axis: int | None = None,
     rounding: str = "half_even",
     group_size: int | None = None,
+    gradient: str = "learned_step",
 ) -> list[Tensor]:
     """`fake_quantize` of many tensors at once, such as all weights of a model: one parallel region, one launch a dtype.
 
@@ -171,6 +194,7 @@ def fake_quantize_foreach(
         axis: As in `fake_quantize`, for all.
         rounding: As in `fake_quantize`, for all.
         group_size: Reserved; must be None.
+        gradient: As in `fake_quantize`, for all.
 
     Returns:
         One tensor like each x.
@@ -190,6 +214,7 @@ def fake_quantize_foreach(
         axis=axis,
         rounding=_rounding(rounding),
         group_size=group_size,
+        **_gradients(gradient=gradient),
     )
 
 
@@ -265,6 +290,8 @@ def quantized_conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     out_dtype: torch.dtype | None = None,
+    x_gradient: str = "learned_step",
+    w_gradient: str = "learned_step",
 ) -> Tensor:
     """`conv2d(fake_quantize(x), fake_quantize(weight), bias)` that saves no quantized copy for the backward.
 
@@ -287,6 +314,8 @@ def quantized_conv2d(
         groups: As in `torch.nn.functional.conv2d`.
         out_dtype: Type in which the quantized operands are multiplied, which may then differ in dtype; None: their own.
             Autocast sets it.
+        x_gradient: `gradient` of `fake_quantize` for x.
+        w_gradient: `gradient` of `fake_quantize` for the weight.
 
     Returns:
         [N, O, H', W'], out_dtype or the dtype of x. Gradients: those of `fake_quantize` behind the convolution's.
@@ -313,6 +342,7 @@ def quantized_conv2d(
         dilation=_pair(dilation),
         groups=groups,
         out_dtype=out_dtype,
+        **_gradients(x_gradient=x_gradient, w_gradient=w_gradient),
     )
 
 
@@ -331,6 +361,8 @@ def quantized_linear(
     rounding: str = "half_even",
     group_size: int | None = None,
     out_dtype: torch.dtype | None = None,
+    x_gradient: str = "learned_step",
+    w_gradient: str = "learned_step",
 ) -> Tensor:
     """`linear(fake_quantize(x), fake_quantize(weight), bias)` that saves no quantized copy for the backward.
 
@@ -348,6 +380,8 @@ def quantized_linear(
         rounding: As in `fake_quantize`, for both operands.
         group_size: Reserved; must be None.
         out_dtype: As in `quantized_conv2d`.
+        x_gradient: As in `quantized_conv2d`.
+        w_gradient: As in `quantized_conv2d`.
 
     Returns:
         [..., O], out_dtype or the dtype of x.
@@ -369,6 +403,7 @@ def quantized_linear(
         rounding=_rounding(rounding),
         group_size=group_size,
         out_dtype=out_dtype,
+        **_gradients(x_gradient=x_gradient, w_gradient=w_gradient),
     )
 
 

@@ -43,6 +43,7 @@ def _(
     axis: int | None = None,
     rounding: int = 0,
     group_size: int | None = None,
+    gradient: int = 0,
 ) -> Tensor:
     _check_parameter(scale, "scale", x)
     _check_parameter(zero_point, "zero_point", x)
@@ -64,6 +65,7 @@ def _(
     rounding: int,
     group_size: int | None,
     output_mask: Sequence[bool],
+    gradient: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x) if output_mask[0] else _none(x),
@@ -86,6 +88,7 @@ def _(
     rounding: int,
     group_size: int | None,
     output_mask: Sequence[bool],
+    gradient: int = 0,
 ) -> tuple[Tensor, Tensor]:
     return (
         torch.empty_like(scale) if output_mask[0] else _none(scale),
@@ -105,6 +108,7 @@ def _(
     axis: int | None = None,
     rounding: int = 0,
     group_size: int | None = None,
+    gradient: int = 0,
 ) -> list[Tensor]:
     return [torch.empty_like(x) for x in xs]
 
@@ -123,6 +127,7 @@ def _(
     rounding: int,
     group_size: int | None,
     output_mask: Sequence[bool],
+    gradient: int = 0,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     return (
         [torch.empty_like(x) if output_mask[0] else _none(x) for x in xs],
@@ -157,6 +162,7 @@ def _(
     axis: int | None,
     rounding: int,
     group_size: int | None,
+    gradient: int = 0,
 ) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(x)
     return y, x.new_empty((_mask_bytes(y, axis),), dtype=torch.uint8)
@@ -223,6 +229,8 @@ def _(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     out_dtype: torch.dtype | None = None,
+    x_gradient: int = 0,
+    w_gradient: int = 0,
 ) -> Tensor:
     # The quantized operands keep the layout of x and weight, so the layout of the output is the convolution's own.
     dtype = out_dtype or x.dtype
@@ -269,6 +277,8 @@ def _(
     dilation: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
+    x_gradient: int = 0,
+    w_gradient: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _six(x, weight, x_scale, x_zero_point, w_scale, output_mask)
 
@@ -289,6 +299,8 @@ def _(
     rounding: int = 0,
     group_size: int | None = None,
     out_dtype: torch.dtype | None = None,
+    x_gradient: int = 0,
+    w_gradient: int = 0,
 ) -> Tensor:
     dtype = out_dtype or x.dtype
     bias = None if bias is None else torch.empty_like(bias, dtype=dtype)
@@ -311,6 +323,8 @@ def _(
     rounding: int,
     group_size: int | None,
     output_mask: Sequence[bool],
+    x_gradient: int = 0,
+    w_gradient: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _six(x, weight, x_scale, x_zero_point, w_scale, output_mask)
 

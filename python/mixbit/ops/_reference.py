@@ -39,8 +39,9 @@ def fake_quantize(
     narrow_range: bool = False,
     axis: int | None = None,
     rounding: str = "half_even",
+    gradient: str = "learned_step",
 ) -> Tensor:
-    """Twin of `mixbit.ops.fake_quantize`, forward and (through autograd) learned-step gradients."""
+    """Twin of `mixbit.ops.fake_quantize`, forward and (through autograd) gradients."""
     low, high = (along(r, x, axis) for r in quant_range(bit_width, signed, narrow_range))
     s = along(scale, x, axis)
     z_raw = along(zero_point, x, axis)
@@ -52,9 +53,15 @@ def fake_quantize(
     # Spelled-out gradients: inside dx = g, dscale = g (q - v), dzero = 0; outside dscale = g (q - z), dzero = -g s.
     v = x_over_scale + z
     inside = (v.detach() >= low) & (v.detach() <= high)
+    within = code - v.detach()
+    if gradient == "clip":
+        # Between the values of the ends, of which the upper one is outside; no rounding term.
+        lower, upper = ((end - z.detach()) * s.detach() for end in (low, high))
+        inside = (wide.detach() >= lower) & (wide.detach() < upper)
+        within = torch.zeros_like(within)
     y = (code - z.detach()) * s.detach()
     to_x = torch.where(inside, wide, wide.detach())
-    to_scale = s * torch.where(inside, code - v.detach(), code - z.detach()).detach()
+    to_scale = s * torch.where(inside, within, code - z.detach()).detach()
     to_zero = torch.where(inside, torch.zeros_like(y), -z * s.detach())
     ghost = (to_x - to_x.detach()) + (to_scale - to_scale.detach()) + (to_zero - to_zero.detach())
     # Infinite x makes inf - inf in the ghost; it carries no value, only gradient.
@@ -104,10 +111,12 @@ def quantized_conv2d(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
+    x_gradient: str = "learned_step",
+    w_gradient: str = "learned_step",
 ) -> Tensor:
     """Twin of `mixbit.ops.quantized_conv2d`."""
-    xq = fake_quantize(x, x_scale, x_zero_point, x_bits, signed=signed_x, rounding=rounding)
-    wq = _quantized_weight(weight, w_scale, w_bits, w_narrow_range, rounding)
+    xq = fake_quantize(x, x_scale, x_zero_point, x_bits, signed=signed_x, rounding=rounding, gradient=x_gradient)
+    wq = _quantized_weight(weight, w_scale, w_bits, w_narrow_range, rounding, w_gradient)
     return F.conv2d(xq, wq, bias, stride, padding, dilation, groups)
 
 
@@ -124,17 +133,23 @@ def quantized_linear(
     signed_x: bool,
     w_narrow_range: bool = True,
     rounding: str = "half_even",
+    x_gradient: str = "learned_step",
+    w_gradient: str = "learned_step",
 ) -> Tensor:
     """Twin of `mixbit.ops.quantized_linear`."""
-    xq = fake_quantize(x, x_scale, x_zero_point, x_bits, signed=signed_x, rounding=rounding)
-    wq = _quantized_weight(weight, w_scale, w_bits, w_narrow_range, rounding)
+    xq = fake_quantize(x, x_scale, x_zero_point, x_bits, signed=signed_x, rounding=rounding, gradient=x_gradient)
+    wq = _quantized_weight(weight, w_scale, w_bits, w_narrow_range, rounding, w_gradient)
     return F.linear(xq, wq, bias)
 
 
-def _quantized_weight(weight: Tensor, scale: Tensor, bits: Tensor, narrow_range: bool, rounding: str) -> Tensor:
+def _quantized_weight(
+    weight: Tensor, scale: Tensor, bits: Tensor, narrow_range: bool, rounding: str, gradient: str
+) -> Tensor:
     axis = 0 if scale.numel() > 1 or bits.numel() > 1 else None
     zero = torch.zeros(1)
-    return fake_quantize(weight, scale, zero, bits, narrow_range=narrow_range, axis=axis, rounding=rounding)
+    return fake_quantize(
+        weight, scale, zero, bits, narrow_range=narrow_range, axis=axis, rounding=rounding, gradient=gradient
+    )
 
 
 def quantization_noise(

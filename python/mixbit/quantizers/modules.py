@@ -137,6 +137,8 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
             signed_x=act_quantizer.signed,
             w_narrow_range=weight_quantizer.narrow_range,
             rounding=weight_quantizer.rounding,
+            x_gradient=act_quantizer.gradient,
+            w_gradient=weight_quantizer.gradient,
             stride=self.stride,  # type: ignore[arg-type]
             padding=padding,
             dilation=self.dilation,  # type: ignore[arg-type]
@@ -173,6 +175,8 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
             signed_x=act_quantizer.signed,
             w_narrow_range=weight_quantizer.narrow_range,
             rounding=weight_quantizer.rounding,
+            x_gradient=act_quantizer.gradient,
+            w_gradient=weight_quantizer.gradient,
         )
 
 

@@ -42,10 +42,12 @@ class Quantizer(nn.Module):
         signed: As given, or as `set_` found it.
         enabled: A disabled quantizer returns its input.
         fused: Whether the gradient is that of `ops.fake_quantize` behind `grid`, so that layers may use the fused ops.
+        gradient: Which of its gradients: "learned_step" or "clip".
         searching: Whether the bit-width is still being learned.
     """
 
     fused = True
+    gradient = "learned_step"
     searching = False
     scale: Tensor
     zero_point: Tensor
@@ -282,6 +284,7 @@ class Quantizer(nn.Module):
             narrow_range=self.narrow_range,
             axis=self.axis,
             rounding=self.rounding,
+            gradient=self.gradient,
         )
 
     def check_bit_width(self) -> int:
@@ -468,7 +471,7 @@ class PACT(Quantizer):
     Weight decay on `clip` is part of the method: give it to the optimizer.
     """
 
-    fused = False  # the fused ops have the learned step's gradient
+    gradient = "clip"
 
     def _register_grid(self, channels: int, device: torch.device | None) -> None:
         self.clip = nn.Parameter(torch.ones(channels, device=device))
@@ -495,16 +498,21 @@ class PACT(Quantizer):
         value = torch.maximum(scale.detach(), self.calibrated_scale * SCALE_FLOOR)
         return value + (scale - scale.detach()) if torch.is_grad_enabled() else value
 
+    def repeat(self, x: Tensor) -> Callable[[], Tensor] | None:
+        """As for all kinds, but for extra levels: their graph does not hold x."""
+        return super().repeat(x) if self.extra_bits is None else None
+
     def _quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        if self.extra_bits is None:
+            return super()._quantize(x, scale, zero_point)
         with torch.no_grad():
             y = super()._quantize(x, scale, zero_point)
         if not torch.is_grad_enabled():
             return y
         half = torch.exp2(self.bit_width - 1)
         # One step of an element's own grid, in steps of the base grid.
-        one = 1.0 if self.extra_bits is None else torch.exp2(-self.extra_bits.float())
-        high = half - one if self.signed else 2 * half - 1
-        low = -half if self.signed and not self.narrow_range else one - half if self.signed else 0 * half
+        one = torch.exp2(-self.extra_bits.float())
+        high, low = half - one, one - half if self.narrow_range else -half
         upper, lower = ((_along(scale, x, self.axis) * end).to(x.dtype) for end in (high, low))
         # Values at the upper end count as clipped, as published.
         clipped = torch.where(x >= upper, upper, torch.where(x < lower, lower, x))

@@ -27,6 +27,7 @@ namespace {
 
 namespace cpu = mixbit::kernels::cpu;
 namespace cuda = mixbit::kernels::cuda;
+using mixbit::Gradient;
 using mixbit::Rounding;
 
 template <typename T>
@@ -93,7 +94,7 @@ struct Setting {
     const auto c = scale.size() == 1 ? 0 : static_cast<size_t>(channel);
     return {scale[c], zero_point[c],
             mixbit::quant_range(static_cast<int>(bit_width[c]), arguments.is_signed, arguments.narrow_range),
-            arguments.rounding};
+            arguments.rounding, arguments.gradient};
   }
 };
 
@@ -108,6 +109,18 @@ void for_each_setting(const F& f) {
         f(view, Setting(view, per_channel, is_signed, narrow, rounding));
       }
     }
+  }
+}
+
+// The same with every gradient.
+template <typename F>
+void for_each_gradient(const F& f) {
+  for (const auto gradient : {Gradient::kLearnedStep, Gradient::kClip}) {
+    for_each_setting([&](const View& view, Setting setting) {
+      setting.arguments.gradient = gradient;
+      setting.point();
+      f(view, setting);
+    });
   }
 }
 
@@ -139,7 +152,7 @@ TYPED_TEST(CudaBodies, Forward) {
 
 TYPED_TEST(CudaBodies, Backward) {
   using T = TypeParam;
-  for_each_setting([](const View& view, const Setting& setting) {
+  for_each_gradient([](const View& view, const Setting& setting) {
     const auto x = values<T>(view.numel(), 2, true);
     const auto grad = values<T>(view.numel(), 3, true);
     std::vector<T> expected(x.size()), dx(x.size());
@@ -265,7 +278,7 @@ TEST(CudaBodiesExtra, WhatMakesNoGridIsNan) {
 
 TYPED_TEST(CudaBodies, Mask) {
   using T = TypeParam;
-  for_each_setting([](const View& view, const Setting& setting) {
+  for_each_gradient([](const View& view, const Setting& setting) {
     const auto x = values<T>(view.numel(), 4, false);
     const auto grad = values<T>(view.numel(), 5, true);
     const int64_t rows = view.outer * view.channels;

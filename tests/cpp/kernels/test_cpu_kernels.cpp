@@ -17,10 +17,11 @@
 namespace {
 
 using namespace mixbit::kernels::cpu;
+using mixbit::Gradient;
 using mixbit::MixtureForm;
 using mixbit::Rounding;
 
-// Values of all kinds: ordinary, ties, denormal, huge, infinite, NaN, signed zeros.
+// Values of all kinds: ordinary, ties, ends of grids, denormal, huge, infinite, NaN, signed zeros.
 std::vector<float> samples(int64_t n, float scale, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0f, 10.0f * scale);
@@ -29,6 +30,10 @@ std::vector<float> samples(int64_t n, float scale, unsigned seed) {
                            0.5f * scale,
                            -1.5f * scale,
                            2.5f * scale,
+                           4.0f * scale,
+                           7.0f * scale,
+                           15.0f * scale,
+                           -8.0f * scale,
                            std::numeric_limits<float>::denorm_min(),
                            -1e-40f,
                            1e30f,
@@ -107,6 +112,17 @@ std::vector<Quantizer> quantizers() {
   return all;
 }
 
+// Each with every gradient.
+std::vector<Quantizer> quantizers_of_all_gradients() {
+  std::vector<Quantizer> all = quantizers();
+  const size_t count = all.size();
+  for (size_t i = 0; i < count; ++i) {
+    all.push_back(all[i]);
+    all.back().gradient = Gradient::kClip;
+  }
+  return all;
+}
+
 TEST_P(CpuKernels, FakeQuantizeEqualsScalarBitByBit) {
   const auto x = stored(samples(n(), 0.37f, 1), storage());
   for (const Quantizer& q : quantizers()) {
@@ -134,7 +150,7 @@ TEST_P(CpuKernels, BackwardEqualsScalarBitByBit) {
   }
   const auto x = stored(values, storage());
   const auto g = stored(grads, storage());
-  for (const Quantizer& q : quantizers()) {
+  for (const Quantizer& q : quantizers_of_all_gradients()) {
     std::vector<std::byte> expected(bytes()), got(bytes());
     double expected_sums[2], sums[2];
     scalar().fake_quantize_backward(storage(), g.data(), x.data(), expected.data(), n(), q, &expected_sums[0],
@@ -154,6 +170,28 @@ TEST_P(CpuKernels, BackwardEqualsScalarBitByBit) {
     tested().fake_quantize_backward(storage(), in_place.data(), x.data(), in_place.data(), n(), q, nullptr, nullptr,
                                     false);
     ASSERT_EQ(std::memcmp(expected.data(), in_place.data(), bytes()), 0);
+  }
+}
+
+// What is no number counts as outside and shows in the sums; infinities are at the ends.
+TEST_P(CpuKernels, GradientsOfNanAndInfinity) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const auto g = stored(std::vector<float>(static_cast<size_t>(n()), 1.0f), storage());
+  for (const Quantizer& q : quantizers_of_all_gradients()) {
+    for (const float value : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
+      const auto x = stored(std::vector<float>(static_cast<size_t>(n()), value), storage());
+      std::vector<std::byte> dx(bytes(), std::byte{1});
+      double sum;
+      tested().fake_quantize_backward(storage(), g.data(), x.data(), dx.data(), n(), q, &sum, nullptr, false);
+      ASSERT_EQ(dx, std::vector<std::byte>(bytes()));
+      const float end = value > 0.0f ? q.range.quant_max : q.range.quant_min;
+      const double expected = static_cast<double>(end - q.zero_point) * static_cast<double>(n());
+      if (std::isnan(value)) {
+        ASSERT_EQ(std::isnan(sum), n() > 0);
+      } else {
+        ASSERT_NEAR(sum, expected, 1e-4 * std::abs(expected));  // lanes add in float32
+      }
+    }
   }
 }
 
@@ -219,7 +257,7 @@ TEST_P(CpuKernels, MaskEqualsScalarAndIsTheBackward) {
     if (!std::isfinite(v)) v = 1.5f;
   }
   const auto g = stored(grads, storage());
-  for (const Quantizer& q : quantizers()) {
+  for (const Quantizer& q : quantizers_of_all_gradients()) {
     const size_t mask_bytes = static_cast<size_t>((n() + 7) / 8);
     std::vector<std::byte> y(bytes()), expected_y(bytes()), dx(bytes()), expected_dx(bytes());
     std::vector<uint8_t> mask(mask_bytes + 2, 0xa5), expected_mask(mask_bytes + 2, 0xa5);
@@ -646,13 +684,6 @@ TEST(Half, ConversionsRoundTripAndRoundToEven) {
   EXPECT_EQ(mixbit::float_to_half(65520.0f), 0x7c00);
   EXPECT_EQ(mixbit::float_to_half(65519.0f), 0x7bff);
   EXPECT_TRUE(std::isnan(mixbit::half_to_float(mixbit::float_to_half(std::nanf("")))));
-}
-
-TEST(Isa, NamesAreParsedAndOthersRefused) {
-  Isa isa;
-  EXPECT_TRUE(parse_isa("avx2", &isa));
-  EXPECT_EQ(isa, Isa::kAvx2);
-  EXPECT_FALSE(parse_isa("sse", &isa));
 }
 
 }  // namespace

@@ -81,15 +81,16 @@ def test_extra_levels_equal_the_cpu(shape: tuple[int, ...], axis: int | None, dt
 
 
 @needs_gpu
+@pytest.mark.parametrize("gradient", ["learned_step", "clip"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_backward_equals_the_cpu(shape: tuple[int, ...], axis: int | None, dtype: torch.dtype) -> None:
+def test_backward_equals_the_cpu(shape: tuple[int, ...], axis: int | None, dtype: torch.dtype, gradient: str) -> None:
     x, scale, zero_point, bits = arguments(shape, axis, dtype)
     x = x.nan_to_num(0.5, 3.0, -3.0).clamp(-5, 5)
     grads = []
     for device in ("cpu", "cuda"):
         leaves = [t.to(device).requires_grad_() for t in (x, scale, zero_point)]
-        y = ops.fake_quantize(*leaves, bits.to(device), axis=axis)
+        y = ops.fake_quantize(*leaves, bits.to(device), axis=axis, gradient=gradient)
         y.backward(torch.linspace(-1, 1, x.numel()).view(x.shape).to(y))
         grads.append([leaf.grad.cpu() for leaf in leaves])
     assert torch.equal(grads[0][0], grads[1][0])
@@ -98,19 +99,23 @@ def test_backward_equals_the_cpu(shape: tuple[int, ...], axis: int | None, dtype
 
 
 @needs_gpu
+@pytest.mark.parametrize("gradient", ["learned_step", "clip"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_a_fixed_scale_saves_the_same_mask(shape: tuple[int, ...], axis: int | None, dtype: torch.dtype) -> None:
+def test_a_fixed_scale_saves_the_same_mask(
+    shape: tuple[int, ...], axis: int | None, dtype: torch.dtype, gradient: str
+) -> None:
     given = arguments(shape, axis, dtype)
     keywords = {"signed": True, "narrow_range": False, "axis": axis, "rounding": 0, "group_size": None}
+    keywords["gradient"] = ops.GRADIENTS[gradient]
     y, mask = torch.ops.mixbit._fake_quantize_mask(*given, **keywords)
     on_device = torch.ops.mixbit._fake_quantize_mask(*(t.cuda() for t in given), **keywords)
     assert same(on_device[0].cpu(), y)
     assert torch.equal(on_device[1].cpu(), mask)
     x = given[0].cuda().requires_grad_()
-    ops.fake_quantize(x, *(t.cuda() for t in given[1:]), axis=axis).sum().backward()
+    ops.fake_quantize(x, *(t.cuda() for t in given[1:]), axis=axis, gradient=gradient).sum().backward()
     other = given[0].clone().requires_grad_()
-    ops.fake_quantize(other, *given[1:], axis=axis).sum().backward()
+    ops.fake_quantize(other, *given[1:], axis=axis, gradient=gradient).sum().backward()
     assert torch.equal(x.grad.cpu(), other.grad)
 
 

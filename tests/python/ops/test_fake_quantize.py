@@ -107,6 +107,89 @@ def test_gradients_are_those_written_out(grid: dict, axis: int | None) -> None:
     torch.testing.assert_close(leaves[2].grad.double(), dzero.sum(dims).reshape(-1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("axis", [None, 1])
+def test_gradients_of_clipping_are_those_written_out(grid: dict, axis: int | None, dtype: torch.dtype) -> None:
+    x, scale, zero_point = tensors((3, 4, 50), axis)
+    bit_width = torch.tensor([4.0])
+    low, high = (float(r) for r in twin.quant_range(bit_width, grid["signed"], grid["narrow_range"]))
+    lower, upper = ((end - twin.along(zero_point, x, axis)) * twin.along(scale, x, axis) for end in (low, high))
+    # Some values at the ends and next to them.
+    x[:, :, 0], x[:, :, 1], x[:, :, 2:4] = lower[0, :, 0], upper[0, :, 0], torch.tensor([1e4, -1e4])
+    x[:, :, 4] = torch.nextafter(upper, torch.tensor(-math.inf))[0, :, 0]
+    x[:, :, 5] = torch.nextafter(lower, torch.tensor(-math.inf))[0, :, 0]
+    x = x.to(dtype)
+    leaves = [t.clone().requires_grad_() for t in (x, scale, zero_point)]
+    others = [t.clone().requires_grad_() for t in (x, scale, zero_point)]
+    grad = torch.randn_like(x)
+    y = ops.fake_quantize(*leaves, bit_width, axis=axis, gradient="clip", **grid)
+    y.backward(grad)
+    assert torch.equal(y, ops.fake_quantize(x, scale, zero_point, bit_width, axis=axis, **grid))
+    twin.fake_quantize(*others, bit_width, axis=axis, gradient="clip", **grid).backward(grad)
+
+    x, g = x.float(), grad.double()
+    above, below = x >= upper, x < lower
+    if dtype == torch.float32:
+        assert above[:, :, 1].all()
+        assert not below[:, :, 0].any()
+        assert not above[:, :, 4].any()
+        assert below[:, :, 5].all()
+    z = twin.along(zero_point, x, axis).double()
+    dscale = g * torch.where(above, high - z, torch.where(below, low - z, 0.0))
+    dzero = torch.where(above | below, -g * twin.along(scale, x, axis), 0.0)
+    dims = [0, 1, 2] if axis is None else [0, 2]
+    assert torch.equal(leaves[0].grad, torch.where(above | below, 0.0, grad))
+    assert torch.equal(leaves[0].grad, others[0].grad)
+    for i, expected in ((1, dscale), (2, dzero)):
+        torch.testing.assert_close(leaves[i].grad.double(), expected.sum(dims).reshape(-1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(leaves[i].grad, others[i].grad, rtol=1e-2, atol=1e-2)
+
+
+def test_gradients_of_clipping_at_infinities_and_nan() -> None:
+    for value, dscale in ((math.inf, 15.0), (-math.inf, 0.0), (math.nan, math.nan)):
+        x, scale = torch.tensor([value], requires_grad=True), torch.tensor([0.5], requires_grad=True)
+        ops.fake_quantize(x, scale, 0, 4, signed=False, gradient="clip").sum().backward()
+        assert x.grad.tolist() == [0.0]
+        assert same(scale.grad, torch.tensor([dscale]))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "strided", "expanded"])
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_clipping_with_a_fixed_scale_and_over_its_gradient(layout: str, axis: int | None) -> None:
+    x = layouts(torch.randn(4, 6, 4, 7))[layout].detach()
+    _, scale, zero_point = tensors(tuple(x.shape), axis)
+    grad = torch.randn_like(x)
+    options = {"axis": axis, "gradient": "clip"}
+    leaves = [x.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2)]
+    ops.fake_quantize(leaves[0], scale, zero_point, 3, **options).backward(grad)
+    ops.fake_quantize(leaves[1], scale.clone().requires_grad_(), zero_point, 3, **options).backward(grad)
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+    keywords = {"signed": True, "narrow_range": False, "axis": axis, "rounding": 0, "group_size": None, "gradient": 1}
+    given = (x, scale, zero_point, torch.tensor([3.0]))
+    expected = torch.ops.mixbit._fake_quantize_backward(grad, *given, **keywords, output_mask=[True, True, True])
+    over = grad.clone()
+    sums = torch.ops.mixbit._fake_quantize_backward_(over, *given, **keywords, output_mask=[True, True])
+    assert torch.equal(expected[0], leaves[0].grad)
+    assert torch.equal(over, expected[0])
+    assert torch.equal(sums[0], expected[1])
+    assert torch.equal(sums[1], expected[2])
+
+
+def test_opcheck_of_clipping() -> None:
+    x, scale, zero, bits = torch.randn(3, 4), torch.rand(3) + 0.1, torch.zeros(3), torch.tensor([4.0])
+    keywords = {"signed": True, "narrow_range": False, "axis": 0, "rounding": 0, "group_size": None, "gradient": 1}
+    learned = [t.clone().requires_grad_() for t in (x, scale, zero)]
+    opcheck(torch.ops.mixbit.fake_quantize.default, (*learned, bits), {"axis": 0, "gradient": 1})
+    opcheck(torch.ops.mixbit.fake_quantize.default, (learned[0], scale, zero, bits), {"axis": 0, "gradient": 1})
+    given = (torch.randn(3, 4), x, scale, zero, bits)
+    backward = torch.ops.mixbit._fake_quantize_backward
+    opcheck(backward.default, given, {**keywords, "output_mask": [True, True, False]})
+    over = torch.ops.mixbit._fake_quantize_backward_.default
+    opcheck(over, (given[0].clone(), *given[1:]), {**keywords, "output_mask": [True, False]})
+    opcheck(torch.ops.mixbit._fake_quantize_mask.default, (x, scale, zero, bits), keywords)
+
+
 def test_one_scale_broadcasts_against_channels() -> None:
     x, _, _ = tensors((4, 5), 0)
     scale = torch.tensor([0.2], requires_grad=True)
@@ -283,6 +366,16 @@ def test_double_backward_is_refused() -> None:
             dx.sum().backward()
 
 
+def test_numbers_of_gradients_are_checked() -> None:
+    x, one, bits = torch.randn(3), torch.ones(1), torch.full((1,), 4.0)
+    with pytest.raises(ValueError, match=r"gradient=2 is not known: expected 0 \(learned_step\) or 1 \(clip\)"):
+        torch.ops.mixbit.fake_quantize(x, one, 0 * one, bits, gradient=2)
+    with pytest.raises(ValueError, match="w_gradient=-1 is not known"):
+        torch.ops.mixbit.quantized_linear(
+            x.reshape(1, 3), x.reshape(1, 3), None, one, 0 * one, bits, one, bits, signed_x=True, w_gradient=-1
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -300,6 +393,7 @@ def test_double_backward_is_refused() -> None:
         ({"x": torch.ones(3, dtype=torch.int32)}, "x has dtype Int: expected float32, float16 or bfloat16"),
         ({"axis": 2}, "axis=2 is out of range"),
         ({"rounding": "up"}, "rounding='up' is not known"),
+        ({"gradient": "clips"}, "gradient='clips' is not known.*clip"),
         ({"group_size": 32}, "group_size=32 is reserved"),
     ],
 )

@@ -27,8 +27,11 @@ def grids(xs: list[torch.Tensor], per_channel: bool) -> list[list[torch.Tensor]]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_fake_quantize_equals_the_single_op_forward_and_backward(dtype: torch.dtype, per_channel: bool) -> None:
-    axis = 0 if per_channel else None
+@pytest.mark.parametrize("gradient", ["learned_step", "clip"])
+def test_fake_quantize_equals_the_single_op_forward_and_backward(
+    dtype: torch.dtype, per_channel: bool, gradient: str
+) -> None:
+    options = {"narrow_range": True, "axis": 0 if per_channel else None, "gradient": gradient}
     results = []
     for listed in (True, False):
         xs = [x.requires_grad_() for x in weights(dtype)]
@@ -36,12 +39,9 @@ def test_fake_quantize_equals_the_single_op_forward_and_backward(dtype: torch.dt
         for s in scales:
             s.requires_grad_()
         if listed:
-            ys = ops.fake_quantize_foreach(xs, scales, zeros, bits, narrow_range=True, axis=axis)
+            ys = ops.fake_quantize_foreach(xs, scales, zeros, bits, **options)
         else:
-            ys = [
-                ops.fake_quantize(x, s, z, b, narrow_range=True, axis=axis)
-                for x, s, z, b in zip(xs, scales, zeros, bits, strict=True)
-            ]
+            ys = [ops.fake_quantize(*given, **options) for given in zip(xs, scales, zeros, bits, strict=True)]
         generator = torch.Generator().manual_seed(1)
         gradients = [torch.randn(y.shape, generator=generator).to(dtype) for y in ys]
         torch.autograd.backward(ys, gradients)
@@ -100,14 +100,16 @@ def test_opcheck(requires_grad: bool) -> None:
     xs = [x.requires_grad_(requires_grad) for x in weights()]
     scales, zeros, bits = grids(xs, True)
     scales = [s.requires_grad_(requires_grad) for s in scales]
-    opcheck(torch.ops.mixbit.fake_quantize_foreach.default, (xs, scales, zeros, bits), {"signed": True, "axis": 0})
+    for gradient in (0, 1):
+        keywords = {"signed": True, "axis": 0, "gradient": gradient}
+        opcheck(torch.ops.mixbit.fake_quantize_foreach.default, (xs, scales, zeros, bits), keywords)
     if not requires_grad:
         keywords = {"signed": True, "narrow_range": False, "axis": 0, "rounding": 0, "group_size": None}
-        for mask in ([True, True, True], [False, True, False]):
+        for mask, gradient in (([True, True, True], 0), ([False, True, False], 1)):
             opcheck(
                 torch.ops.mixbit._fake_quantize_backward_foreach.default,
                 (xs, xs, scales, zeros, bits),
-                {**keywords, "output_mask": mask},
+                {**keywords, "output_mask": mask, "gradient": gradient},
             )
         opcheck(
             torch.ops.mixbit.quantization_noise_foreach.default,

@@ -49,6 +49,31 @@ def test_conv2d_equals_the_composition(options: dict, rounding: str, layout: tor
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+CLIPS = [{"x_gradient": "clip"}, {"w_gradient": "clip"}, {"x_gradient": "clip", "w_gradient": "clip"}]
+
+
+@pytest.mark.parametrize("gradients", CLIPS, ids=str)
+@pytest.mark.parametrize("signed", [True, False])
+def test_clipping_of_either_operand_equals_the_composition(gradients: dict, signed: bool) -> None:
+    for function in ("quantized_conv2d", "quantized_linear"):
+        given = operands()
+        if function == "quantized_linear":
+            given |= {"x": torch.randn(4, 5, 12), "weight": torch.randn(6, 12)}
+        results = []
+        for room, kinds in ((ops, gradients), (twin, gradients), (ops, {})):
+            leaves = {k: v.clone().requires_grad_() if k in LEARNED else v for k, v in given.items()}
+            y = getattr(room, function)(**leaves, signed_x=signed, **kinds)
+            (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+            results.append([y.detach(), *(leaves[k].grad for k in LEARNED)])
+        assert torch.equal(results[0][0], results[1][0])
+        for got, expected in zip(results[0][1:], results[1][1:], strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        # Of the scales, those of the operands asked for differ from a learned step's, and no others.
+        for name, operand in (("x_scale", "x_gradient"), ("w_scale", "w_gradient")):
+            at = 1 + LEARNED.index(name)
+            assert torch.equal(results[0][at], results[2][at]) != (operand in gradients)
+
+
 def test_linear_equals_the_composition() -> None:
     given = operands() | {"x": torch.randn(4, 5, 12), "weight": torch.randn(6, 12)}
     results = []
@@ -81,13 +106,17 @@ def test_the_backward_keeps_no_quantized_copy() -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("signed", [True, False])
-def test_an_image_without_gradient_still_teaches_its_scale(layout: torch.memory_format, signed: bool) -> None:
+@pytest.mark.parametrize("gradient", ["learned_step", "clip"])
+def test_an_image_without_gradient_still_teaches_its_scale(
+    layout: torch.memory_format, signed: bool, gradient: str
+) -> None:
+    options = {"signed_x": signed, "x_gradient": gradient, "padding": 1, "stride": 2}
     grads = []
     for image_gradient in (True, False):
         torch.manual_seed(0)
         leaves = {k: v.requires_grad_(k in LEARNED and k != "x_zero_point") for k, v in operands().items()}
         x = leaves.pop("x").detach().contiguous(memory_format=layout).requires_grad_(image_gradient)
-        ops.quantized_conv2d(x, **leaves, signed_x=signed, padding=1, stride=2).square().sum().backward()
+        ops.quantized_conv2d(x, **leaves, **options).square().sum().backward()
         grads.append([leaves[k].grad for k in ("x_scale", "weight", "w_scale", "bias")])
     torch.testing.assert_close(grads[0][0], grads[1][0], rtol=1e-5, atol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(grads[0][1:], grads[1][1:], strict=True))
@@ -138,10 +167,12 @@ def test_opcheck(bias: bool, requires_grad: bool, layout: torch.memory_format) -
     x = given.pop("x").detach().contiguous(memory_format=layout).requires_grad_(requires_grad)
     arguments = (x, given["weight"], given["bias"] if bias else None, *list(given.values())[2:])
     opcheck(torch.ops.mixbit.quantized_conv2d.default, arguments, {"signed_x": True, "padding": [1, 1]})
-    keywords = {"signed_x": True, "padding": [1, 1], "out_dtype": torch.bfloat16}
+    keywords = {"signed_x": True, "padding": [1, 1], "out_dtype": torch.bfloat16, "x_gradient": 1, "w_gradient": 1}
     opcheck(torch.ops.mixbit.quantized_conv2d.default, arguments, keywords)
     flat = (torch.randn(3, 6).requires_grad_(requires_grad), torch.randn(6, 6).requires_grad_(requires_grad))
     opcheck(torch.ops.mixbit.quantized_linear.default, (*flat, *arguments[2:]), {"signed_x": True})
+    keywords = {"signed_x": True, "x_gradient": 1}
+    opcheck(torch.ops.mixbit.quantized_linear.default, (*flat, *arguments[2:]), keywords)
 
 
 def test_one_compiled_graph_covers_all_ops_and_bits_move_without_a_new_one() -> None:
@@ -193,3 +224,5 @@ def test_bad_operands_are_named() -> None:
         ops.quantized_conv2d(**{**given, "weight": torch.randn(6, 6)}, signed_x=True)
     with pytest.raises(ValueError, match=r"scale has shape \[5\]"):
         ops.quantized_conv2d(**{**given, "w_scale": torch.ones(5)}, signed_x=True)
+    with pytest.raises(ValueError, match="w_gradient='clips' is not known"):
+        ops.quantized_conv2d(**given, signed_x=True, w_gradient="clips")

@@ -122,6 +122,45 @@ def test_pact_gradient_is_the_sum_of_the_clipped(clip: float, bits: int, signed:
     assert scale > 0
 
 
+def test_pact_gradient_of_channels_and_of_the_lower_end() -> None:
+    quantizer = PACT(3, channels=2, axis=0, narrow_range=True).set_(torch.tensor([1.0, 0.5]))
+    x = torch.tensor([[-3.5, -3.0, 2.9, 3.0], [-1.0, -1.6, 1.4, 9.0]], requires_grad=True)
+    quantizer(x).backward(torch.tensor([[1.0, 2, 4, 8], [16, 32, 64, 128]]))
+    # clip = 3 scale on a symmetric grid: the scale's gradient is sum g end over the clipped, the clip's a third of it.
+    assert quantizer.clip.grad.tolist() == [8 - 1, 128 - 32]
+    assert x.grad.tolist() == [[0, 2, 4, 0], [16, 0, 64, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pact_layers_are_fused_and_equal_quantized_operands(dtype: torch.dtype) -> None:
+    layers = {}
+    for fused in (True, False):
+        model = prepared("pact", "pact", 3)
+        layer = model.a
+        for quantizer in (layer.act_quantizer, layer.weight_quantizer):
+            quantizer.fused = fused
+        layers[fused] = layer
+    x = torch.randn(2, layers[True].in_channels, 5, 5, generator=torch.Generator().manual_seed(3))
+    results = []
+    for fused, layer in layers.items():
+        given = x.clone().requires_grad_()
+        kept: list[torch.Tensor] = []
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.append(t) or t, lambda t: t),
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        ):
+            y = layer(given)
+        assert y.dtype == dtype
+        y.float().square().sum().backward()
+        act, weight = layer.act_quantizer.clip, layer.weight_quantizer.clip
+        results.append([y.detach(), given.grad, layer.weight.grad, act.grad, weight.grad])
+        if fused:
+            large = [t for t in kept if t.numel() >= min(x.numel(), layer.weight.numel())]
+            assert {t.data_ptr() for t in large} == {given.data_ptr(), layer.weight.data_ptr()}
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_straight_through_passes_everywhere_and_its_clip_a_step_beyond_the_thresholds() -> None:
     # Two bits, step 1: the levels are -2 ... 1, the outermost thresholds -1.5 and 0.5.
     x = torch.tensor([-9.0, -2.6, -2.5, -2.0, 0.3, 1.0, 1.5, 1.6, 9.0, math.inf, math.nan])

@@ -16,6 +16,13 @@ enum class Rounding : int32_t {
   kHalfUp = 1,    // floor(v + 1/2)
 };
 
+// What the backward of fake_quantize computes, see fake_quantize_grad and clip_grad. The values are part of the op
+// schemas: do not renumber.
+enum class Gradient : int32_t {
+  kLearnedStep = 0,
+  kClip = 1,
+};
+
 constexpr int kMinBitWidth = 1;
 constexpr int kMaxBitWidth = 16;
 
@@ -112,6 +119,29 @@ MIXBIT_HD FakeQuantizeGrad fake_quantize_grad(float grad, float x, float scale, 
     return {grad, grad * (q - v), 0.0f};
   }
   return {0.0f, grad * (q - z), -(grad * scale)};
+}
+
+// Whether x lies between the ends of the grid, of which the upper one counts as outside (PACT, arXiv 1805.06085, eq.
+// 3). The ends are compared as values: the highest level itself, which a division by the scale may put on either side
+// of its code, is at the end.
+MIXBIT_HD bool is_unclipped(float x, float scale, float zero_point, QuantRange range) {
+  return x >= dequantize(range.quant_min, scale, zero_point) && x < dequantize(range.quant_max, scale, zero_point);
+}
+
+// Gradients of parametrized clipping (PACT, eq. 3), which leave out the rounding term of learned steps:
+//   unclipped: dx = g, dscale = 0,                    dzero_point = 0
+//   clipped:   dx = 0, dscale = g (end - zero_point), dzero_point = -g scale
+// The clip is the scale times a number of steps; so this is its gradient times that number. NaN in x counts as clipped
+// for dx and yields NaN in dscale.
+MIXBIT_HD FakeQuantizeGrad clip_grad(float grad, float x, float scale, float zero_point, QuantRange range) {
+  if (is_unclipped(x, scale, zero_point, range)) {
+    return {grad, 0.0f, 0.0f};
+  }
+  const float z = round_half_even(zero_point);
+  float end = x;  // NaN, unless one of the ends
+  end = x >= dequantize(range.quant_max, scale, zero_point) ? range.quant_max : end;
+  end = x < dequantize(range.quant_min, scale, zero_point) ? range.quant_min : end;
+  return {0.0f, grad * (end - z), -(grad * scale)};
 }
 
 }  // namespace mixbit

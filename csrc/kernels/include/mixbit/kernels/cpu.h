@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/isa.h>
 #include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/steps.h>
@@ -15,21 +16,20 @@
 namespace mixbit::kernels::cpu {
 
 using kernels::StorageType;
-
-// Ordered: each includes the ones before it. VNNI and AMX matter to integer kernels only.
-enum class Isa : int32_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kVnni = 3, kAmx = 4 };
+using mixbit::Isa;
 
 // Sums are kept in this many fp32 lanes (element i in lane i mod 16) inside a block, whatever the vector width.
 constexpr int64_t kLanes = 16;
 // Elements of one block of a reduction; the caller adds the blocks' doubles in order.
 constexpr int64_t kReduceBlock = 16384;
 
-// Parameters of one run of elements; zero_point is already rounded.
+// Parameters of one run of elements; zero_point is already rounded. gradient: of fake_quantize's backward and mask.
 struct Quantizer {
   float scale;
   float zero_point;
   QuantRange range;
   Rounding rounding;
+  Gradient gradient = Gradient::kLearnedStep;
 };
 
 struct Moments {
@@ -96,8 +96,8 @@ struct KernelTable {
   // with dscale).
   void (*fake_quantize_backward)(StorageType storage, const void* grad, const void* x, void* dx, int64_t n,
                                  const Quantizer& quantizer, double* dscale, double* dzero_point, bool stream);
-  // fake_quantize, and bit i % 8 of mask[i / 8] = whether x[i] lies inside the grid: all that a backward needs whose
-  // scale is fixed. The unused bits of the last byte are 0.
+  // fake_quantize, and bit i % 8 of mask[i / 8] = whether x[i] lies inside the grid, as the gradient counts it: all
+  // that a backward needs whose scale is fixed. The unused bits of the last byte are 0.
   void (*fake_quantize_mask)(StorageType storage, const void* x, void* y, uint8_t* mask, int64_t n,
                              const Quantizer& quantizer);
   // dx[i] = grad[i] where bit i is set, else 0; grad == dx is allowed.
@@ -156,8 +156,5 @@ Isa detected_isa();
 
 // The kernels of the widest available instruction set up to `isa`.
 const KernelTable& kernels(Isa isa);
-
-// Parses scalar | avx2 | avx512 | vnni | amx; returns false for anything else.
-bool parse_isa(const char* text, Isa* isa);
 
 }  // namespace mixbit::kernels::cpu

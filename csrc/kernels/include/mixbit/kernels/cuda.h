@@ -34,6 +34,7 @@ struct QuantizeArguments {
   bool is_signed;
   bool narrow_range;
   Rounding rounding;
+  Gradient gradient = Gradient::kLearnedStep;  // of fake_quantize's backward and mask
 };
 
 // One tensor of a list, in device memory. Blocks and channels are numbered over the whole list.
@@ -69,8 +70,8 @@ void launch_fake_quantize_backward_list(StorageType storage, const QuantizeEntry
 void launch_fake_quantize_backward(const QuantizeArguments& arguments, const void* grad, const void* x, void* dx,
                                    double* partials, float* dscale, float* dzero_point, CUstream_st* stream);
 
-// fake_quantize, and one bit an element: whether it lies inside the grid. A row of `inner` elements has ceil(inner / 8)
-// bytes; the unused bits are 0.
+// fake_quantize, and one bit an element: whether it lies inside the grid, as the gradient counts it. A row of `inner`
+// elements has ceil(inner / 8) bytes; the unused bits are 0.
 void launch_fake_quantize_mask(const QuantizeArguments& arguments, const void* x, void* y, uint8_t* mask,
                                CUstream_st* stream);
 

@@ -1,7 +1,8 @@
 #pragma once
 
 // The ops for C++ programs: the same dispatcher entries that Python calls, differentiable, on CPU and CUDA. Shapes in
-// the comments; errors are c10::ValueError. rounding: 0 half_even, 1 half_up. Link mixbit::ops.
+// the comments; errors are c10::ValueError. rounding: 0 half_even, 1 half_up. gradient: 0 that of learned steps, 1 that
+// of parametrized clipping (PACT). Link mixbit::ops.
 
 #include <ATen/core/Tensor.h>
 
@@ -19,7 +20,8 @@ MIXBIT_OPS_API at::Tensor fake_quantize(const at::Tensor& x,           // any sh
                                         const at::Tensor& zero_point,  // [1] or [x.size(axis)], float32
                                         const at::Tensor& bit_width,   // [1] or [x.size(axis)], float32
                                         bool is_signed = true, bool narrow_range = false,
-                                        std::optional<int64_t> axis = std::nullopt, int64_t rounding = 0);
+                                        std::optional<int64_t> axis = std::nullopt, int64_t rounding = 0,
+                                        int64_t gradient = 0);
 
 // conv2d of both operands quantized: x per tensor, weight per output channel or per tensor, symmetric.
 MIXBIT_OPS_API at::Tensor quantized_conv2d(
@@ -33,7 +35,8 @@ MIXBIT_OPS_API at::Tensor quantized_conv2d(
     const at::Tensor& w_bits,               // [1] or [O]
     bool signed_x, bool w_narrow_range = true, int64_t rounding = 0, at::IntArrayRef stride = {1, 1},
     at::IntArrayRef padding = {0, 0}, at::IntArrayRef dilation = {1, 1}, int64_t groups = 1,
-    std::optional<at::ScalarType> out_dtype = std::nullopt);  // multiply in this type; none: the operands' own
+    std::optional<at::ScalarType> out_dtype = std::nullopt,  // multiply in this type; none: the operands' own
+    int64_t x_gradient = 0, int64_t w_gradient = 0);
 
 // linear of both operands quantized.
 MIXBIT_OPS_API at::Tensor quantized_linear(const at::Tensor& x,                    // [..., I]
@@ -45,14 +48,15 @@ MIXBIT_OPS_API at::Tensor quantized_linear(const at::Tensor& x,                 
                                            const at::Tensor& w_scale,              // [1] or [O]
                                            const at::Tensor& w_bits,               // [1] or [O]
                                            bool signed_x, bool w_narrow_range = true, int64_t rounding = 0,
-                                           std::optional<at::ScalarType> out_dtype = std::nullopt);
+                                           std::optional<at::ScalarType> out_dtype = std::nullopt,
+                                           int64_t x_gradient = 0, int64_t w_gradient = 0);
 
 // fake_quantize of many tensors in one parallel region or launch; lists of one length, parameters as above for each.
 MIXBIT_OPS_API std::vector<at::Tensor> fake_quantize_foreach(at::TensorList xs, at::TensorList scales,
                                                              at::TensorList zero_points, at::TensorList bit_widths,
                                                              bool is_signed = true, bool narrow_range = false,
                                                              std::optional<int64_t> axis = std::nullopt,
-                                                             int64_t rounding = 0);
+                                                             int64_t rounding = 0, int64_t gradient = 0);
 
 // fake_quantize on signed grids whose step is scale / 2^e for an element with e extra bits (nested levels for single
 // weights); gradients to x and scale.
