@@ -134,7 +134,7 @@ rt::Options options_of(int threads, const std::string& isa, bool keep_values, in
   options.max_memory = max_memory;
   options.threads = threads;
   options.keep_values = keep_values;
-  if (!isa.empty() && !rt::parse_isa(isa.c_str(), &options.isa)) {
+  if (!isa.empty() && !mixbit::parse_isa(isa.c_str(), &options.isa)) {
     throw rt::Error("isa=" + isa + " is not known: expected scalar, avx2, avx512, vnni or amx");
   }
   return options;

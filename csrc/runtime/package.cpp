@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 
+#include <mixbit/common/crc32.h>
 #include <mixbit/common/packing.h>
 #include <mixbit/runtime/package.h>
 
@@ -39,22 +40,6 @@ struct Header {
 static_assert(sizeof(Header) == 32);
 
 uint64_t aligned(uint64_t at) { return (at + kFileAlignment - 1) / kFileAlignment * kFileAlignment; }
-
-// Tables of slicing by eight: eight bytes a step instead of one.
-using CrcTables = std::array<std::array<uint32_t, 256>, 8>;
-
-CrcTables make_crc_tables() {
-  CrcTables tables{};
-  for (uint32_t i = 0; i < 256; ++i) {
-    uint32_t crc = i;
-    for (int bit = 0; bit < 8; ++bit) crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
-    tables[0][i] = crc;
-  }
-  for (size_t i = 0; i < 256; ++i) {
-    for (size_t k = 1; k < 8; ++k) tables[k][i] = tables[k - 1][i] >> 8 ^ tables[0][tables[k - 1][i] & 0xFF];
-  }
-  return tables;
-}
 
 class Mapping {
  public:
@@ -113,24 +98,6 @@ std::vector<T> copied(std::span<const uint8_t> bytes) {
 }
 
 }  // namespace
-
-uint32_t crc32(std::span<const uint8_t> bytes) {
-  static const CrcTables tables = make_crc_tables();
-  uint32_t crc = 0xFFFFFFFFu;
-  size_t i = 0;
-  for (; i + 8 <= bytes.size(); i += 8) {
-    uint32_t low, high;
-    std::memcpy(&low, bytes.data() + i, 4);
-    std::memcpy(&high, bytes.data() + i + 4, 4);
-    low ^= crc;
-    crc = 0;
-    for (size_t k = 0; k < 4; ++k) {
-      crc ^= tables[7 - k][low >> (8 * k) & 0xFF] ^ tables[3 - k][high >> (8 * k) & 0xFF];
-    }
-  }
-  for (; i < bytes.size(); ++i) crc = crc >> 8 ^ tables[0][(crc ^ bytes[i]) & 0xFF];
-  return ~crc;
-}
 
 Package Package::open(const std::string& path) {
   const auto mapping = std::make_shared<Mapping>(path);

@@ -25,12 +25,6 @@ namespace {
 
 using namespace mixbit::runtime;
 
-TEST(Crc32, IsThatOfZlib) {
-  const std::string text = "123456789";
-  EXPECT_EQ(crc32({reinterpret_cast<const uint8_t*>(text.data()), text.size()}), 0xCBF43926u);
-  EXPECT_EQ(crc32({}), 0u);
-}
-
 TEST(Package, HoldsWhatWasWritten) {
   const std::vector<uint8_t> bytes = sample_package();
   const Package package = Package::parse(bytes);

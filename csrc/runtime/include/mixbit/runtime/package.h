@@ -166,7 +166,4 @@ struct Array {
 // docs/package_format.md has them, without shapes, tensors and version, which are added here.
 std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Array> arrays);
 
-// CRC-32 as zlib and PNG have it.
-uint32_t crc32(std::span<const uint8_t> bytes);
-
 }  // namespace mixbit::runtime
