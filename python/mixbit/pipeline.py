@@ -1215,12 +1215,12 @@ def _runtime_profile(path: Path) -> dict[str, Any]:
     def check(found: Any, keys: tuple[tuple[str, ...], ...], where: str) -> None:
         for kind, names in zip(("a text", "a number above 0", "a number of at least 0"), keys, strict=True):
             for key in names:
-                value = found.get(key) if isinstance(found, dict) else None
+                value: Any = found.get(key) if isinstance(found, dict) else None
                 if kind == "a text":
                     fits = isinstance(value, str)
                 else:
                     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-                    fits = fits and (value > 0 if kind == "a number above 0" else value >= 0)
+                    fits = fits and (value > 0 or (value == 0 and kind != "a number above 0"))
                 if not fits:
                     raise MixbitError(f"{complaint}: {where}{key} is {value!r}, expected {kind}")
 
