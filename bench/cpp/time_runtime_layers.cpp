@@ -24,7 +24,7 @@ int main() {
     mixbit::Isa isa;
     if (!(fields >> size >> inputs >> outputs >> kernel >> stride >> groups >> act_bits >> signed_act >> weight_bits >>
           isa_text >> copies >> repeats) ||
-        !mixbit::runtime::parse_isa(isa_text.c_str(), &isa)) {
+        !mixbit::parse_isa(isa_text.c_str(), &isa)) {
       std::cerr << "time_runtime_layers: cannot read '" << line << "'\n";
       return 2;
     }

@@ -290,11 +290,19 @@ AxisView axis_view(const at::Tensor& dense_x, std::optional<int64_t> axis) {
   return {dense_x.numel() == 0 ? 0 : dense_x.numel() / (channels * inner), channels, inner};
 }
 
+void bump_versions(at::TensorList written) {
+  for (const at::Tensor& t : written) {
+    if (t.defined() && !t.is_inference()) {
+      t.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+}
+
 const kernels::cpu::KernelTable& cpu_kernels() {
   static const kernels::cpu::KernelTable& table = [&]() -> const kernels::cpu::KernelTable& {
     const char* text = std::getenv("MIXBIT_CPU_ISA");
-    kernels::cpu::Isa cap;
-    TORCH_CHECK_VALUE(text == nullptr || kernels::cpu::parse_isa(text, &cap), "MIXBIT_CPU_ISA=", text,
+    Isa cap;
+    TORCH_CHECK_VALUE(text == nullptr || parse_isa(text, &cap), "MIXBIT_CPU_ISA=", text,
                       " is not known: expected scalar, avx2, avx512, vnni or amx");
     return kernels::cpu::kernels(kernels::cpu::detected_isa());
   }();

@@ -118,6 +118,32 @@ at::Tensor dense(const at::Tensor& x);
 // x with the strides of `like` (copied if they differ).
 at::Tensor with_strides_of(const at::Tensor& x, const at::Tensor& like);
 
+// A tensor that an op writes to, in the memory order of another one: itself, or a copy that finish() writes back.
+class Ordered {
+ public:
+  Ordered() = default;
+  Ordered(const at::Tensor& given, const at::Tensor& like) : given_(given), used_(with_strides_of(given, like)) {}
+
+  const at::Tensor& given() const { return given_; }
+  const at::Tensor& tensor() const { return used_; }
+  template <typename T>
+  T* data() const {
+    return used_.defined() ? used_.mutable_data_ptr<T>() : nullptr;
+  }
+  void finish() const {
+    if (used_.defined() && !used_.is_same(given_)) {
+      given_.copy_(used_);
+    }
+  }
+
+ private:
+  at::Tensor given_;
+  at::Tensor used_;
+};
+
+// Autograd is to notice that tensors were written to; undefined ones are passed over.
+void bump_versions(at::TensorList written);
+
 // The memory order of a dense x around `axis`.
 AxisView axis_view(const at::Tensor& dense_x, std::optional<int64_t> axis);
 

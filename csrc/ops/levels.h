@@ -5,6 +5,7 @@
 #include <ATen/Functions.h>
 
 #include <optional>
+#include <vector>
 
 #include <mixbit/common/switches.h>
 
@@ -12,29 +13,6 @@
 #include "walk.h"
 
 namespace mixbit::ops {
-
-// A tensor that an op updates, in the memory order of a weight: itself, or a copy that finish() writes back.
-class State {
- public:
-  State() = default;
-  State(const at::Tensor& given, const at::Tensor& source) : given_(given), own_(with_strides_of(given, source)) {}
-
-  template <typename T>
-  T* data() const {
-    return own_.defined() ? own_.mutable_data_ptr<T>() : nullptr;
-  }
-  void finish() const {
-    if (own_.defined() && !own_.is_same(given_)) {
-      given_.copy_(own_);
-    } else if (own_.defined()) {
-      own_.unsafeGetTensorImpl()->bump_version();
-    }
-  }
-
- private:
-  at::Tensor given_;
-  at::Tensor own_;
-};
 
 inline void check_state(const at::Tensor& state, const char* name, at::ScalarType type, const at::Tensor& weight) {
   TORCH_CHECK_VALUE(state.scalar_type() == type && state.sizes() == weight.sizes(), name, " is ", state.scalar_type(),
@@ -44,11 +22,11 @@ inline void check_state(const at::Tensor& state, const char* name, at::ScalarTyp
 }
 
 // Defined where a score needs it, else nothing; then the caller has to pass an empty tensor.
-inline State state_of(bool needed, const at::Tensor& given, const char* name, at::ScalarType type,
-                      const at::Tensor& weight, const at::Tensor& source) {
+inline Ordered state_of(bool needed, const at::Tensor& given, const char* name, at::ScalarType type,
+                        const at::Tensor& weight, const at::Tensor& source) {
   if (needed) {
     check_state(given, name, type, weight);
-    return State(given, source);
+    return Ordered(given, source);
   }
   TORCH_CHECK_VALUE(given.numel() == 0, name, " has shape ", given.sizes(),
                     ": the score keeps none, expected an empty tensor");
@@ -84,9 +62,8 @@ struct LevelWeight {
   void finish_weight() const {
     if (!walk.source.is_same(weight)) {
       weight.copy_(walk.source);
-    } else {
-      weight.unsafeGetTensorImpl()->bump_version();
     }
+    bump_versions(weight);
   }
 
  private:
@@ -119,7 +96,7 @@ inline float checked_threshold(double threshold) {
 
 // What counting keeps of one weight.
 struct SwitchJob : LevelWeight {
-  State codes, marks, counts, runs, frequencies;
+  Ordered codes, marks, counts, runs, frequencies;
 
   SwitchJob(const at::Tensor& weight_, const at::Tensor& scale_, const at::Tensor& bit_width_,
             const at::Tensor& extra_bits_, const at::Tensor& given_codes, const at::Tensor& given_marks,
@@ -144,15 +121,16 @@ struct SwitchJob : LevelWeight {
             frequencies.data<float>()};
   }
   void finish() const {
-    for (const State* state : {&codes, &marks, &counts, &runs, &frequencies}) {
+    for (const Ordered* state : {&codes, &marks, &counts, &runs, &frequencies}) {
       state->finish();
+      bump_versions(state->given());
     }
   }
 };
 
 // What freezing keeps of one weight.
 struct FreezeJob : LevelWeight {
-  State codes, marks, frequencies, averages;
+  Ordered codes, marks, frequencies, averages;
 
   FreezeJob(const at::Tensor& weight_, const at::Tensor& scale_, const at::Tensor& bit_width_,
             const at::Tensor& extra_bits_, const at::Tensor& given_codes, const at::Tensor& given_marks,
@@ -168,10 +146,55 @@ struct FreezeJob : LevelWeight {
   }
   void finish() const {
     finish_weight();
-    for (const State* state : {&codes, &marks, &frequencies, &averages}) {
+    for (const Ordered* state : {&codes, &marks, &frequencies, &averages}) {
       state->finish();
+      bump_versions(state->given());
     }
   }
 };
+
+// The weights of update_level_switches_ with their states, checked.
+inline std::vector<SwitchJob> switch_jobs(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                          at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                                          at::TensorList counts, at::TensorList runs, std::optional<int64_t> axis,
+                                          SwitchScore score) {
+  check_lists(weights,
+              {{scales, "scales"},
+               {bit_widths, "bit_widths"},
+               {extra_bits, "extra_bits"},
+               {codes, "codes"},
+               {marks, "marks"},
+               {counts, "counts"},
+               {runs, "runs"}},
+              "weights");
+  std::vector<SwitchJob> jobs;
+  for_each_in_list(weights, [&](size_t i) {
+    jobs.emplace_back(weights[i], scales[i], bit_widths[i], extra_bits[i], codes[i], marks[i], counts[i], runs[i], axis,
+                      score);
+  });
+  return jobs;
+}
+
+// The same for freeze_oscillating_.
+inline std::vector<FreezeJob> freeze_jobs(at::TensorList weights, at::TensorList scales, at::TensorList bit_widths,
+                                          at::TensorList extra_bits, at::TensorList codes, at::TensorList marks,
+                                          at::TensorList frequencies, at::TensorList averages,
+                                          std::optional<int64_t> axis) {
+  check_lists(weights,
+              {{scales, "scales"},
+               {bit_widths, "bit_widths"},
+               {extra_bits, "extra_bits"},
+               {codes, "codes"},
+               {marks, "marks"},
+               {frequencies, "frequencies"},
+               {averages, "averages"}},
+              "weights");
+  std::vector<FreezeJob> jobs;
+  for_each_in_list(weights, [&](size_t i) {
+    jobs.emplace_back(weights[i], scales[i], bit_widths[i], extra_bits[i], codes[i], marks[i], frequencies[i],
+                      averages[i], axis);
+  });
+  return jobs;
+}
 
 }  // namespace mixbit::ops

@@ -75,14 +75,6 @@ void check_state_steps(at::TensorList weights, at::TensorList state_steps) {
   }
 }
 
-void bump_versions(at::TensorList written) {
-  for (const at::Tensor& t : written) {
-    if (!t.is_inference()) {
-      t.unsafeGetTensorImpl()->bump_version();
-    }
-  }
-}
-
 bool found_not_finite(const std::optional<at::Tensor>& found_inf) {
   return found_inf.has_value() && found_inf->item<double>() != 0.0;
 }

@@ -24,24 +24,6 @@ StepMultiplier checked_multiplier(int64_t shape, double alpha, double rho);
 
 void check_grids(at::TensorList weights, const Grids& grids);
 
-// A tensor of the step in the order in which its weight is walked: itself, or a copy that finish() writes back.
-class Ordered {
- public:
-  Ordered() = default;
-  Ordered(const at::Tensor& given, const at::Tensor& like) : given_(given), used_(with_strides_of(given, like)) {}
-
-  const at::Tensor& tensor() const { return used_; }
-  void finish() const {
-    if (used_.defined() && !used_.is_same(given_)) {
-      given_.copy_(used_);
-    }
-  }
-
- private:
-  at::Tensor given_;
-  at::Tensor used_;
-};
-
 // One weight of the list, seen as rows of axis 0 where its grid is per channel.
 struct StepWeight {
   Ordered weight;
@@ -55,9 +37,6 @@ struct StepWeight {
 void check_number(const at::Tensor& number, const char* name);
 // One number for each weight: its steps so far, this one included.
 void check_state_steps(at::TensorList weights, at::TensorList state_steps);
-
-// Autograd is to notice that tensors were written to.
-void bump_versions(at::TensorList written);
 
 // Whether a step is left out, on the host.
 bool found_not_finite(const std::optional<at::Tensor>& found_inf);

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 
+#include <mixbit/common/crc32.h>
 #include <mixbit/common/packing.h>
 #include <mixbit/runtime/package.h>
 
@@ -39,22 +40,6 @@ struct Header {
 static_assert(sizeof(Header) == 32);
 
 uint64_t aligned(uint64_t at) { return (at + kFileAlignment - 1) / kFileAlignment * kFileAlignment; }
-
-// Tables of slicing by eight: eight bytes a step instead of one.
-using CrcTables = std::array<std::array<uint32_t, 256>, 8>;
-
-CrcTables make_crc_tables() {
-  CrcTables tables{};
-  for (uint32_t i = 0; i < 256; ++i) {
-    uint32_t crc = i;
-    for (int bit = 0; bit < 8; ++bit) crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
-    tables[0][i] = crc;
-  }
-  for (size_t i = 0; i < 256; ++i) {
-    for (size_t k = 1; k < 8; ++k) tables[k][i] = tables[k - 1][i] >> 8 ^ tables[0][tables[k - 1][i] & 0xFF];
-  }
-  return tables;
-}
 
 class Mapping {
  public:
@@ -114,24 +99,6 @@ std::vector<T> copied(std::span<const uint8_t> bytes) {
 
 }  // namespace
 
-uint32_t crc32(std::span<const uint8_t> bytes) {
-  static const CrcTables tables = make_crc_tables();
-  uint32_t crc = 0xFFFFFFFFu;
-  size_t i = 0;
-  for (; i + 8 <= bytes.size(); i += 8) {
-    uint32_t low, high;
-    std::memcpy(&low, bytes.data() + i, 4);
-    std::memcpy(&high, bytes.data() + i + 4, 4);
-    low ^= crc;
-    crc = 0;
-    for (size_t k = 0; k < 4; ++k) {
-      crc ^= tables[7 - k][low >> (8 * k) & 0xFF] ^ tables[3 - k][high >> (8 * k) & 0xFF];
-    }
-  }
-  for (; i < bytes.size(); ++i) crc = crc >> 8 ^ tables[0][(crc ^ bytes[i]) & 0xFF];
-  return ~crc;
-}
-
 Package Package::open(const std::string& path) {
   const auto mapping = std::make_shared<Mapping>(path);
   try {
@@ -183,7 +150,8 @@ Package Package::parse(std::span<const uint8_t> bytes) {
   uint64_t at = sizeof(header) + header.manifest_bytes;
   package.data_start_ = aligned(at);
   for (size_t i = 0; i < package.tensors_.size(); ++i) {
-    const Tensor& tensor = package.tensors_[i];
+    Tensor& tensor = package.tensors_[i];
+    if (tensor.name.empty()) tensor.name = text("number ", i);  // nobody reads it
     const uint64_t start = package.data_start_ + tensor.offset;
     if (start > bytes.size() || tensor.bytes > bytes.size() - start) {
       fail("tensor '", tensor.name, "' ends beyond the package's ", bytes.size(), " bytes");
@@ -198,6 +166,11 @@ Package Package::parse(std::span<const uint8_t> bytes) {
     fail("the package's tensors end at byte ", at, ", expected ", bytes.size());
   }
   return package;
+}
+
+std::string Package::manifest() const {
+  const json::Value document = json::parse(manifest_, "the manifest");
+  return json::dump(long_manifest(document, {nodes_, tensors_, outputs_}));
 }
 
 std::span<const uint8_t> Package::data(int tensor) const {
@@ -307,15 +280,13 @@ std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Arr
     tensor.shape = array.shape;
     tensors.push_back(std::move(tensor));
   }
-  complete_manifest(&document, tensors);
-  document.set("format", json::Value::of(std::string_view("mixbit-package")));
-  document.set("version", json::Value::of(int64_t{kFormatVersion}));
+  Manifest complete = complete_manifest(document, tensors);
 
   std::vector<uint8_t> data;
-  json::Value list = json::Value::array({});
   for (size_t i = 0; i < tensors.size(); ++i) {
     Tensor& tensor = tensors[i];
-    data.resize(aligned(data.size()));
+    const auto step = static_cast<uint64_t>(alignment(tensor, kFormatVersion));
+    data.resize((data.size() + step - 1) / step * step);
     tensor.offset = data.size();
     tensor.bytes = stored_bytes(tensor);
     data.resize(tensor.offset + tensor.bytes);
@@ -336,11 +307,9 @@ std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Arr
       std::memcpy(out, arrays[i].data, tensor.bytes);
     }
     tensor.crc32 = crc32({out, tensor.bytes});
-    list.items.push_back(tensor_entry(tensor));
   }
-  document.set("tensors", std::move(list));
-
-  const std::string text = json::dump(document);
+  complete.tensors = tensors;
+  const std::string text = json::dump(short_manifest(document, complete));
   Header header{};
   header.magic = kMagic;
   header.version = kFormatVersion;

@@ -11,6 +11,7 @@
 
 #include <mixbit/storage/storage.h>
 
+#include <mixbit/common/crc32.h>
 #include <mixbit/common/packing.h>
 
 #include <algorithm>
@@ -37,26 +38,6 @@ using Flags = std::vector<uint8_t>;  // 0 or 1 each
 [[noreturn]] void damaged(const std::string& what) { fail("stored codes are damaged: " + what); }
 
 std::string text(int64_t value) { return std::to_string(value); }
-
-constexpr std::array<uint32_t, 256> kCrcTable = [] {
-  std::array<uint32_t, 256> table{};
-  for (uint32_t i = 0; i < 256; ++i) {
-    uint32_t crc = i;
-    for (int bit = 0; bit < 8; ++bit) {
-      crc = crc >> 1 ^ (crc & 1u ? 0xEDB88320u : 0u);
-    }
-    table[i] = crc;
-  }
-  return table;
-}();
-
-uint32_t crc32(std::span<const uint8_t> data, uint32_t before = 0) {
-  uint32_t crc = ~before;
-  for (const uint8_t byte : data) {
-    crc = crc >> 8 ^ kCrcTable[(crc ^ byte) & 0xFFu];
-  }
-  return ~crc;
-}
 
 void put(Bytes* bytes, size_t offset, int width, uint64_t value) {
   for (int i = 0; i < width; ++i) {

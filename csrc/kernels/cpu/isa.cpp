@@ -1,6 +1,3 @@
-#include <cstdlib>
-#include <cstring>
-
 #include <mixbit/kernels/cpu.h>
 
 namespace mixbit::kernels::cpu {
@@ -10,17 +7,6 @@ extern const KernelTable kKernels_scalar;
 extern const KernelTable kKernels_avx2;
 extern const KernelTable kKernels_avx512;
 #endif
-
-bool parse_isa(const char* text, Isa* isa) {
-  constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "vnni", "amx"};
-  for (int i = 0; i < 5; ++i) {
-    if (std::strcmp(text, kNames[i]) == 0) {
-      *isa = static_cast<Isa>(i);
-      return true;
-    }
-  }
-  return false;
-}
 
 namespace {
 
@@ -41,16 +27,8 @@ Isa processor_isa() {
 }  // namespace
 
 Isa detected_isa() {
-  static const Isa isa = [] {
-    Isa found = processor_isa();
-    Isa cap;
-    const char* text = std::getenv("MIXBIT_CPU_ISA");
-    // A value that is no instruction set is reported by the ops when they are loaded; here it does not cap.
-    if (text != nullptr && parse_isa(text, &cap) && cap < found) {
-      found = cap;
-    }
-    return found;
-  }();
+  // A value that is no instruction set is reported by the ops when they are loaded.
+  static const Isa isa = capped_isa(processor_isa());
   return isa;
 }
 

@@ -437,7 +437,7 @@ inline Vec step_multiplier(const Vec& w, const uint8_t* extra_bits, const VecMul
   Vec low = m.low;
   Vec high = m.high;
   if (extra_bits != nullptr) {
-    const Vec levels = powers_of_two(extra_bits);
+    const Vec levels = load_extra(extra_bits).parts;
     const Vec half = mul(m.half, levels);
     step = div(step, levels);  // exact, as is the multiplication by the inverse
     low = add(sub(m.left_out, half), broadcast(0.5f));

@@ -43,12 +43,6 @@ inline Vec square_root(Vec a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.
 inline __m256 exp2_of_integers(__m256i k) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
 }
-// 2^k for the exponents of sixteen bytes.
-inline Vec powers_of_two(const uint8_t* k) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(k));
-  return {exp2_of_integers(_mm256_cvtepu8_epi32(bytes)),
-          exp2_of_integers(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
-}
 // 2^k where the low bits of the lanes are those of the integer k.
 inline Vec exp2_of_low_bits(Vec a) {
   return {exp2_of_integers(_mm256_castps_si256(a.low)), exp2_of_integers(_mm256_castps_si256(a.high))};
@@ -151,16 +145,13 @@ struct Extra {
   Vec parts;
   Vec fraction;
 };
-inline __m256 power_of_two(__m256i exponent) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
-}
 inline Extra load_extra(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   const __m256i low = _mm256_cvtepu8_epi32(bytes);
   const __m256i high = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
   const __m256i zero = _mm256_setzero_si256();
-  return {{power_of_two(low), power_of_two(high)},
-          {power_of_two(_mm256_sub_epi32(zero, low)), power_of_two(_mm256_sub_epi32(zero, high))}};
+  return {{exp2_of_integers(low), exp2_of_integers(high)},
+          {exp2_of_integers(_mm256_sub_epi32(zero, low)), exp2_of_integers(_mm256_sub_epi32(zero, high))}};
 }
 
 }  // namespace

@@ -29,15 +29,11 @@ inline Vec negate(Vec a) {
   return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
 }
 inline Vec square_root(Vec a) { return _mm512_sqrt_ps(a); }
-// 2^k for the exponents of sixteen bytes.
-inline Vec powers_of_two(const uint8_t* k) {
-  const __m512i exponents = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(k)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponents, _mm512_set1_epi32(127)), 23));
+inline Vec exp2_of_integers(__m512i k) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(k, _mm512_set1_epi32(127)), 23));
 }
 // 2^k where the low bits of the lanes are those of the integer k.
-inline Vec exp2_of_low_bits(Vec a) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(127)), 23));
-}
+inline Vec exp2_of_low_bits(Vec a) { return exp2_of_integers(_mm512_castps_si512(a)); }
 inline Mask in_range(Vec v, Vec low, Vec high) {
   return _mm512_cmp_ps_mask(v, low, _CMP_GE_OQ) & _mm512_cmp_ps_mask(v, high, _CMP_LE_OQ);
 }
@@ -104,12 +100,9 @@ struct Extra {
   Vec parts;
   Vec fraction;
 };
-inline Vec power_of_two(__m512i exponent) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(exponent, _mm512_set1_epi32(127)), 23));
-}
 inline Extra load_extra(const uint8_t* p) {
   const __m512i bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return {power_of_two(bits), power_of_two(_mm512_sub_epi32(_mm512_setzero_si512(), bits))};
+  return {exp2_of_integers(bits), exp2_of_integers(_mm512_sub_epi32(_mm512_setzero_si512(), bits))};
 }
 
 }  // namespace

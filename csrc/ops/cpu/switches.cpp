@@ -39,6 +39,14 @@ struct Grids {
   }
 };
 
+template <typename Job>
+std::vector<Grids> grids_of(const std::vector<Job>& jobs, at::TensorList weights, bool narrow_range, Rounding rounding,
+                            int reserve) {
+  std::vector<Grids> grids;
+  for_each_in_list(weights, [&](size_t i) { grids.emplace_back(jobs[i], narrow_range, rounding, reserve); });
+  return grids;
+}
+
 // f(tensor, run, quantizer) -> LevelFindings for every run of every weight; returns the counts of the weights.
 template <typename Job, typename F>
 at::Tensor for_each_level_run(at::TensorList weights, const std::vector<Job>& jobs, const std::vector<Grids>& grids,
@@ -81,22 +89,8 @@ at::Tensor update_level_switches_(at::TensorList weights, at::TensorList scales,
                                   int64_t rounding) {
   const SwitchScore score = checked_score(given_score);
   const float momentum = checked_momentum(given_momentum);
-  check_lists(weights,
-              {{scales, "scales"},
-               {bit_widths, "bit_widths"},
-               {extra_bits, "extra_bits"},
-               {codes, "codes"},
-               {marks, "marks"},
-               {counts, "counts"},
-               {runs, "runs"}},
-              "weights");
-  std::vector<SwitchJob> jobs;
-  std::vector<Grids> grids;
-  for_each_in_list(weights, [&](size_t i) {
-    jobs.emplace_back(weights[i], scales[i], bit_widths[i], extra_bits[i], codes[i], marks[i], counts[i], runs[i], axis,
-                      score);
-    grids.emplace_back(jobs[i], narrow_range, checked_rounding(rounding), 0);
-  });
+  const auto jobs = switch_jobs(weights, scales, bit_widths, extra_bits, codes, marks, counts, runs, axis, score);
+  const std::vector<Grids> grids = grids_of(jobs, weights, narrow_range, checked_rounding(rounding), 0);
   std::vector<std::pair<const void*, const uint8_t*>> data;
   std::vector<kernels::cpu::SwitchStates> states;
   for (const SwitchJob& job : jobs) {
@@ -122,22 +116,8 @@ at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at
                                int64_t rounding) {
   const float threshold = checked_threshold(given_threshold);
   const float momentum = checked_momentum(given_momentum);
-  check_lists(weights,
-              {{scales, "scales"},
-               {bit_widths, "bit_widths"},
-               {extra_bits, "extra_bits"},
-               {codes, "codes"},
-               {marks, "marks"},
-               {frequencies, "frequencies"},
-               {averages, "averages"}},
-              "weights");
-  std::vector<FreezeJob> jobs;
-  std::vector<Grids> grids;
-  for_each_in_list(weights, [&](size_t i) {
-    jobs.emplace_back(weights[i], scales[i], bit_widths[i], extra_bits[i], codes[i], marks[i], frequencies[i],
-                      averages[i], axis);
-    grids.emplace_back(jobs[i], narrow_range, checked_rounding(rounding), kMaxExtraBits);
-  });
+  const auto jobs = freeze_jobs(weights, scales, bit_widths, extra_bits, codes, marks, frequencies, averages, axis);
+  const std::vector<Grids> grids = grids_of(jobs, weights, narrow_range, checked_rounding(rounding), kMaxExtraBits);
   std::vector<std::pair<void*, const uint8_t*>> data;
   std::vector<kernels::cpu::FreezeStates> states;
   for (const FreezeJob& job : jobs) {

@@ -72,22 +72,9 @@ at::Tensor update_level_switches_(at::TensorList weights, at::TensorList scales,
                                   int64_t rounding) {
   const SwitchScore score = checked_score(given_score);
   const float momentum = checked_momentum(given_momentum);
-  check_lists(weights,
-              {{scales, "scales"},
-               {bit_widths, "bit_widths"},
-               {extra_bits, "extra_bits"},
-               {codes, "codes"},
-               {marks, "marks"},
-               {counts, "counts"},
-               {runs, "runs"}},
-              "weights");
+  const auto jobs = switch_jobs(weights, scales, bit_widths, extra_bits, codes, marks, counts, runs, axis, score);
   check_one_device(weights);
   const c10::cuda::CUDAGuard guard(weights[0].device());
-  std::vector<SwitchJob> jobs;
-  for_each_in_list(weights, [&](size_t i) {
-    jobs.emplace_back(weights[i], scales[i], bit_widths[i], extra_bits[i], codes[i], marks[i], counts[i], runs[i], axis,
-                      score);
-  });
   return run_levels(
       jobs, narrow_range, checked_rounding(rounding),
       [](const SwitchJob& job, cuda::LevelEntry& entry) {
@@ -112,22 +99,9 @@ at::Tensor freeze_oscillating_(at::TensorList weights, at::TensorList scales, at
                                int64_t rounding) {
   const float threshold = checked_threshold(given_threshold);
   const float momentum = checked_momentum(given_momentum);
-  check_lists(weights,
-              {{scales, "scales"},
-               {bit_widths, "bit_widths"},
-               {extra_bits, "extra_bits"},
-               {codes, "codes"},
-               {marks, "marks"},
-               {frequencies, "frequencies"},
-               {averages, "averages"}},
-              "weights");
+  const auto jobs = freeze_jobs(weights, scales, bit_widths, extra_bits, codes, marks, frequencies, averages, axis);
   check_one_device(weights);
   const c10::cuda::CUDAGuard guard(weights[0].device());
-  std::vector<FreezeJob> jobs;
-  for_each_in_list(weights, [&](size_t i) {
-    jobs.emplace_back(weights[i], scales[i], bit_widths[i], extra_bits[i], codes[i], marks[i], frequencies[i],
-                      averages[i], axis);
-  });
   return run_levels(
       jobs, narrow_range, checked_rounding(rounding),
       [](const FreezeJob& job, cuda::LevelEntry& entry) {

@@ -1,7 +1,3 @@
-#include <cstdlib>
-#include <cstring>
-#include <initializer_list>
-
 #include <mixbit/runtime/kernels.h>
 
 #if defined(MIXBIT_RUNTIME_X86)
@@ -69,26 +65,8 @@ Isa processor_isa() {
 
 }  // namespace
 
-bool parse_isa(const char* text, Isa* isa) {
-  for (const Isa candidate : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kVnni, Isa::kAmx}) {
-    if (std::strcmp(text, isa_name(candidate)) == 0) {
-      *isa = candidate;
-      return true;
-    }
-  }
-  return false;
-}
-
 Isa detected_isa() {
-  static const Isa isa = [] {
-    Isa found = processor_isa();
-    Isa cap;
-    const char* text = std::getenv("MIXBIT_CPU_ISA");
-    if (text != nullptr && parse_isa(text, &cap) && cap < found) {
-      found = cap;
-    }
-    return found;
-  }();
+  static const Isa isa = capped_isa(processor_isa());
   return isa;
 }
 

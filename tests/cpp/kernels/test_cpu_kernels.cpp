@@ -686,11 +686,4 @@ TEST(Half, ConversionsRoundTripAndRoundToEven) {
   EXPECT_TRUE(std::isnan(mixbit::half_to_float(mixbit::float_to_half(std::nanf("")))));
 }
 
-TEST(Isa, NamesAreParsedAndOthersRefused) {
-  Isa isa;
-  EXPECT_TRUE(parse_isa("avx2", &isa));
-  EXPECT_EQ(isa, Isa::kAvx2);
-  EXPECT_FALSE(parse_isa("sse", &isa));
-}
-
 }  // namespace

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <mixbit/common/crc32.h>
 #include <mixbit/runtime/network.h>
 #include <mixbit/runtime/package.h>
 

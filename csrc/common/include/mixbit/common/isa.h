@@ -1,8 +1,11 @@
 #pragma once
 
-// Names of instruction sets, as MIXBIT_CPU_ISA caps them.
+// Instruction sets and their names, as MIXBIT_CPU_ISA caps them.
 
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
 
 #include <mixbit/common/macros.h>
 
@@ -24,6 +27,24 @@ MIXBIT_HD const char* isa_name(Isa isa) {
     default:
       return "scalar";
   }
+}
+
+// Parses scalar | avx2 | avx512 | vnni | amx; returns false for anything else.
+inline __attribute__((always_inline)) bool parse_isa(const char* text, Isa* isa) {
+  for (const Isa candidate : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kVnni, Isa::kAmx}) {
+    if (std::strcmp(text, isa_name(candidate)) == 0) {
+      *isa = candidate;
+      return true;
+    }
+  }
+  return false;
+}
+
+// The instruction set, or the cap in MIXBIT_CPU_ISA if that is less; a value that is none does not cap.
+inline __attribute__((always_inline)) Isa capped_isa(Isa widest) {
+  const char* text = std::getenv("MIXBIT_CPU_ISA");
+  Isa cap;
+  return text != nullptr && parse_isa(text, &cap) && cap < widest ? cap : widest;
 }
 
 }  // namespace mixbit

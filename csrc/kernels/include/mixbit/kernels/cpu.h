@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <mixbit/common/gates.h>
+#include <mixbit/common/isa.h>
 #include <mixbit/common/levels.h>
 #include <mixbit/common/numerics.h>
 #include <mixbit/common/steps.h>
@@ -15,9 +16,7 @@
 namespace mixbit::kernels::cpu {
 
 using kernels::StorageType;
-
-// Ordered: each includes the ones before it. VNNI and AMX matter to integer kernels only.
-enum class Isa : int32_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kVnni = 3, kAmx = 4 };
+using mixbit::Isa;
 
 // Sums are kept in this many fp32 lanes (element i in lane i mod 16) inside a block, whatever the vector width.
 constexpr int64_t kLanes = 16;
@@ -157,8 +156,5 @@ Isa detected_isa();
 
 // The kernels of the widest available instruction set up to `isa`.
 const KernelTable& kernels(Isa isa);
-
-// Parses scalar | avx2 | avx512 | vnni | amx; returns false for anything else.
-bool parse_isa(const char* text, Isa* isa);
 
 }  // namespace mixbit::kernels::cpu

@@ -135,7 +135,4 @@ Isa detected_isa();
 // The kernels of the widest available instruction set up to `isa`.
 const KernelTable& kernels(Isa isa);
 
-// Parses scalar | avx2 | avx512 | vnni | amx; returns false for anything else.
-bool parse_isa(const char* text, Isa* isa);
-
 }  // namespace mixbit::runtime
