@@ -43,7 +43,8 @@ from mixbit.training import Images, cross_entropy, reestimate_batchnorm_, train
 
 BATCH, LEARNING_RATE, EPOCHS, IMAGES = 128, 0.01, 3, 10_000
 RUNS = BENCH.parent / "runs"
-VGG = RUNS / "vgg9" / "cifar10_vgg9_0.25_fp16.npz"
+#: What `train_vgg9.py` made.
+VGG = BENCH / "weights" / "cifar10_vgg9_0.25_fp16.npz"
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "VGG-9 0.25": lambda: zoo.vgg9(width=0.25, weights=VGG),
     "ResNet-20": lambda: sources.load_model("zoo:cifar_resnet", "cifar10_resnet20_fp32.npz", {"depth": 20}),

@@ -1,8 +1,8 @@
 """Trains VGG-9 in float on CIFAR-10, for want of published weights: where `bench_retrain.py` starts from.
 
 All 50,000 JPEG images, crops and flips, batch 128, SGD with momentum 0.9 and weight decay 5e-4, a cosine from 0.1 to 0,
-bfloat16 autocast. Weights go to runs/vgg9 (float16 is what is kept of them: half the file, no loss of accuracy), the
-scores into a row. A run that is stopped goes on at its last checkpoint.
+bfloat16 autocast. Weights go to bench/weights (float16 is what is kept of them: half the file, no loss of accuracy), the
+scores into a row. A run that is stopped goes on at its last checkpoint, in runs/vgg9.
 
 Usage: MIXBIT_DATA=folder python bench/train_vgg9.py [--width W] [--epochs N] [--threads N] [--seed N]
 """
@@ -61,7 +61,7 @@ def trained(options: Any) -> dict[str, Any]:
         checkpoint=RUNS / f"float_{options.width:g}_{options.seed}.partial",
         after_step=lambda done, loss: print(done, loss, flush=True) if done % len(images) == 0 else None,
     )
-    path = RUNS / f"cifar10_vgg9_{options.width:g}_fp16.npz"
+    path = BENCH / "weights" / f"cifar10_vgg9_{options.width:g}_fp16.npz"
     state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     np.savez(path, **{name: value.numpy() for name, value in state.items() if "num_batches" not in name})
     model.load_state_dict(state)
