@@ -1,28 +1,43 @@
-"""Exported ONNX files under ONNX Runtime against the integer reference: outputs and codes that differ, and bytes.
+"""Exported artifacts against the integer reference: outputs and codes that differ, bytes, time and memory.
 
 The networks with real weights at 8/8, 4/8, 4/4 (weight/act) and a mixed recipe (weights 8 4 2 6 3 in turn, inputs
-8 6 4 5). "exact" is the default form of `export.onnx`, "plain" its `exact=False`.
+8 6 4 5). "exact" is the default form of `export.onnx`, "plain" its `exact=False`; "program" the dialect "mixbit" of
+`export.program`, which `export.package` compiles; "pt2e" the other one. `--compile` adds the compiled package.
+`--bytes` measures the sizes of the files instead, `--cost` what each export of a network takes at 4/8, in a process of
+its own.
 
-Usage: python bench/bench_export.py [--again] [--network NAME] [--images N]
+Usage: python bench/bench_export.py [--again] [--network NAME] [--images N] [--compile] [--bytes] [--cost]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import json
+import resource
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from networks import NETWORKS, Setting, pack
 from rows import measure
 
 import mixbit
-from mixbit.export import VerifyReport
+from mixbit.export import IntegerReference, VerifyReport
+from mixbit.export.lowering import lower
+from mixbit.export.verification import verify
 
 RECIPES = ("8/8", "4/8", "4/4", "mixed")
+#: What `--cost` measures, in order.
+FORMS = ("reference", "onnx", "qonnx", "integer", "program", "pt2e", "package")
 
 
 def recipe_of(setting: Setting, kind: str) -> mixbit.Recipe:
@@ -37,42 +52,183 @@ def recipe_of(setting: Setting, kind: str) -> mixbit.Recipe:
     return mixbit.Recipe(layers=layers)
 
 
+def prepared(setting: Setting, kind: str, quick: bool = False) -> Any:
+    """The integer network at a recipe; `quick` where its ranges do not matter."""
+    model = mixbit.prepare_(copy.deepcopy(setting.folded), recipe_of(setting, kind), setting.example)
+    if quick:
+        return mixbit.calibrate_(model, [setting.example], "maxabs", example=setting.example)
+    return mixbit.calibrate_(model, setting.batches[:2], "mse", example=setting.example)
+
+
 def images_of(setting: Setting, count: int) -> list[torch.Tensor]:
     """The first test images, in batches of four."""
     return list(torch.cat([x for x, _ in setting.test])[:count].split(4))
 
 
-def compared(report: VerifyReport) -> tuple[str, str]:
-    """Outputs, and codes between each computed from the file's own inputs: how many differ of how many."""
+class Remembering(IntegerReference):
+    """Computes each batch once, for all artifacts."""
+
+    def __init__(self, model: Any, example: Any) -> None:
+        super().__init__(model, example)
+        self._known: dict[int, Any] = {}
+
+    def tensors(self, x: Any) -> Any:
+        if id(x) not in self._known:
+            self._known[id(x)] = (x, super().tensors(x))
+        return self._known[id(x)][1]
+
+
+@contextlib.contextmanager
+def lowered_once(model: Any, example: Any) -> Iterator[None]:
+    """All exports inside read one lowered network."""
+    network = lower(model, example)
+    with contextlib.ExitStack() as stack:
+        for module in ("to_onnx", "to_package", "program", "package"):
+            stack.enter_context(mock.patch(f"mixbit.export.{module}.lower", lambda *_: network))
+        yield
+
+
+def compared(report: VerifyReport) -> str:
+    """Outputs, and where they show the codes between, each computed from the file's own inputs: differing of all."""
     layers = report.layers or ()
     wrong, codes = sum(d.mismatches for d in layers), sum(d.values for d in layers)
-    return f"{report.mismatches} of {report.values}", f"{wrong} of {codes}"
+    outputs = f"{report.mismatches} of {report.values} outputs"
+    return f"{outputs}, {wrong} of {codes} codes" if layers else outputs
+
+
+def most(report: VerifyReport) -> float:
+    """The largest difference in codes: of a layer where layers are shown, else of an output."""
+    if report.layers is not None:
+        return max(d.largest for d in report.layers)
+    return round(max(d.largest / d.step for d in report.outputs), 2)
 
 
 def figures(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
-    model = mixbit.prepare_(copy.deepcopy(setting.folded), recipe_of(setting, config["recipe"]), setting.example)
-    mixbit.calibrate_(model, setting.batches[:2], "mse", example=setting.example)
+    model, example = prepared(setting, config["recipe"]), setting.example
     batches = images_of(setting, config["images"])
+    reference = Remembering(model, example)
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "m.onnx"
-        start = time.perf_counter()
-        written = mixbit.export.onnx(model, setting.example, path, say=lambda text: None)
-        seconds = time.perf_counter() - start
-        exact = mixbit.export.verify(path, model, batches)
-        mixbit.export.onnx(model, setting.example, path, exact=False, force=True, say=lambda text: None)
-        plain = mixbit.export.verify(path, model, batches)
-    found["exact: outputs differ"], found["codes differ"] = compared(exact)
-    found["plain: outputs differ"], found["plain: codes differ"] = compared(plain)
-    found["plain: most codes off in a layer"] = max(d.largest for d in plain.layers or ())
-    size = written.bytes
-    found["opset"] = written.opset
-    found["weights, bytes"] = size.weights
-    found["scales and biases, bytes"] = size.scales + size.biases
-    found["the rest, % of these"] = round(100 * size.overhead / (size.total - size.overhead), 2)
-    found["export, s"] = round(seconds, 1)
+    with tempfile.TemporaryDirectory() as folder, lowered_once(model, example):
+        onnx, package = Path(folder) / "m.onnx", Path(folder) / "m.mixbit"
+
+        def held(artifact: Any) -> VerifyReport:
+            return verify(artifact, model, batches, reference=reference)
+
+        opset = mixbit.export.onnx(model, example, onnx, say=lambda text: None).opset
+        exact = held(onnx)
+        found["ONNX exact"] = compared(exact)
+        mixbit.export.onnx(model, example, onnx, exact=False, force=True, say=lambda text: None)
+        plain = held(onnx)
+        found["ONNX plain"], found["most codes off"] = compared(plain), most(plain)
+        mixbit.export.integer(model, example, package)
+        found["integer package"] = compared(held(package))
+        found["program"] = compared(held(mixbit.export.program(model, example)))
+        pt2e = held(mixbit.export.program(model, example, dialect="pt2e"))
+        found["pt2e"], found["codes of an output off"] = compared(pt2e), most(pt2e)
+        if config.get("compiled"):
+            found["AOTInductor"] = compared(held(mixbit.export.package(model, example, Path(folder) / "m.pt2")))
+    found["ONNX opset"] = opset
     found["ONNX Runtime"] = exact.kind.rpartition(" ")[2]
     return found
+
+
+def sizes(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
+    """Bytes by what they are for; the rest of the files as a share of all that is not the rest."""
+    model, example = prepared(setting, config["recipe"], quick=True), setting.example
+    with tempfile.TemporaryDirectory() as folder, lowered_once(model, example):
+        onnx = mixbit.export.onnx(model, example, Path(folder) / "m.onnx", say=lambda text: None).bytes
+        package = mixbit.export.integer(model, example, Path(folder) / "m.mixbit")
+        tensors, total = mixbit.runtime.Network(package).manifest["tensors"], package.stat().st_size
+    packed = sum(t["bytes"] for t in tensors if t["dtype"] == "packed")
+    data = sum(t["bytes"] for t in tensors)
+    return {
+        "weights in ONNX, bytes": onnx.weights,
+        "scales and biases": onnx.scales + onnx.biases,
+        "its rest, %": round(100 * onnx.overhead / (onnx.total - onnx.overhead), 2),
+        "weights in the package": packed,
+        "multipliers, biases, tables": data - packed,
+        "the package's rest, %": round(100 * (total - data) / data, 2),
+    }
+
+
+def cost(config: dict[str, Any]) -> dict[str, Any]:
+    """Seconds and peak memory of one form, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--network", config["network"], "--form", config["form"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def cost_of(name: str, form: str) -> dict[str, Any]:
+    """Measures the form in this process: a warm import, a fresh export."""
+    setting = Setting(name, images=2 * NETWORKS[name].batch)
+    model, example = prepared(setting, "4/8", quick=True), setting.example
+    parameters = sum(p.numel() for p in setting.folded.parameters())
+    del setting
+    verbs: dict[str, Any] = {
+        "reference": lambda folder: mixbit.export.reference(model, example),
+        "onnx": lambda folder: mixbit.export.onnx(model, example, folder / "m.onnx", say=lambda text: None),
+        "qonnx": lambda folder: mixbit.export.onnx(
+            model, example, folder / "m.onnx", dialect="qonnx", say=lambda text: None
+        ),
+        "integer": lambda folder: mixbit.export.integer(model, example, folder / "m.mixbit"),
+        "program": lambda folder: torch.export.save(mixbit.export.program(model, example), folder / "m.pt2"),
+        "pt2e": lambda folder: torch.export.save(
+            mixbit.export.program(model, example, dialect="pt2e"), folder / "m.pt2"
+        ),
+        "package": lambda folder: mixbit.export.package(model, example, folder / "m.pt2"),
+    }
+    # What the libraries load lazily is theirs, once a process: a small network goes the same way first.
+    small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    mixbit.calibrate_(mixbit.prepare_(small, mixbit.Recipe.uniform(["0"])), [x], example=x)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, model, keep = model, small, example
+        example = x
+        if form != "package":
+            verbs[form](Path(folder))
+            for path in Path(folder).iterdir():
+                path.unlink()
+        model, example = whole, keep
+        with Peak() as peak:
+            wall, cpu = time.perf_counter(), time.process_time()
+            verbs[form](Path(folder))
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu += children.ru_utime + children.ru_stime
+    return {
+        "seconds": round(wall, 1),
+        "processor seconds": round(cpu, 1),
+        "memory above before, MB": round(peak.bytes / 1e6, 1),
+        "training state with SGD, MB": round(12 * parameters / 1e6, 1),
+        "with Adam, MB": round(16 * parameters / 1e6, 1),
+    }
+
+
+class Peak:
+    """The most memory (resident, of this process) above that at the start, looked at every few milliseconds."""
+
+    def __enter__(self) -> Peak:
+        self.bytes, self._start, self._done = 0, self._resident(), threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @staticmethod
+    def _resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.bytes = max(self.bytes, self._resident() - self._start)
 
 
 def main() -> None:
@@ -80,20 +236,37 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
     known = [name for name, network in NETWORKS.items() if network.weights is not None]
     parser.add_argument("--network", choices=known, action="append", help="only these")
-    parser.add_argument("--images", type=int, default=8, help="of the test data (default: 8)")
+    parser.add_argument("--images", type=int, default=4, help="of the test data (default: 4)")
+    parser.add_argument("--recipe", choices=RECIPES, action="append", help="only these")
+    parser.add_argument("--compile", action="store_true", help="the compiled package, too")
+    parser.add_argument("--bytes", action="store_true", help="sizes of the files alone")
+    parser.add_argument("--cost", action="store_true", help="time and memory of each form of --network")
+    parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.form:
+        print(json.dumps(cost_of(options.network[0], options.form)))
+        return
     for network in options.network or known:
+        if options.cost:
+            for form in FORMS:
+                config = {"network": network, "recipe": "4/8", "form": form}
+                print(config, measure("export_cost", config, lambda c=config: cost(c), again=options.again)["figures"])
+            continue
         made: list[Setting] = []
-        for recipe in RECIPES:
+        for recipe in options.recipe or RECIPES:
             config = {"network": network, "recipe": recipe, "images": options.images, "data": pack()}
+            if options.compile:
+                config["compiled"] = True
+            if options.bytes:
+                config = {"network": network, "recipe": recipe}
 
             def run(config: dict[str, Any] = config, made: list[Setting] = made, network: str = network) -> Any:
                 if not made:
-                    made.append(Setting(network))
-                return figures(made[0], config)
+                    made.append(Setting(network, images=2 * NETWORKS[network].batch))
+                return (sizes if options.bytes else figures)(made[0], config)
 
-            row = measure("export", config, run, again=options.again)
+            row = measure("export_bytes" if options.bytes else "export_verified", config, run, again=options.again)
             print(config, row["figures"], flush=True)
 
 

@@ -165,7 +165,7 @@ void bind_runtime(py::module_& m) {
           },
           py::arg("data"), py::arg("threads") = 1, py::arg("isa") = "", py::arg("keep_values") = false,
           py::arg("max_memory") = int64_t{1} << 30)
-      .def_property_readonly("manifest", [](const rt::Network& n) { return std::string(n.package().manifest()); })
+      .def_property_readonly("manifest", [](const rt::Network& n) { return n.package().manifest(); })
       .def_property_readonly("file_bytes", [](const rt::Network& n) { return n.package().file_bytes(); })
       .def_property_readonly("input_shape", [](const rt::Network& n) { return n.package().input_shape(); })
       .def_property_readonly("outputs",

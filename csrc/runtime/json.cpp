@@ -360,6 +360,10 @@ void Value::set(std::string_view key, Value value) {
   members.push_back({std::string(key), std::move(value)});
 }
 
+void Value::remove(std::string_view key) {
+  std::erase_if(members, [&](const Member& member) { return member.key == key; });
+}
+
 Value parse(std::string_view text, std::string_view where) { return Parser(text, where).whole(); }
 
 std::string dump(const Value& value) {

@@ -31,6 +31,7 @@ struct Value {
 
   const Value* find(std::string_view key) const;
   void set(std::string_view key, Value value);  // adds or replaces
+  void remove(std::string_view key);
 };
 
 struct Member {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -94,6 +95,9 @@ class Fields {
     }
     return out;
   }
+  Pair pair(std::string_view key, int64_t low, Pair otherwise) const {
+    return find(key) == nullptr ? otherwise : pair(key, low);
+  }
   Pair pair(std::string_view key, int64_t low) const {
     const std::vector<int64_t> values = integers(key, low, kMaxStep);
     if (values.size() != 2) fail(where_, ": ", key, " has ", values.size(), " numbers, expected 2");
@@ -105,14 +109,23 @@ class Fields {
     if (scale == nullptr || (scale->kind != json::Kind::kNumber && scale->kind != json::Kind::kInteger)) {
       fail(fields.where(), ": no number scale");
     }
+    return checked_grid(fields.where(), *scale, fields.integer("low", -128, 255), fields.integer("high", -128, 255),
+                        fields.integer("zero_point", -256, 256));
+  }
+  static CodeGrid checked_grid(const std::string& where, const json::Value& scale, int64_t low, int64_t high,
+                               int64_t zero_point) {
     CodeGrid grid{};
-    grid.scale = static_cast<float>(scale->number);
+    grid.scale = static_cast<float>(scale.number);
     if (!(grid.scale > 0.0f) || !std::isfinite(grid.scale)) {
-      fail(fields.where(), ": scale ", scale->number, ", expected a positive fp32 number");
+      fail(where, ": scale ", scale.number, ", expected a positive fp32 number");
     }
-    grid.low = static_cast<int32_t>(fields.integer("low", -128, 255));
-    grid.high = static_cast<int32_t>(fields.integer("high", grid.low, grid.low < 0 ? 127 : 255));
-    grid.zero_point = static_cast<int32_t>(fields.integer("zero_point", grid.low, grid.high));
+    const auto within = [&](const char* key, int64_t value, int64_t least, int64_t most) {
+      if (value < least || value > most) fail(where, ": ", key, " is ", value, ", expected ", least, " to ", most);
+      return static_cast<int32_t>(value);
+    };
+    grid.low = within("low", low, -128, 255);
+    grid.high = within("high", high, low, low < 0 ? 127 : 255);
+    grid.zero_point = within("zero_point", zero_point, low, high);
     grid.is_signed = grid.low < 0;
     return grid;
   }
@@ -149,11 +162,32 @@ void check_shape(const Shape& shape, const std::string& where) {
 
 class Reader {
  public:
-  explicit Reader(Manifest* manifest) : out_(*manifest) {}
+  Reader(Manifest* manifest, int64_t version) : out_(*manifest), version_(version) {}
+
+  // Each grid: scale, zero point, low, high.
+  void read_grids(const json::Value* list) {
+    if (list == nullptr) return;
+    for (const json::Value& item : list->items) {
+      const std::string where = text("grid ", grids_.size());
+      bool whole = item.kind == json::Kind::kArray && item.items.size() == 4;
+      for (size_t i = 1; whole && i < 4; ++i) whole = item.items[i].kind == json::Kind::kInteger;
+      const auto number = [](json::Kind kind) { return kind == json::Kind::kNumber || kind == json::Kind::kInteger; };
+      if (!whole || !number(item.items[0].kind)) fail(where, ": expected scale, zero point, low and high");
+      const auto& v = item.items;
+      grids_.push_back(Fields::checked_grid(where, v[0], v[2].integer, v[3].integer, v[1].integer));
+    }
+  }
 
   void read_tensors(const json::Value& list) {
     uint64_t at = 0;
     for (const json::Value& item : list.items) {
+      if (item.kind == json::Kind::kArray) {
+        Tensor tensor = short_tensor(item, text("tensor ", out_.tensors.size()));
+        tensor.offset = aligned(at, tensor);
+        at = tensor.offset + tensor.bytes;
+        out_.tensors.push_back(std::move(tensor));
+        continue;
+      }
       const Fields fields(item, text("tensor ", out_.tensors.size()));
       Tensor tensor;
       tensor.name = fields.string("name");
@@ -180,12 +214,12 @@ class Reader {
         fail(named.where(), ": ", tensor.bytes, " bytes, expected ", stored_bytes(tensor), " for ",
              shown(tensor.shape));
       }
-      if (tensor.offset != at) {
-        fail(named.where(), ": offset ", tensor.offset, ", expected ", at,
+      if (tensor.offset != aligned(at, tensor)) {
+        fail(named.where(), ": offset ", tensor.offset, ", expected ", aligned(at, tensor),
              " (tensors follow each other without overlap or holes)");
       }
       // At most 2^20 values of a manifest times 2^32 bytes: no overflow.
-      at = (tensor.offset + tensor.bytes + kFileAlignment - 1) / kFileAlignment * kFileAlignment;
+      at = tensor.offset + tensor.bytes;
       add(std::move(tensor));
     }
   }
@@ -209,26 +243,98 @@ class Reader {
       fail("the package has ", list.items.size(), " outputs, expected at most ", kMaxNodes);
     }
     for (const json::Value& item : list.items) {
-      if (item.kind != json::Kind::kString) fail("outputs: ", kind_name(item.kind), ", expected names of nodes");
-      out_.outputs.push_back(index_of(item.string, "outputs"));
+      if (item.kind != json::Kind::kString && item.kind != json::Kind::kInteger) {
+        fail("outputs: ", kind_name(item.kind), ", expected names or numbers of nodes");
+      }
+      out_.outputs.push_back(index_of(item, "outputs"));
     }
   }
 
  private:
+  uint64_t aligned(uint64_t at, const Tensor& tensor) const {
+    const auto step = static_cast<uint64_t>(alignment(tensor, version_));
+    return (at + step - 1) / step * step;
+  }
+
+  // Type, shape, checksum; it is named after the first node that reads it.
+  static Tensor short_tensor(const json::Value& item, const std::string& where) {
+    const auto& v = item.items;
+    if (v.size() != 3 || v[0].kind != json::Kind::kString || v[1].kind != json::Kind::kArray ||
+        v[2].kind != json::Kind::kInteger) {
+      fail(where, ": expected a type, a shape and a checksum");
+    }
+    Tensor tensor;
+    const std::string& type = v[0].string;
+    if (type.size() == 4 && type.starts_with("int") && type[3] >= '1' && type[3] <= '8') {
+      tensor.bits = type[3] - '0';
+    } else if (type == "int32" || type == "float32") {
+      tensor.type = type == "int32" ? TensorType::kInt32 : TensorType::kFloat32;
+      tensor.bits = 32;
+    } else if (type == "uint8") {
+      tensor.type = TensorType::kUint8;
+    } else {
+      fail(where, ": type '", type, "', expected int1 to int8, int32, float32 or uint8");
+    }
+    for (const json::Value& size : v[1].items) {
+      if (size.kind != json::Kind::kInteger) fail(where, ": its shape holds ", kind_name(size.kind));
+      tensor.shape.push_back(size.integer);
+    }
+    check_shape(tensor.shape, where);
+    tensor.bytes = stored_bytes(tensor);
+    if (v[2].integer < 0 || v[2].integer > std::numeric_limits<uint32_t>::max()) {
+      fail(where, ": crc32 is ", v[2].integer);
+    }
+    tensor.crc32 = static_cast<uint32_t>(v[2].integer);
+    return tensor;
+  }
+
+  // A node by name or by number.
+  int index_of(const json::Value& value, const std::string& where) const {
+    if (value.kind != json::Kind::kInteger) return index_of(value.string, where);
+    const auto known = static_cast<int64_t>(out_.nodes.size());
+    if (value.integer < 0 || value.integer >= known) {
+      fail(where, ": ", value.integer, " is no node before it, expected 0 to ", known - 1);
+    }
+    return static_cast<int>(value.integer);
+  }
   int index_of(const std::string& name, const std::string& where) const {
     const auto found = nodes_.find(name);
     if (found == nodes_.end()) fail(where, ": '", name, "' is no node before it");
     return found->second;
   }
 
-  int tensor_of(const Fields& fields, std::string_view key, TensorType type, const char* expected) const {
-    const std::string& name = fields.string(key);
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) fail(fields.where(), ": ", key, " '", name, "' is no tensor of the package");
-    if (out_.tensors[static_cast<size_t>(found->second)].type != type) {
-      fail(fields.where(), ": ", key, " '", name, "' is not ", expected);
+  // A tensor by name or by number; number `otherwise` where the key is left out.
+  int tensor_of(const Fields& fields, std::string_view key, TensorType type, const char* expected,
+                const std::string& owner, int otherwise = -1) {
+    const json::Value* given = fields.find(key);
+    int64_t index = otherwise;
+    if (given == nullptr ? otherwise < 0 : given->kind != json::Kind::kInteger) {
+      const std::string& name = fields.string(key);
+      const auto found = tensors_.find(name);
+      if (found == tensors_.end()) fail(fields.where(), ": ", key, " '", name, "' is no tensor of the package");
+      index = found->second;
+    } else if (given != nullptr) {
+      index = given->integer;
     }
-    return found->second;
+    const auto count = static_cast<int64_t>(out_.tensors.size());
+    if (index < 0 || index >= count) {
+      fail(fields.where(), ": ", key, " ", index, " is no tensor of the package, which has ", count);
+    }
+    Tensor& tensor = out_.tensors[static_cast<size_t>(index)];
+    if (tensor.name.empty()) tensor.name = owner + "." + std::string(key);
+    if (tensor.type != type) fail(fields.where(), ": ", key, " '", tensor.name, "' is not ", expected);
+    return static_cast<int>(index);
+  }
+
+  // A grid by number or spelled out; without the key that of the first operand.
+  CodeGrid grid_of(const Fields& fields, std::string_view key, const Node& node) const {
+    const json::Value* given = fields.find(key);
+    if (given == nullptr && version_ > 1 && key == "grid" && !node.inputs.empty()) {
+      return out_.nodes[static_cast<size_t>(node.inputs[0])].grid;
+    }
+    if (given == nullptr || given->kind != json::Kind::kInteger) return fields.grid(key);
+    const auto count = static_cast<int64_t>(grids_.size());
+    return grids_[static_cast<size_t>(fields.integer(key, 0, count - 1))];
   }
 
   static const std::string& short_name(const Fields& fields, std::string_view key) {
@@ -259,12 +365,17 @@ class Reader {
       if (!known(kNodeKeys) && !known(entry->keys)) fail(fields.where(), ": unknown key '", member.key, "'");
     }
     if (fields.find("module") != nullptr) node.module = short_name(fields, "module");
-    node.grid = fields.grid("grid");
-    if (node.op != Op::kInput) {
+    if (node.op != Op::kInput && version_ > 1 && fields.find("inputs") == nullptr) {
+      node.inputs.push_back(index - 1);
+    } else if (node.op != Op::kInput) {
       for (const json::Value& input : fields.get("inputs", json::Kind::kArray).items) {
-        if (input.kind != json::Kind::kString) fail(fields.where(), ": inputs holds ", kind_name(input.kind));
-        node.inputs.push_back(index_of(input.string, fields.where()));
+        if (input.kind != json::Kind::kString && input.kind != json::Kind::kInteger) {
+          fail(fields.where(), ": inputs holds ", kind_name(input.kind));
+        }
+        node.inputs.push_back(index_of(input, fields.where()));
       }
+    }
+    if (node.op != Op::kInput) {
       const auto count = static_cast<int>(node.inputs.size());
       if (entry->inputs >= 0 ? count != entry->inputs : count < 1) {
         fail(fields.where(), ": ", count, " inputs, expected ", entry->inputs < 0 ? "at least 1" : text(entry->inputs));
@@ -274,6 +385,7 @@ class Reader {
         fail(fields.where(), ": nodes have more than ", kMaxOperands, " inputs together");
       }
     }
+    node.grid = grid_of(fields, "grid", node);
     infer(fields, &node);
     check_shape(node.shape, fields.where());
     if (node.op != Op::kInput && fields.find("shape") != nullptr) {
@@ -378,7 +490,7 @@ class Reader {
 
   // An entry for every code of the input's grid.
   void table(const Fields& fields, Node* node, TensorType type, const char* expected) {
-    node->table = tensor_of(fields, "table", type, expected);
+    node->table = tensor_of(fields, "table", type, expected, node->name);
     const CodeGrid& grid = out_.nodes[static_cast<size_t>(node->inputs[0])].grid;
     const Tensor& tensor = out_.tensors[static_cast<size_t>(node->table)];
     if (tensor.shape != Shape{grid.high - grid.low + 1}) {
@@ -413,12 +525,15 @@ class Reader {
   }
 
   void layer_tensors(const Fields& fields, Node* node, size_t rank) {
-    node->act = fields.grid("act");
+    node->act = grid_of(fields, "act", *node);
     node->act_bits =
         std::max(1, static_cast<int>(std::bit_width(static_cast<unsigned>(node->act.high - node->act.low))));
-    node->weight = tensor_of(fields, "weight", TensorType::kPacked, "packed");
-    node->bias = tensor_of(fields, "bias", TensorType::kInt32, "int32");
-    node->multiplier = tensor_of(fields, "multiplier", TensorType::kFloat32, "float32");
+    const std::string& owner = node->module.empty() ? node->name : node->module;
+    node->weight = tensor_of(fields, "weight", TensorType::kPacked, "packed", owner);
+    const int next = version_ > 1 ? node->weight + 1 : -1;
+    node->bias = tensor_of(fields, "bias", TensorType::kInt32, "int32", owner, next);
+    node->multiplier =
+        tensor_of(fields, "multiplier", TensorType::kFloat32, "float32", node->name, next < 0 ? -1 : next + 1);
     const Tensor& weight = out_.tensors[static_cast<size_t>(node->weight)];
     if (!weight.is_signed) fail(fields.where(), ": weight '", weight.name, "' is unsigned, expected signed codes");
     if (weight.shape.size() != rank) {
@@ -446,10 +561,17 @@ class Reader {
     layer_tensors(fields, node, 4);
     const Shape& w = out_.tensors[static_cast<size_t>(node->weight)].shape;
     node->kernel = {w[2], w[3]};
-    node->stride = fields.pair("stride", 1);
-    node->padding = fields.pair("padding", 0);
-    node->dilation = fields.pair("dilation", 1);
-    node->groups = fields.integer("groups", 1, kMaxStep);
+    if (version_ > 1) {
+      node->stride = fields.pair("stride", 1, {1, 1});
+      node->padding = fields.pair("padding", 0, {0, 0});
+      node->dilation = fields.pair("dilation", 1, {1, 1});
+      node->groups = fields.find("groups") == nullptr ? 1 : fields.integer("groups", 1, kMaxStep);
+    } else {
+      node->stride = fields.pair("stride", 1);
+      node->padding = fields.pair("padding", 0);
+      node->dilation = fields.pair("dilation", 1);
+      node->groups = fields.integer("groups", 1, kMaxStep);
+    }
     if (x[0] % node->groups != 0 || w[0] % node->groups != 0 || w[1] != x[0] / node->groups) {
       fail(fields.where(), ": ", x[0], " channels in ", node->groups, " groups and a weight of shape ", shown(w),
            " do not fit");
@@ -589,7 +711,9 @@ class Reader {
   }
 
   Manifest& out_;
+  int64_t version_;
   size_t operands_ = 0;
+  std::vector<CodeGrid> grids_;
   std::unordered_map<std::string, int> nodes_;
   std::unordered_map<std::string, int> tensors_;
 };
@@ -615,7 +739,8 @@ uint64_t stored_bytes(const Tensor& tensor) {
 Manifest read_manifest(const json::Value& document, int64_t version) {
   const Fields fields(document, "the manifest");
   for (const auto& member : document.members) {
-    constexpr std::array<std::string_view, 6> kKeys = {"format", "version", "made_by", "nodes", "outputs", "tensors"};
+    constexpr std::array<std::string_view, 7> kKeys = {"format",  "version", "made_by", "nodes",
+                                                       "outputs", "tensors", "grids"};
     if (std::find(kKeys.begin(), kKeys.end(), member.key) == kKeys.end()) {
       fail("the manifest: unknown key '", member.key, "'");
     }
@@ -625,30 +750,69 @@ Manifest read_manifest(const json::Value& document, int64_t version) {
     fail("the manifest: its version is not the file's");
   }
   Manifest manifest;
-  Reader reader(&manifest);
+  Reader reader(&manifest, version);
+  if (fields.find("grids") != nullptr) reader.read_grids(&fields.get("grids", json::Kind::kArray));
   reader.read_tensors(fields.get("tensors", json::Kind::kArray));
   reader.read_nodes(fields.get("nodes", json::Kind::kArray));
   reader.read_outputs(fields.get("outputs", json::Kind::kArray));
   return manifest;
 }
 
-Manifest complete_manifest(json::Value* document, std::vector<Tensor> tensors) {
-  const Fields fields(*document, "the manifest");
+Manifest complete_manifest(const json::Value& document, std::vector<Tensor> tensors) {
+  const Fields fields(document, "the manifest");
   Manifest manifest;
-  Reader reader(&manifest);
+  Reader reader(&manifest, kFormatVersion);
   for (Tensor& tensor : tensors) {
     check_shape(tensor.shape, "tensor '" + tensor.name + "'");
     reader.add(std::move(tensor));
   }
   reader.read_nodes(fields.get("nodes", json::Kind::kArray));
   reader.read_outputs(fields.get("outputs", json::Kind::kArray));
-  for (auto& member : document->members) {
-    if (member.key != "nodes") continue;
-    for (size_t i = 0; i < manifest.nodes.size(); ++i) {
-      member.value.items[i].set("shape", json::Value::array(manifest.nodes[i].shape));
-    }
-  }
   return manifest;
+}
+
+int64_t alignment(const Tensor& tensor, int64_t version) {
+  if (version == 1 || tensor.type == TensorType::kPacked) return kFileAlignment;
+  return tensor.type == TensorType::kUint8 ? 1 : 4;
+}
+
+namespace {
+
+// The double that prints as the shortest decimal which reads back as the fp32 number.
+json::Value short_number(float value) {
+  std::array<char, 32> text{};
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+  double number = value;
+  std::from_chars(text.data(), end, number);
+  return json::Value::of(static_cast<float>(number) == value ? number : static_cast<double>(value));
+}
+
+json::Value object() {
+  json::Value value;
+  value.kind = json::Kind::kObject;
+  return value;
+}
+
+void copy_key(const json::Value& from, std::string_view key, json::Value* to) {
+  if (const json::Value* found = from.find(key)) to->set(key, *found);
+}
+
+// The other keys of a node: options of its operation.
+void copy_options(const json::Value& from, json::Value* to) {
+  constexpr std::array<std::string_view, 11> kHandled = {"name",  "op",     "module", "inputs",     "grid", "act",
+                                                         "shape", "weight", "bias",   "multiplier", "table"};
+  for (const auto& member : from.members) {
+    if (std::find(kHandled.begin(), kHandled.end(), member.key) == kHandled.end()) to->set(member.key, member.value);
+  }
+}
+
+json::Value grid_entry(const CodeGrid& grid) {
+  json::Value entry = object();
+  entry.set("scale", json::Value::of(static_cast<double>(grid.scale)));
+  entry.set("zero_point", json::Value::of(int64_t{grid.zero_point}));
+  entry.set("low", json::Value::of(int64_t{grid.low}));
+  entry.set("high", json::Value::of(int64_t{grid.high}));
+  return entry;
 }
 
 json::Value tensor_entry(const Tensor& tensor) {
@@ -669,6 +833,144 @@ json::Value tensor_entry(const Tensor& tensor) {
   entry.set("bytes", json::Value::of(static_cast<int64_t>(tensor.bytes)));
   entry.set("crc32", json::Value::of(int64_t{tensor.crc32}));
   return entry;
+}
+
+// Grids in the order in which they first appear.
+class GridList {
+ public:
+  int64_t index(const CodeGrid& grid) {
+    for (size_t i = 0; i < grids_.size(); ++i) {
+      const CodeGrid& g = grids_[i];
+      if (g.scale == grid.scale && g.zero_point == grid.zero_point && g.low == grid.low && g.high == grid.high) {
+        return static_cast<int64_t>(i);
+      }
+    }
+    grids_.push_back(grid);
+    json::Value entry = json::Value::array({grid.zero_point, grid.low, grid.high});
+    entry.items.insert(entry.items.begin(), short_number(grid.scale));
+    list.items.push_back(std::move(entry));
+    return static_cast<int64_t>(grids_.size()) - 1;
+  }
+
+  json::Value list = json::Value::array({});
+
+ private:
+  std::vector<CodeGrid> grids_;
+};
+
+bool same_grid(const CodeGrid& a, const CodeGrid& b) {
+  return a.scale == b.scale && a.zero_point == b.zero_point && a.low == b.low && a.high == b.high;
+}
+
+}  // namespace
+
+json::Value short_manifest(const json::Value& document, const Manifest& manifest) {
+  GridList grids;
+  json::Value nodes = json::Value::array({});
+  const std::vector<json::Value>& given = document.find("nodes")->items;
+  for (size_t i = 0; i < manifest.nodes.size(); ++i) {
+    const Node& node = manifest.nodes[i];
+    json::Value entry = object();
+    copy_key(given[i], "name", &entry);
+    copy_key(given[i], "op", &entry);
+    if (!node.module.empty()) copy_key(given[i], "module", &entry);
+    const bool follows = node.inputs.size() == 1 && node.inputs[0] == static_cast<int>(i) - 1;
+    if (node.op == Op::kInput) {
+      copy_key(given[i], "shape", &entry);
+    } else if (!follows) {
+      entry.set("inputs", json::Value::array({node.inputs.begin(), node.inputs.end()}));
+    }
+    if (node.inputs.empty() || !same_grid(node.grid, manifest.nodes[static_cast<size_t>(node.inputs[0])].grid)) {
+      entry.set("grid", json::Value::of(grids.index(node.grid)));
+    }
+    if (node.weight >= 0) {
+      entry.set("act", json::Value::of(grids.index(node.act)));
+      entry.set("weight", json::Value::of(int64_t{node.weight}));
+      if (node.bias != node.weight + 1) entry.set("bias", json::Value::of(int64_t{node.bias}));
+      if (node.multiplier != node.weight + 2) entry.set("multiplier", json::Value::of(int64_t{node.multiplier}));
+    }
+    if (node.table >= 0) entry.set("table", json::Value::of(int64_t{node.table}));
+    copy_options(given[i], &entry);
+    if (node.op == Op::kConv2d) {
+      const auto usual = [&](std::string_view key, const Pair& value, int64_t otherwise) {
+        if (value.h == otherwise && value.w == otherwise) entry.remove(key);
+      };
+      usual("stride", node.stride, 1);
+      usual("padding", node.padding, 0);
+      usual("dilation", node.dilation, 1);
+      usual("groups", {node.groups, node.groups}, 1);
+    }
+    nodes.items.push_back(std::move(entry));
+  }
+  json::Value tensors = json::Value::array({});
+  for (const Tensor& tensor : manifest.tensors) {
+    std::string type = tensor.type == TensorType::kInt32     ? "int32"
+                       : tensor.type == TensorType::kFloat32 ? "float32"
+                       : tensor.type == TensorType::kUint8   ? "uint8"
+                                                             : "int" + std::to_string(tensor.bits);
+    json::Value entry = json::Value::array({});
+    entry.items = {json::Value::of(std::string_view(type)), json::Value::array(tensor.shape),
+                   json::Value::of(int64_t{tensor.crc32})};
+    tensors.items.push_back(std::move(entry));
+  }
+  json::Value out = object();
+  out.set("format", json::Value::of(std::string_view("mixbit-package")));
+  out.set("version", json::Value::of(int64_t{kFormatVersion}));
+  copy_key(document, "made_by", &out);
+  out.set("grids", std::move(grids.list));
+  out.set("nodes", std::move(nodes));
+  out.set("outputs", json::Value::array({manifest.outputs.begin(), manifest.outputs.end()}));
+  out.set("tensors", std::move(tensors));
+  return out;
+}
+
+json::Value long_manifest(const json::Value& document, const Manifest& manifest) {
+  const auto name_of = [&](int node) {
+    return json::Value::of(std::string_view(manifest.nodes[static_cast<size_t>(node)].name));
+  };
+  const auto tensor_name = [&](int tensor) {
+    return json::Value::of(std::string_view(manifest.tensors[static_cast<size_t>(tensor)].name));
+  };
+  const auto names_of = [&](const std::vector<int>& indices) {
+    json::Value names = json::Value::array({});
+    for (const int index : indices) names.items.push_back(name_of(index));
+    return names;
+  };
+  json::Value nodes = json::Value::array({});
+  const std::vector<json::Value>& given = document.find("nodes")->items;
+  for (size_t i = 0; i < manifest.nodes.size(); ++i) {
+    const Node& node = manifest.nodes[i];
+    json::Value entry = object();
+    copy_key(given[i], "name", &entry);
+    copy_key(given[i], "op", &entry);
+    copy_key(given[i], "module", &entry);
+    if (node.op != Op::kInput) entry.set("inputs", names_of(node.inputs));
+    entry.set("shape", json::Value::array(node.shape));
+    entry.set("grid", grid_entry(node.grid));
+    if (node.weight >= 0) {
+      entry.set("act", grid_entry(node.act));
+      entry.set("weight", tensor_name(node.weight));
+      entry.set("bias", tensor_name(node.bias));
+      entry.set("multiplier", tensor_name(node.multiplier));
+    }
+    if (node.table >= 0) entry.set("table", tensor_name(node.table));
+    if (node.op == Op::kConv2d) {
+      entry.set("stride", json::Value::array({node.stride.h, node.stride.w}));
+      entry.set("padding", json::Value::array({node.padding.h, node.padding.w}));
+      entry.set("dilation", json::Value::array({node.dilation.h, node.dilation.w}));
+      entry.set("groups", json::Value::of(node.groups));
+    }
+    copy_options(given[i], &entry);
+    nodes.items.push_back(std::move(entry));
+  }
+  json::Value tensors = json::Value::array({});
+  for (const Tensor& tensor : manifest.tensors) tensors.items.push_back(tensor_entry(tensor));
+  json::Value out = object();
+  for (const std::string_view key : {"format", "version", "made_by"}) copy_key(document, key, &out);
+  out.set("nodes", std::move(nodes));
+  out.set("outputs", names_of(manifest.outputs));
+  out.set("tensors", std::move(tensors));
+  return out;
 }
 
 }  // namespace mixbit::runtime

@@ -21,10 +21,17 @@ struct Manifest {
 // `version`: of the file.
 Manifest read_manifest(const json::Value& document, int64_t version);
 
-// The same for a document without its list of tensors: they are given. Adds shapes to its nodes.
-Manifest complete_manifest(json::Value* document, std::vector<Tensor> tensors);
+// The same for a document without its list of tensors: they are given.
+Manifest complete_manifest(const json::Value& document, std::vector<Tensor> tensors);
 
-json::Value tensor_entry(const Tensor& tensor);
+// The document in few bytes: grids in a list, tensors as lists, what a reader assumes anyway left out.
+json::Value short_manifest(const json::Value& document, const Manifest& manifest);
+
+// The document with everything spelled out: names, grids, shapes, tensors.
+json::Value long_manifest(const json::Value& document, const Manifest& manifest);
+
+// Of a tensor in a file of a version.
+int64_t alignment(const Tensor& tensor, int64_t version);
 
 // Bytes of a tensor's data in the file.
 uint64_t stored_bytes(const Tensor& tensor);

@@ -150,7 +150,8 @@ Package Package::parse(std::span<const uint8_t> bytes) {
   uint64_t at = sizeof(header) + header.manifest_bytes;
   package.data_start_ = aligned(at);
   for (size_t i = 0; i < package.tensors_.size(); ++i) {
-    const Tensor& tensor = package.tensors_[i];
+    Tensor& tensor = package.tensors_[i];
+    if (tensor.name.empty()) tensor.name = text("number ", i);  // nobody reads it
     const uint64_t start = package.data_start_ + tensor.offset;
     if (start > bytes.size() || tensor.bytes > bytes.size() - start) {
       fail("tensor '", tensor.name, "' ends beyond the package's ", bytes.size(), " bytes");
@@ -165,6 +166,11 @@ Package Package::parse(std::span<const uint8_t> bytes) {
     fail("the package's tensors end at byte ", at, ", expected ", bytes.size());
   }
   return package;
+}
+
+std::string Package::manifest() const {
+  const json::Value document = json::parse(manifest_, "the manifest");
+  return json::dump(long_manifest(document, {nodes_, tensors_, outputs_}));
 }
 
 std::span<const uint8_t> Package::data(int tensor) const {
@@ -274,15 +280,13 @@ std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Arr
     tensor.shape = array.shape;
     tensors.push_back(std::move(tensor));
   }
-  complete_manifest(&document, tensors);
-  document.set("format", json::Value::of(std::string_view("mixbit-package")));
-  document.set("version", json::Value::of(int64_t{kFormatVersion}));
+  Manifest complete = complete_manifest(document, tensors);
 
   std::vector<uint8_t> data;
-  json::Value list = json::Value::array({});
   for (size_t i = 0; i < tensors.size(); ++i) {
     Tensor& tensor = tensors[i];
-    data.resize(aligned(data.size()));
+    const auto step = static_cast<uint64_t>(alignment(tensor, kFormatVersion));
+    data.resize((data.size() + step - 1) / step * step);
     tensor.offset = data.size();
     tensor.bytes = stored_bytes(tensor);
     data.resize(tensor.offset + tensor.bytes);
@@ -303,11 +307,9 @@ std::vector<uint8_t> make_package(std::string_view manifest, std::span<const Arr
       std::memcpy(out, arrays[i].data, tensor.bytes);
     }
     tensor.crc32 = crc32({out, tensor.bytes});
-    list.items.push_back(tensor_entry(tensor));
   }
-  document.set("tensors", std::move(list));
-
-  const std::string text = json::dump(document);
+  complete.tensors = tensors;
+  const std::string text = json::dump(short_manifest(document, complete));
   Header header{};
   header.magic = kMagic;
   header.version = kFormatVersion;

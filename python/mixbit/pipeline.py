@@ -1196,22 +1196,47 @@ class Pipeline:
         return ["report.html"]
 
 
+#: What the report reads of a profile of `mixbit-run`, and of each of its steps: texts, numbers above 0, other numbers.
+_PROFILE = (
+    ("isa",),
+    ("threads", "batch", "peak_macs_per_second", "peak_bytes_per_second"),
+    ("run_ms", "first_answer_ms", "arena_bytes", "weight_bytes"),
+)
+_PROFILE_STEP = (
+    ("module", "node", "kernel"),
+    (),
+    ("value_bytes", "weight_bytes", "act_bits", "weight_bits", "ms", "macs", "mac_share", "bandwidth_share"),
+)
+
+
 def _runtime_profile(path: Path) -> dict[str, Any]:
     """What `mixbit-run --profile` wrote."""
+
+    def check(found: Any, keys: tuple[tuple[str, ...], ...], where: str) -> None:
+        for kind, names in zip(("a text", "a number above 0", "a number of at least 0"), keys, strict=True):
+            for key in names:
+                value: Any = found.get(key) if isinstance(found, dict) else None
+                if kind == "a text":
+                    fits = isinstance(value, str)
+                else:
+                    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+                    fits = fits and (value > 0 or (value == 0 and kind != "a number above 0"))
+                if not fits:
+                    raise MixbitError(f"{complaint}: {where}{key} is {value!r}, expected {kind}")
+
+    complaint = f"runtime: {str(path)!r} is no profile of mixbit-run"
     try:
         document = json.loads(path.read_text())
-        for key in ("isa", "threads", "batch", "run_ms", "first_answer_ms", "arena_bytes", "weight_bytes"):
-            document[key]
-        for step in document["steps"]:
-            for key in ("module", "node", "kernel", "ms", "macs", "mac_share", "bandwidth_share", "value_bytes"):
-                step[key]
-        valid = document["peak_macs_per_second"] > 0 and document["peak_bytes_per_second"] > 0
     except OSError as error:
         raise MixbitError(f"runtime: cannot read {str(path)!r}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise MixbitError(f"runtime: {str(path)!r} is no profile of mixbit-run: {error!r}") from error
-    if not valid:
-        raise MixbitError(f"runtime: {str(path)!r} states no peaks")
+    except ValueError as error:
+        raise MixbitError(f"{complaint}: {error}") from error
+    check(document, _PROFILE, "")
+    steps = document.get("steps")
+    if not isinstance(steps, list):
+        raise MixbitError(f"{complaint}: steps is {steps!r}, expected a list")
+    for i, step in enumerate(steps):
+        check(step, _PROFILE_STEP, f"steps[{i}].")
     return dict(document)
 
 

@@ -211,7 +211,7 @@ def profile(
         for shapes in layer.call_shapes:
             names.setdefault((shape_key(layer, shapes), dilation), {})[layer.name] = None
     with _pinned(processors[-threads:]) as pinned:
-        runner = _Runner(threads, isa, cold)
+        runner = _Runner(threads, isa, cold, pinned)
         machine = {
             "processor": _processor_name(),
             "system": platform.platform(),
@@ -255,8 +255,9 @@ def profile(
 class _Runner:
     """Runs layers by themselves."""
 
-    def __init__(self, threads: int, isa: str | None, cold: bool) -> None:
+    def __init__(self, threads: int, isa: str | None, cold: bool, processors: list[int] | None = None) -> None:
         self.other_data = np.ones(_COLD_BYTES // 8, np.int64) if cold else None
+        self.processors = processors
         self.options: dict[str, Any] = {"threads": threads, "isa": isa}
         self.isa = self._network(("linear", 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1), (1, 1), 8, 8).isa
 
@@ -270,11 +271,24 @@ class _Runner:
             network.profile(inputs)
         for _ in range(repeats):
             for network, mine in zip(networks, samples, strict=True):
-                if self.other_data is not None:
-                    self.other_data.sum()
+                self.empty_caches()
                 seconds = sum(step["seconds"] for step in network.profile(inputs) if step["weight_bits"])
                 mine.append(seconds * 1e6)
         return samples
+
+    def empty_caches(self) -> None:
+        """Of a cold profile: reads other data on each of its processors, whose second-level caches are their own."""
+        if self.other_data is None:
+            return
+        if self.processors is None or len(self.processors) == 1:
+            self.other_data.sum()
+            return
+        try:
+            for processor in self.processors:
+                os.sched_setaffinity(0, [processor])
+                self.other_data.sum()
+        finally:
+            os.sched_setaffinity(0, self.processors)
 
     def energies(self, key: Key, dilation: tuple[int, int]) -> dict[tuple[int, int], float]:
         """Microjoules of a run at each pair of widths; nothing where energies cannot be read."""

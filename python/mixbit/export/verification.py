@@ -162,13 +162,20 @@ class VerifyReport:
         return "; ".join(parts)
 
 
-def verify(artifact: Any, model: nn.Module, batches: Iterable[Any], *, promise: str | None = None) -> VerifyReport:
-    """See `mixbit.export.verify`."""
+def verify(
+    artifact: Any,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    promise: str | None = None,
+    reference: IntegerReference | None = None,
+) -> VerifyReport:
+    """See `mixbit.export.verify`; `reference` is the model's, where several artifacts are held against one."""
     check_batches(batches)
     if promise is not None:
         check_choice("promise", promise, PROMISES)
     first = next(iter(batches))
-    reference = IntegerReference(model, first)
+    reference = reference or IntegerReference(model, first)
     opened = open_artifact(artifact, reference)
     if promise is not None:
         opened = dataclasses.replace(opened, promise=promise)

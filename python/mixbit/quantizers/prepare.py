@@ -43,8 +43,8 @@ def prepare_(
         recipe: Bits per layer, or what to choose them from (`mixbit.search.Gates`, `Mixture`, `Fractional`): quantizers
             of the search then replace those of an earlier preparation.
         example: An item of `batches`; needed for a search, else only to tie shared inputs now.
-        weight_quantizer: What training learns of the weights' grids: "lsq" (default), "tqt", "pact", "fixed" or "plain"
-            (see `mixbit.quantizers`). None keeps the kind of a layer that is prepared already.
+        weight_quantizer: What training learns of the weights' grids: "lsq" (default), "tqt", "pact", "fixed", "ste",
+            "ste_clip" or "plain" (see `mixbit.quantizers`). None keeps the kind of a layer that is prepared already.
         act_quantizer: The same for the inputs, also "lsq+".
 
     Returns:

@@ -287,6 +287,19 @@ class Quantizer(nn.Module):
             gradient=self.gradient,
         )
 
+    @torch.no_grad()
+    def within(self, x: Tensor, margin: float = 0.0) -> Tensor:
+        """Where x is between the ends of its grid, or beyond them by at most `margin` steps of it: bool like x.
+
+        Of an element with extra bits its own grid and steps count. NaN is nowhere.
+        """
+        scale, zero_point = self.grid(x)
+        steps: Tensor | float = 1.0 if self.extra_bits is None else torch.exp2(self.extra_bits.float())
+        half = torch.exp2(self.bit_width - 1) * steps
+        low, high = (1 - half if self.narrow_range else -half, half - 1) if self.signed else (0 * half, 2 * half - 1)
+        v = x.detach().float() / (_along(scale, x, self.axis) / steps) + torch.round(_along(zero_point, x, None))
+        return (v >= low - margin) & (v <= high + margin)
+
     def check_bit_width(self) -> int:
         """The width, read and checked: on CUDA a wrong one makes the ops return NaN instead of raising.
 
@@ -554,7 +567,7 @@ class StraightThrough(FixedRange):
 
     fused = False  # the fused ops have the learned step's gradient
 
-    def _passes(self, x: Tensor, scale: Tensor) -> Tensor:
+    def _passes(self, x: Tensor) -> Tensor:
         """Where the gradient passes; what is not finite gets none."""
         return torch.isfinite(x)
 
@@ -563,7 +576,7 @@ class StraightThrough(FixedRange):
             y = super()._quantize(x, scale, zero_point)
         if not torch.is_grad_enabled():
             return y
-        passed = torch.where(self._passes(x.detach(), scale.detach()), x, torch.zeros_like(x))
+        passed = torch.where(self._passes(x.detach()), x, torch.zeros_like(x))
         return y + (passed - passed.detach())  # the difference is exactly zero: it carries the gradient only
 
 
@@ -574,12 +587,8 @@ class ClippedStraightThrough(StraightThrough):
     `FixedRange` end at lo and hi.
     """
 
-    def _passes(self, x: Tensor, scale: Tensor) -> Tensor:
-        steps = 1.0 if self.extra_bits is None else torch.exp2(self.extra_bits.float())
-        half = torch.exp2(self.bit_width - 1) * steps
-        low, high = (1 - half if self.narrow_range else -half, half - 1) if self.signed else (0 * half, 2 * half - 1)
-        v = x.float() / (_along(scale, x, self.axis) / steps)
-        return (v >= low - 0.5) & (v <= high + 0.5)
+    def _passes(self, x: Tensor) -> Tensor:
+        return self.within(x, 0.5)
 
 
 #: Kinds by the names that `prepare_` takes.

@@ -259,7 +259,7 @@ def roofline_chart(runtime: Mapping[str, Any]) -> str:
             max(step["ms"], 1e-6) * 1e-3,
         )
         for step in runtime["steps"]
-        if step["macs"]
+        if step["macs"] and step["value_bytes"]
     ]
     if not kernels:
         return ""

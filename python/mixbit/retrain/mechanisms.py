@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixbit import ops
 from mixbit.errors import MixbitError, check_choice
 from mixbit.quantizers.quantizer import MAX_EXTRA_WIDTH
-from mixbit.retrain.oscillations import Dampening, IterativeFreezing
+from mixbit.retrain.oscillations import MOST_FROZEN_BITS, Dampening, IterativeFreezing
 from mixbit.retrain.schedule import Schedule
 from mixbit.retrain.switches import LARGEST_FRACTION, SwitchTracker
 from mixbit.retrain.thresholds import ThresholdAware, named_layers
@@ -198,9 +198,14 @@ class Retraining:
         if given.freeze is not None or given.extra == "mid_frozen":
             first, last = given.freeze or (0.0, 0.0)
             threshold = Schedule(first, last, steps, begin=given.freeze_begin)
+            # Without thresholds of its own it only holds what it is told to, in every layer that may get levels.
+            most = 4 if given.freeze is not None else min(max(4, given.max_bits - 1), MOST_FROZEN_BITS)
             self.freezing = self.modules["freezing"] = IterativeFreezing(
-                model, threshold, momentum=given.freeze_momentum
+                model, threshold, momentum=given.freeze_momentum, max_bits=most
             )
+        if self.tracker is not None and self.freezing is not None and given.extra == "mid_frozen":
+            for name in self._with_room(self.tracker):
+                self.freezing.check_holds(name)
         if given.dampen is not None:
             strength = Schedule(0.0, given.dampen, steps, begin=given.dampen_begin)
             self.dampening = self.modules["dampening"] = Dampening(model, strength)
@@ -222,12 +227,17 @@ class Retraining:
 
     def _check_room(self, tracker: SwitchTracker) -> None:
         """Refuses at once what an assignment would refuse in the middle of the run."""
-        layers = named_layers(self.model)
-        widths = {int(layers[name].weight_quantizer.bit_width) for name in tracker.layers}
-        if self.given.assign_at and min(widths) >= self.given.max_bits:
+        if self.given.assign_at and not self._with_room(tracker):
+            layers = named_layers(self.model)
+            widths = {int(layers[name].weight_quantizer.bit_width) for name in tracker.layers}
             raise MixbitError(
                 f"max_bits={self.given.max_bits}: no weight may have another bit; the layers have {sorted(widths)} bits"
             )
+
+    def _with_room(self, tracker: SwitchTracker) -> list[str]:
+        """Layers that are narrower than weights with extra levels may be."""
+        layers = named_layers(self.model)
+        return [n for n in tracker.layers if int(layers[n].weight_quantizer.bit_width) < self.given.max_bits]
 
     def _weights_of(self, layers: Iterable[str]) -> int:
         """How many weights some layers have, at least 1."""

@@ -17,8 +17,8 @@ from mixbit.retrain.shards import is_sharded, whole_like
 
 #: How `Dampening` adds up the squares of a layer.
 AGGREGATIONS = ("kernel_mean", "mean", "sum")
-#: Codes are kept as int8 in units of a quarter of the scale.
-_MOST_FROZEN_BITS = 6
+#: Most bits of a layer that can be frozen: codes are kept as int8 in units of a quarter of the scale.
+MOST_FROZEN_BITS = 6
 _UNITS = 2.0**ops.MAX_EXTRA_BITS
 #: The mark of a frozen weight.
 _FROZEN = 2
@@ -59,8 +59,8 @@ class IterativeFreezing:
             raise MixbitError(f"threshold={threshold!r}: expected frequencies from 0 to 1")
         if not 0 < momentum <= 1:
             raise MixbitError(f"momentum={momentum!r}: expected a number above 0, at most 1")
-        if isinstance(max_bits, bool) or not isinstance(max_bits, int) or not 1 <= max_bits <= _MOST_FROZEN_BITS:
-            raise MixbitError(f"max_bits={max_bits!r}: expected a whole number from 1 to {_MOST_FROZEN_BITS}")
+        if isinstance(max_bits, bool) or not isinstance(max_bits, int) or not 1 <= max_bits <= MOST_FROZEN_BITS:
+            raise MixbitError(f"max_bits={max_bits!r}: expected a whole number from 1 to {MOST_FROZEN_BITS}")
         self._threshold = threshold
         self._momentum = float(momentum)
         kept = {
@@ -116,6 +116,21 @@ class IterativeFreezing:
     def _whole(self, layer: str, name: str) -> Tensor:
         return whole_like(self._weights.state[layer][name], self._weights.layers[layer].weight)
 
+    def check_holds(self, layer: str) -> None:
+        """Refuses a layer whose weights `hold_` cannot hold.
+
+        Raises:
+            MixbitError: The layer is not watched, or its weight is sharded.
+        """
+        if layer not in self.layers:
+            raise MixbitError(
+                f"layer {layer!r} is not watched by this IterativeFreezing, which has {', '.join(self.layers)}; "
+                f"expected one of the same model with max_bits of at least the layer's (at most {MOST_FROZEN_BITS}), "
+                "or no new levels for that layer (a smaller max_bits of the assignment)"
+            )
+        if is_sharded(self._weights.layers[layer].weight):
+            raise MixbitError(f"layer {layer!r}: its weight is sharded; expected whole weights to hold")
+
     def hold_(self, layer: str, flags: Tensor) -> IterativeFreezing:
         """Holds weights from now on at the nearest threshold between two levels of their grids.
 
@@ -129,15 +144,13 @@ class IterativeFreezing:
         Raises:
             MixbitError: The layer is not watched, the flags do not fit, or a weight has two extra bits already.
         """
-        self._weights.check(layer)
+        self.check_holds(layer)
         weight, quantizer = self._weights.layers[layer].weight, self._weights.quantizer(layer)
         if flags.dtype != torch.bool or flags.shape != weight.shape:
             raise MixbitError(
                 f"layer {layer!r}: flags are {flags.dtype} {list(flags.shape)}; "
                 f"expected torch.bool {list(weight.shape)}"
             )
-        if is_sharded(weight):
-            raise MixbitError(f"layer {layer!r}: its weight is sharded; expected whole weights to hold")
         extra = quantizer.extra_bits
         if extra is not None and bool((extra[flags] >= ops.MAX_EXTRA_BITS).any()):
             raise MixbitError(f"layer {layer!r}: weights with {ops.MAX_EXTRA_BITS} extra bits cannot get a level more")
@@ -240,13 +253,11 @@ class Dampening:
             return weights[0][0].new_zeros(())
         return strength * torch.stack([self._term(w, q) for w, q in weights]).sum()
 
-    def _term(self, weight: Tensor, quantizer: nn.Module) -> Tensor:
-        # Where the gradient passes a quantizer, the weight is inside its grid; elsewhere q(w) is clip(w).
-        with torch.enable_grad():
-            given = weight.detach().requires_grad_()
-            quantized = quantizer(given)
-            (inside,) = torch.autograd.grad(quantized, given, torch.ones_like(quantized))
-        squares = ((quantized.detach() - weight) * inside).float().square()
+    def _term(self, weight: Tensor, quantizer: Quantizer) -> Tensor:
+        # Inside of the grid, whatever gradients pass its ends; outside q(w) is clip(w).
+        with torch.no_grad():
+            quantized, inside = quantizer(weight), quantizer.within(weight)
+        squares = ((quantized - weight) * inside).float().square()
         if self._aggregation == "sum":
             return squares.sum()
         return squares.mean() if self._aggregation == "mean" else squares.sum(0).mean()

@@ -236,7 +236,8 @@ class SwitchTracker:
 
         Raises:
             MixbitError: The window is empty, an argument is out of range, no weight may have more bits, the codes have
-                more than `bits` already, or the ranks of a distributed run disagree. The model is then unchanged.
+                more than `bits` already, `freezing` cannot hold a layer that may have more bits, or the ranks of a
+                distributed run disagree. The model is then unchanged.
         """
         rules = {k: v for k, v in {"fraction": fraction, "rate": rate, "bits": bits}.items() if v is not None}
         if len(rules) > 1:
@@ -318,7 +319,8 @@ class SwitchTracker:
             extra = quantizer.extra_bits
             present = torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device) if extra is None else extra
             may = (int(quantizer.bit_width) + present < max_bits) & (present < ops.MAX_EXTRA_BITS)
-            if freezing is not None:
+            if freezing is not None and bool(may.any()):
+                freezing.check_holds(name)
                 may &= ~freezing.frozen(name)
             if by == "score":
                 values = self.scores(name)

@@ -69,9 +69,18 @@ def test_verb_by_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     page = (tmp_path / "report.html").read_text()
     assert "multiply-accumulates a byte" in page
     assert "<td>25.0 %</td><td>12.5 %</td>" in page
-    times.write_text(json.dumps({**profile, "steps": [{}]}))
-    assert main(["report", MODEL, *DATA, *output, "--force", "--runtime", str(times)]) == 2
-    assert "is no profile of mixbit-run: KeyError('module')" in capsys.readouterr().err
+    for change, complaint in (
+        ({"steps": [{}]}, "steps[0].module is None, expected a text"),
+        ({"steps": [{**step, "ms": "slow"}]}, "steps[0].ms is 'slow', expected a number of at least 0"),
+        ({"steps": [step, {**step, "value_bytes": -1}]}, "steps[1].value_bytes is -1, expected a number of at least 0"),
+        ({"steps": [{k: v for k, v in step.items() if k != "weight_bytes"}]}, "steps[0].weight_bytes is None"),
+        ({"steps": 3}, "steps is 3, expected a list"),
+        ({"run_ms": True}, "run_ms is True, expected a number of at least 0"),
+        ({"peak_bytes_per_second": 0}, "peak_bytes_per_second is 0, expected a number above 0"),
+    ):
+        times.write_text(json.dumps({**profile, **change}))
+        assert main(["report", MODEL, *DATA, *output, "--force", "--runtime", str(times)]) == 2
+        assert f"is no profile of mixbit-run: {complaint}" in capsys.readouterr().err
 
 
 def test_bits_bought_with_an_accelerators_energy(

@@ -104,7 +104,7 @@ def test_layers_run_at_the_widths_asked_for() -> None:
             assert network(x.numpy())[0].shape == tuple(module(x).shape)
 
 
-def test_a_cold_profile_empties_the_cache_and_says_so() -> None:
+def test_a_cold_profile_empties_the_caches_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 2)).eval()
     warm, cold = (mixbit.profile(model, torch.zeros(1, 4), repeats=2, cold=cold) for cold in (False, True))
     assert (warm.machine["cold"], cold.machine["cold"]) == (False, True)
@@ -122,6 +122,13 @@ def test_a_cold_profile_empties_the_cache_and_says_so() -> None:
     runner.other_data = runner.other_data.view(Counted)
     runner.measure(("linear", 4, 2, 1, 1, 1, 1, 1, 0, 0, 1, 1), (1, 1), 3)
     assert len(seen) == 27
+    # Every processor has such a cache: of several threads each one's is emptied, and the thread goes back to all.
+    placed: list[list[int]] = []
+    monkeypatch.setattr(profiling.os, "sched_setaffinity", lambda who, where: placed.append(list(where)), raising=False)
+    runner.processors = [3, 5]
+    runner.measure(("linear", 4, 2, 1, 1, 1, 1, 1, 0, 0, 1, 1), (1, 1), 1)
+    assert placed == [[3], [5], [3, 5]] * 9
+    assert len(seen) == 27 + 2 * 9
 
 
 def test_energies_where_they_are_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

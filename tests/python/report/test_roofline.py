@@ -53,6 +53,7 @@ def test_a_profile_becomes_a_picture() -> None:
         {**step, "module": "conv", "macs": 10**6},
         {**step, "module": "", "macs": 10**5},
         {**step, "module": "relu", "macs": 0},
+        {**step, "module": "moves nothing", "macs": 10**4, "value_bytes": 0},
     ]
     profile = {"steps": steps, "batch": 2, "isa": "vnni", "threads": 1}
     profile |= {"peak_macs_per_second": 1e11, "peak_bytes_per_second": 1e10}

@@ -47,19 +47,21 @@ def images() -> Images:
     return Images(x, labels, 16, seed=3, augment="crop_flip")
 
 
-def network() -> nn.Module:
+def network(stem: int = 2) -> nn.Module:
+    """All weights at 2 bits but those of the first layer."""
     model = seeded(Residual)
     x = images().x
     recipe = mixbit.Recipe.uniform(
         mixbit.layers(model, x).names, act=8, weight=2, rounding="half_up", narrow_range=False
     )
+    recipe.layers["stem"] = dataclasses.replace(recipe["stem"], weight=stem)
     mixbit.prepare_(model, recipe, x[:2])
     return mixbit.calibrate_(model, [x])
 
 
-def fit(mechanisms: Mechanisms | None, **options: Any) -> tuple[nn.Module, History]:
+def fit(mechanisms: Mechanisms | None, stem: int = 2, **options: Any) -> tuple[nn.Module, History]:
     torch.manual_seed(7)
-    model = network()
+    model = network(stem)
     options = {"lr": 0.05} | options
     return model, mixbit.retrain.fit(model, images(), epochs=4, mechanisms=mechanisms, reestimate=False, **options)
 
@@ -138,6 +140,14 @@ def test_weights_with_levels_are_held_at_them_where_asked() -> None:
     assert any(not torch.equal(extra(plain)[n], m) for n, m in maps.items()) or not torch.equal(
         weights(plain), weights(model)
     )
+
+
+@pytest.mark.parametrize(("stem", "most", "given"), [(8, 4, False), (5, 4, False), (5, 6, True)])
+def test_levels_are_held_beside_layers_of_any_width(stem: int, most: int, given: bool) -> None:
+    held = Mechanisms(assign_at=(0.5,), fraction=0.25, extra="mid_frozen", max_bits=most)
+    model, history = fit(held, stem=stem, lr=0.2)
+    assert history.figures["frozen"][-1][1] > 0
+    assert ("stem.weight_quantizer.extra_bits" in extra(model)) == given
 
 
 def test_levels_by_squared_gradients() -> None:
@@ -232,6 +242,11 @@ def test_what_only_the_run_can_tell_is_refused_before_it_starts() -> None:
     ):
         with pytest.raises(mixbit.MixbitError, match=message):
             fit(given)
+    # Weights of 7 bits cannot be held; with thresholds of its own freezing leaves those of 5 bits alone.
+    held = Mechanisms(assign_at=(0.5,), extra="mid_frozen", max_bits=8)
+    for given, stem in ((held, 7), (dataclasses.replace(held, freeze=(0.1, 0.1)), 5)):
+        with pytest.raises(mixbit.MixbitError, match="layer 'stem' is not watched by this IterativeFreezing"):
+            Retraining(given, network(stem), 12, 3)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,23 @@ def test_dampening_is_its_formula_and_gradient(precision: dict[str, Any], aggreg
         assert layer.weight_quantizer.scale.grad is None
 
 
+@pytest.mark.parametrize("kind", sorted(set(mixbit.quantizers.KINDS) - {"lsq+"}))
+@pytest.mark.parametrize("extra", [False, True])
+def test_dampening_leaves_weights_outside_of_every_kind_of_grid_alone(kind: str, extra: bool) -> None:
+    # The levels are -2 ... 1 (the last weight has those between, too); "ste" passes gradients beyond them.
+    model = on_one_grid(nn.Sequential(nn.Linear(5, 1, bias=False)), bits=2)
+    mixbit.prepare_(model, mixbit.search.extract(model), weight_quantizer=kind)
+    model[0].weight_quantizer.set_(torch.ones(1))
+    if extra:
+        model[0].weight_quantizer.set_extra_bits_(torch.tensor([[0, 0, 0, 0, 1]], dtype=torch.uint8))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[9.0, -9.0, 1.4, 0.3, 1.3]]))
+    term = Dampening(model, 1.0, aggregation="sum")()
+    term.backward()
+    assert term.item() == pytest.approx(0.3**2 + (0.2**2 if extra else 0.0), rel=1e-5)
+    assert model[0].weight.grad[0].tolist() == pytest.approx([0, 0, 0, 0.6, -0.4 if extra else 0], abs=1e-6)
+
+
 def test_dampening_grows_with_its_schedule_and_draws_weights_to_levels() -> None:
     model = on_one_grid(Two(), bits=3, scale=0.3)
     torch.manual_seed(0)

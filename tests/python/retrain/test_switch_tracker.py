@@ -310,6 +310,21 @@ def test_weights_with_a_level_can_be_held_at_it() -> None:
     assert torch.equal(torch.as_tensor(storage.decode(packed)[0]), codes)
 
 
+def test_levels_that_cannot_be_held_are_refused_and_nothing_changes() -> None:
+    model = on_one_grid(bits=2)
+    model.b.weight_quantizer.set_bit_width_(5)
+    weights = [model.a.weight.detach().clone(), model.b.weight.detach().clone()]
+    freezing, tracker = IterativeFreezing(model, 0.0), SwitchTracker(model)
+    assert freezing.layers == ("a",)
+    with pytest.raises(MixbitError, match="layer 'b' is not watched by this IterativeFreezing, which has a; expected"):
+        tracker.assign_(by="random", max_bits=8, freezing=freezing)
+    assert model.a.weight_quantizer.extra_bits is None
+    assert torch.equal(model.a.weight, weights[0])
+    assert torch.equal(model.b.weight, weights[1])
+    # Where it has as many bits as weights may have it is not in the way.
+    assert tracker.assign_(by="random", max_bits=4, freezing=freezing)["b"] == 0
+
+
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=12), st.sampled_from([2, 3]), st.booleans(), st.integers(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_held_weights_are_at_the_nearest_threshold_of_their_grid(

@@ -22,7 +22,7 @@ class Error : public std::invalid_argument {
 };
 
 inline constexpr int kFormatVersion = 2;                   // older ones are read, too
-inline constexpr int64_t kFileAlignment = 64;              // of every tensor in the file
+inline constexpr int64_t kFileAlignment = 64;              // of packed tensors in the file
 inline constexpr int64_t kMaxElements = int64_t{1} << 30;  // of one value of one image, and of one tensor
 inline constexpr int64_t kMaxManifestBytes = int64_t{1} << 24;
 
@@ -125,8 +125,8 @@ class Package {
   // Indices of nodes.
   const std::vector<int>& outputs() const { return outputs_; }
   const Shape& input_shape() const { return nodes_.front().shape; }
-  // The manifest as it stands in the file (JSON).
-  std::string_view manifest() const { return manifest_; }
+  // The manifest as JSON in which everything is spelled out.
+  std::string manifest() const;
   uint64_t file_bytes() const { return bytes_.size(); }
 
   std::span<const uint8_t> data(int tensor) const;
