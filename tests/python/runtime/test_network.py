@@ -324,6 +324,15 @@ def test_wrong_inputs_are_named(small) -> None:
         Network(path, threads=0)
     with pytest.raises(MixbitError, match=r"isa=sse is not known: expected scalar, avx2"):
         Network(path, isa="sse")
+    for options, complaint in (
+        ({"threads": "2"}, "threads='2': expected a whole number from 1 to 1024"),
+        ({"threads": True}, "threads=True: expected a whole number"),
+        ({"isa": 3}, "isa=3: expected a text or None"),
+        ({"keep_values": "no"}, "keep_values='no': expected True or False"),
+    ):
+        for make in (Network, lambda at, **given: Network.from_bytes(at.read_bytes(), **given)):
+            with pytest.raises(MixbitError, match=complaint):
+                make(path, **options)
     assert network(np.zeros((0, 3, 8, 8), np.float32))[0].shape == (0, 5)
     assert Network(path, isa="scalar").isa == "scalar"
     # NaN counts as the lowest code, infinities saturate; slices are copied.
