@@ -18,6 +18,10 @@ namespace mixbit::runtime {
 namespace {
 
 constexpr size_t kMaxNodes = size_t{1} << 14;
+// Names of nodes and modules, and operands of all nodes together: each operand may become a step of the plan, which
+// keeps the names of its node.
+constexpr size_t kMaxNameBytes = 1024;
+constexpr size_t kMaxOperands = size_t{1} << 16;
 constexpr int kMaxRank = 6;
 // Of strides, paddings and the like: sums and products of them stay far inside 64 bits.
 constexpr int64_t kMaxStep = int64_t{1} << 20;
@@ -235,6 +239,9 @@ class Reader {
 
   void read_outputs(const json::Value& list) {
     if (list.items.empty()) fail("the package has no outputs");
+    if (list.items.size() > kMaxNodes) {
+      fail("the package has ", list.items.size(), " outputs, expected at most ", kMaxNodes);
+    }
     for (const json::Value& item : list.items) {
       if (item.kind != json::Kind::kString && item.kind != json::Kind::kInteger) {
         fail("outputs: ", kind_name(item.kind), ", expected names or numbers of nodes");
@@ -330,10 +337,18 @@ class Reader {
     return grids_[static_cast<size_t>(fields.integer(key, 0, count - 1))];
   }
 
+  static const std::string& short_name(const Fields& fields, std::string_view key) {
+    const std::string& name = fields.string(key);
+    if (name.size() > kMaxNameBytes) {
+      fail(fields.where(), ": ", key, " has ", name.size(), " bytes, expected at most ", kMaxNameBytes);
+    }
+    return name;
+  }
+
   void read_node(const json::Value& item) {
     Node node;
     const int index = static_cast<int>(out_.nodes.size());
-    node.name = Fields(item, text("node ", index)).string("name");
+    node.name = short_name(Fields(item, text("node ", index)), "name");
     const Fields fields(item, "node '" + node.name + "'");
     const std::string& op = fields.string("op");
     const auto& table = op_table();
@@ -349,7 +364,7 @@ class Reader {
       };
       if (!known(kNodeKeys) && !known(entry->keys)) fail(fields.where(), ": unknown key '", member.key, "'");
     }
-    if (fields.find("module") != nullptr) node.module = fields.string("module");
+    if (fields.find("module") != nullptr) node.module = short_name(fields, "module");
     if (node.op != Op::kInput && version_ > 1 && fields.find("inputs") == nullptr) {
       node.inputs.push_back(index - 1);
     } else if (node.op != Op::kInput) {
@@ -364,6 +379,10 @@ class Reader {
       const auto count = static_cast<int>(node.inputs.size());
       if (entry->inputs >= 0 ? count != entry->inputs : count < 1) {
         fail(fields.where(), ": ", count, " inputs, expected ", entry->inputs < 0 ? "at least 1" : text(entry->inputs));
+      }
+      operands_ += node.inputs.size();
+      if (operands_ > kMaxOperands) {
+        fail(fields.where(), ": nodes have more than ", kMaxOperands, " inputs together");
       }
     }
     node.grid = grid_of(fields, "grid", node);
@@ -693,6 +712,7 @@ class Reader {
 
   Manifest& out_;
   int64_t version_;
+  size_t operands_ = 0;
   std::vector<CodeGrid> grids_;
   std::unordered_map<std::string, int> nodes_;
   std::unordered_map<std::string, int> tensors_;

@@ -104,6 +104,13 @@ class Network:
     ) -> None:
         if isinstance(max_memory, bool) or not isinstance(max_memory, int) or not 1 <= max_memory <= 2**62:
             raise MixbitError(f"max_memory={max_memory!r}: expected a whole number of bytes from 1 to 2^62")
+        for name, value, kind, expected in (
+            ("threads", threads, (int, np.integer), "a whole number from 1 to 1024"),
+            ("isa", isa or "", str, "a text or None"),
+            ("keep_values", keep_values, bool, "True or False"),
+        ):
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise MixbitError(f"{name}={value!r}: expected {expected}")
         options = {"threads": threads, "isa": isa or "", "keep_values": keep_values, "max_memory": max_memory}
         self._network = _call(make, source, **options)
         self.input_shape: tuple[int, ...] = tuple(self._network.input_shape)

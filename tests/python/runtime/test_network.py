@@ -324,6 +324,15 @@ def test_wrong_inputs_are_named(small) -> None:
         Network(path, threads=0)
     with pytest.raises(MixbitError, match=r"isa=sse is not known: expected scalar, avx2"):
         Network(path, isa="sse")
+    for options, complaint in (
+        ({"threads": "2"}, "threads='2': expected a whole number from 1 to 1024"),
+        ({"threads": True}, "threads=True: expected a whole number"),
+        ({"isa": 3}, "isa=3: expected a text or None"),
+        ({"keep_values": "no"}, "keep_values='no': expected True or False"),
+    ):
+        for make in (Network, lambda at, **given: Network.from_bytes(at.read_bytes(), **given)):
+            with pytest.raises(MixbitError, match=complaint):
+                make(path, **options)
     assert network(np.zeros((0, 3, 8, 8), np.float32))[0].shape == (0, 5)
     assert Network(path, isa="scalar").isa == "scalar"
     # NaN counts as the lowest code, infinities saturate; slices are copied.
@@ -397,6 +406,11 @@ def edit(**changes):
     return lambda data: rewritten(data, change)
 
 
+def joined(manifest: dict) -> None:
+    x = manifest["nodes"][0]
+    manifest["nodes"].insert(1, {"name": "joined", "op": "cat", "inputs": [x["name"]] * (2**16 + 1), "grid": x["grid"]})
+
+
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
@@ -424,6 +438,11 @@ def edit(**changes):
         (edit(nodes__0__shape=[3, 2**29, 2**29]), "has more than 1073741824 elements"),
         (edit(nodes=[]), "has no nodes"),
         (edit(outputs=[]), "has no outputs"),
+        # Each of these would make a plan far larger than the file.
+        (edit(outputs=["x"] * (2**14 + 1)), "has 16385 outputs, expected at most 16384"),
+        (lambda d: rewritten(d, joined), "node 'joined': nodes have more than 65536 inputs together"),
+        (edit(nodes__1__name="n" * 1025), "node 1: name has 1025 bytes, expected at most 1024"),
+        (edit(nodes__1__module="m" * 1025), "node 'conv2d': module has 1025 bytes, expected at most 1024"),
         (edit(outputs=["gone"]), "'gone' is no node before it"),
         (edit(tensors__1__offset=0), r"tensor 'stem.bias': offset 0, expected \d+ \(tensors follow each other"),
         (edit(tensors__0__bits=9), "bits is 9, expected 1 to 8"),
