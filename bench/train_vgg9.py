@@ -1,8 +1,8 @@
 """Trains VGG-9 in float on CIFAR-10, for want of published weights: where `bench_retrain.py` starts from.
 
 All 50,000 JPEG images, crops and flips, batch 128, SGD with momentum 0.9 and weight decay 5e-4, a cosine from 0.1 to 0,
-bfloat16 autocast. Weights go to bench/weights (float16 is what is kept of them: half the file, no loss of accuracy), the
-scores into a row. A run that is stopped goes on at its last checkpoint, in runs/vgg9.
+bfloat16 autocast. Weights go to bench/weights (float16 is what is kept of them: half the file, no loss of accuracy),
+the scores into a row. A run that is stopped goes on at its last checkpoint, in runs/vgg9.
 
 Usage: MIXBIT_DATA=folder python bench/train_vgg9.py [--width W] [--epochs N] [--threads N] [--seed N]
 """
