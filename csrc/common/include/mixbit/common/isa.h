@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <initializer_list>
 
 #include <mixbit/common/macros.h>
@@ -32,7 +31,14 @@ MIXBIT_HD const char* isa_name(Isa isa) {
 // Parses scalar | avx2 | avx512 | vnni | amx; returns false for anything else.
 inline __attribute__((always_inline)) bool parse_isa(const char* text, Isa* isa) {
   for (const Isa candidate : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kVnni, Isa::kAmx}) {
-    if (std::strcmp(text, isa_name(candidate)) == 0) {
+    // Not strcmp: of literals, inlined, GCC warns that two lengths can never be equal.
+    const char* given = text;
+    const char* name = isa_name(candidate);
+    while (*given != '\0' && *given == *name) {
+      ++given;
+      ++name;
+    }
+    if (*given == *name) {
       *isa = candidate;
       return true;
     }
