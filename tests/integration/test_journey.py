@@ -66,6 +66,7 @@ def test_the_journey_and_what_makes_a_stage_run_again(tmp_path: Path) -> None:
         "trained.safetensors",
         "history.json",
         "history.csv",
+        "thresholds.json",
         "evaluation.json",
         "sweep.json",
         "sweep.csv",
@@ -114,7 +115,7 @@ def test_the_report_is_one_static_file_with_everything_in_it(tmp_path: Path) -> 
     assert "a &lt;small&gt; network" in html
     for name in ("stem", "a", "b", "side", "head"):
         assert f">{name}<" in html
-    assert html.count("<svg") == 5
+    assert html.count("<svg") == 7  # two of them how far weights are from their thresholds, before and after training
     assert "<script" not in html
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "https://" not in html
