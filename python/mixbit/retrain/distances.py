@@ -12,7 +12,7 @@ from mixbit import ops
 from mixbit.errors import MixbitError
 from mixbit.quantizers import Quantizer
 from mixbit.retrain.shards import whole, whole_scales
-from mixbit.retrain.thresholds import named_layers
+from mixbit.retrain.thresholds import check_grid, named_layers
 
 #: The largest distance, in steps of the grid.
 FARTHEST = 0.5
@@ -40,15 +40,7 @@ def threshold_distances(model: nn.Module) -> dict[str, Tensor]:
         quantizer = layer.weight_quantizer
         if quantizer is None or not quantizer.enabled:
             continue
-        if quantizer.searching:
-            raise MixbitError(
-                f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
-                "mixbit.search.extract(model)) first"
-            )
-        try:
-            quantizer.check_calibrated()
-        except MixbitError as error:
-            raise MixbitError(f"layer {name!r}: {error}") from error
+        check_grid(name, quantizer)
         layers[name] = layer
     weights = [layer.weight for layer in layers.values()]
     found = distances_of(weights, [layer.weight_quantizer for layer in layers.values()])

@@ -395,6 +395,23 @@ def named_layers(model: nn.Module) -> dict[str, Any]:
     return {".".join(part for part in name.split(".") if part != "_orig_mod"): m for name, m in found.items()}
 
 
+def check_grid(name: str, quantizer: Any) -> None:
+    """Refuses a layer whose weights have no grid yet.
+
+    Raises:
+        MixbitError: It is not calibrated, or its bits are still being searched; names the layer.
+    """
+    if quantizer.searching:
+        raise MixbitError(
+            f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
+            "mixbit.search.extract(model)) first"
+        )
+    try:
+        quantizer.check_calibrated()
+    except MixbitError as error:
+        raise MixbitError(f"layer {name!r}: {error}") from error
+
+
 def quantized_weights(model: nn.Module) -> dict[str, Any]:
     """The prepared layers of a model with a quantized weight, by their names in the model that was wrapped, if it was.
 
@@ -405,17 +422,7 @@ def quantized_weights(model: nn.Module) -> dict[str, Any]:
     if not layers:
         raise MixbitError("model has no quantized weights; call mixbit.prepare_(model, recipe) first")
     for name, layer in layers.items():
-        quantizer = layer.weight_quantizer
-        assert quantizer is not None
-        if quantizer.searching:
-            raise MixbitError(
-                f"layer {name!r}: its bits are still being searched; call mixbit.prepare_(model, "
-                "mixbit.search.extract(model)) first"
-            )
-        try:
-            quantizer.check_calibrated()
-        except MixbitError as error:
-            raise MixbitError(f"layer {name!r}: {error}") from error
+        check_grid(name, layer.weight_quantizer)
     return dict(layers)
 
 
