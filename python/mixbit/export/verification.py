@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
@@ -334,15 +333,12 @@ def open_onnx(path: Any, reference: IntegerReference) -> Artifact:
             options.log_severity_level = 4
             options.intra_op_num_threads = torch.get_num_threads()
             options.add_session_config_entry("session.x64quantprecision", precision)
-            with contextlib.suppress(Exception):
+            try:
                 return runtime.InferenceSession(twin.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        try:
-            return runtime.InferenceSession(twin.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise MixbitError(
-                f"artifact: ONNX Runtime {runtime.__version__} refuses {str(path)!r}: {reason}"
-            ) from error
+            except Exception as error:
+                refused = error
+        reason = " ".join(str(refused).split())[:300]
+        raise MixbitError(f"artifact: ONNX Runtime {runtime.__version__} refuses {str(path)!r}: {reason}") from refused
 
     def run(debug: bool, wanted: list[str] | None, x: Tensor) -> list[npt.NDArray[Any]]:
         inputs = session(debug).get_inputs()
