@@ -85,6 +85,7 @@ class Study:
         self.calibration = list(x[:256].split(64))
         self.example = x[:2]
         self.tests = {"JPEG": zoo.cifar10_jpeg("test"), "lossless": zoo.cifar10("test")}
+        self.tests = {part: (x.to(memory_format=torch.channels_last), y) for part, (x, y) in self.tests.items()}
         self.float = NETWORKS[network]().to(memory_format=torch.channels_last)
         self.costs = mixbit.costs.bops(self.float, self.example)
 
@@ -93,7 +94,7 @@ class Study:
         x, y = self.tests[part]
         model.eval()
         with torch.no_grad():
-            return torch.cat([model(images).argmax(1) for images in x.split(500)]) == y
+            return torch.cat([model(images).argmax(1) for images in x.split(100)]) == y
 
     def recipe(self, weight: int) -> mixbit.Recipe:
         names = self.costs.layers
