@@ -100,7 +100,7 @@ class QONNX(Writer):
             codes, scales = layer.weight.numpy().astype(np.float32), layer.weight_scale.numpy()
             values = build.tensor(f"{path}.weight", codes * scales.reshape(columns), "weights")
             scale = build.tensor(f"{path}.scale", _shaped(scales, columns), "scales")
-            self._weights[path] = self._quant(values, build.fresh(), scale, 0, *layer.weight_range)
+            self._weights[path] = self._quant(values, f"{path}.w", scale, 0, *layer.weight_range)
             self.bits[path] = quant_type(*layer.weight_range)[0]
         operands.append(self._weights[path])
         if bool(layer.bias.any()):
@@ -108,7 +108,7 @@ class QONNX(Writer):
             product = layer.product.numpy()
             bias = build.tensor(f"{prefix}.bias", layer.bias.numpy().astype(np.float32) * product, "biases")
             scale = build.tensor(f"{prefix}.bscale", _shaped(product, (-1,)), "scales")
-            operands.append(self._quant(bias, build.fresh(), scale, 0, -(2**31), 2**31 - 1))
+            operands.append(self._quant(bias, f"{prefix}.b", scale, 0, -(2**31), 2**31 - 1))
         return operands
 
     def _relu(self, node: Node, grid: Grid) -> Value:
