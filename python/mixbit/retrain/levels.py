@@ -29,7 +29,8 @@ class TrackedWeights:
         state: Of each layer the kept tensors by name.
 
     Raises:
-        MixbitError: No layer is left; one is not calibrated, its bits are still being searched, or it is sharded.
+        MixbitError: No layer is left; one is not calibrated, its bits are still being searched, its channels have bits
+            of their own, or it is sharded.
     """
 
     def __init__(
@@ -41,6 +42,10 @@ class TrackedWeights:
             if is_sharded(layer.weight) and not sharded:
                 raise MixbitError(
                     f"layer {name!r}: its weight is sharded; expected whole weights (DistributedDataParallel)"
+                )
+            if quantizer.enabled and quantizer.by_channel:
+                raise MixbitError(
+                    f"layer {name!r}: its channels have bits of their own; levels are watched in layers of one width"
                 )
             if quantizer.enabled and int(quantizer.bit_width) <= most_bits:
                 self.layers[name] = layer
