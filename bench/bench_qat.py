@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import mixbit
 from mixbit import retrain, sources, zoo
 from mixbit.quantizers import record_tensors_
-from mixbit.training import Images, cross_entropy, distill, train
+from mixbit.training import Images, cross_entropy, distill, in_bf16, train
 
 #: weight bits, act bits, bits of the first and the last layer.
 RECIPES: dict[str, tuple[int | None, int | None, int | None]] = {
@@ -66,7 +66,9 @@ class Study:
         """Which test images get their label."""
         x, y = self.tests[part]
         with torch.no_grad():
-            return torch.cat([model(images).argmax(1) for images in x.split(500)]) == y
+            return (
+                torch.cat([model(part).argmax(1) for part in x.to(memory_format=torch.channels_last).split(100)]) == y
+            )
 
     def trained(self, name: str, share: float, epochs: int, checkpoint: Path) -> tuple[nn.Module, nn.Module]:
         """The network before and after training."""
@@ -79,7 +81,7 @@ class Study:
             optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, **float_options)
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(self.images))
             objective = cross_entropy() if teacher is None else distill(teacher, TEMPERATURE, share)
-            train(model, self.images, objective, optimizer, scheduler=cosine, **options)
+            train(model, self.images, in_bf16(objective), optimizer, scheduler=cosine, **options)
             mixbit.training.reestimate_batchnorm_(model, self.images)
             return self.float, model
         mixbit.prepare_(model, self.costs.uniform_recipe(act, weight, ends), self.example)

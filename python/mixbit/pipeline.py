@@ -125,7 +125,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "search_lr": 1e-3,
         **_TRAINING,
     },
-    "retrain": {**_TRAINING, **_MECHANISMS},
+    "retrain": {**_TRAINING, "weight_quantizer": None, "act_quantizer": None, **_MECHANISMS},
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
     "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
     "verify": {"artifacts": None, "images": 64, "method": "mse"},
@@ -818,10 +818,17 @@ class Pipeline:
     def retrain(self, options: dict[str, Any]) -> list[str]:
         """trained.safetensors, history.json, history.csv, thresholds.json: the network trained at the recipe's bits.
 
-        Training goes on from the weights of a search where the recipe came from one.
+        Training goes on from the weights of a search where the recipe came from one. Whatever its quantizers learn, the
+        file holds scales: kinds matter to training alone.
         """
         recipe, _ = self._recipe()
         mechanisms = _mechanisms(options)
+        kinds = {name: options[name] for name in ("weight_quantizer", "act_quantizer")}
+        if kinds["act_quantizer"] == "lsq+":
+            raise MixbitError(
+                "act_quantizer='lsq+': a recipe does not hold the offsets that it learns; expected another kind, or a "
+                "training loop with mixbit.prepare_"
+            )
         model = self._searched(recipe)
         if model is None:
             model = copy.deepcopy(self.model)
@@ -831,11 +838,13 @@ class Pipeline:
             mixbit.calibrate_(model, self.calibration, options["ranges"])
             if "rounding" in self.config.corrections:
                 mixbit.optimize_rounding_(model, self.calibration)
+        mixbit.prepare_(model, recipe, **kinds)
         fitting = self._fitting("retrain", options, self._trained_key(recipe), fingerprint(model))
         torch.manual_seed(self.config.seed)  # whatever the stages before it have drawn
         before = mixbit.retrain.threshold_histograms(model)
         history = mixbit.retrain.fit(model, self.training, mechanisms=mechanisms, **fitting)
         distances = {"before": before, "after": mixbit.retrain.threshold_histograms(model)}
+        mixbit.prepare_(model, recipe, weight_quantizer="lsq", act_quantizer="lsq")
         self._finished(model, True)
         self._save_state(TRAINED, model, recipe)
         extra = self._save_trained_recipe(model, recipe)

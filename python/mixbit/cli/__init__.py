@@ -180,6 +180,11 @@ def _parser() -> _Parser:
     sub = verb("retrain", "trains the network at the recipe in the output folder; goes on where it was stopped")
     _trained(sub)
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
+    kinds = "what training learns of the grids of"
+    sub.add_argument(
+        "--weight-quantizer", metavar="KIND", help=f"{kinds} weights: lsq (default), tqt, pact, fixed, ..."
+    )
+    sub.add_argument("--act-quantizer", metavar="KIND", help=f"{kinds} inputs: lsq (default), tqt, pact, fixed, ...")
     _mechanisms(sub)
 
     sub = verb("evaluate", "accuracy of the float, quantized and integer network at the recipe in the output folder")

@@ -91,8 +91,9 @@ def _equalize(first: nn.Module, second: nn.Module) -> float:
     first.weight.div_(scale.reshape(-1, *[1] * (first.weight.dim() - 1)))
     if first.bias is not None:
         first.bias.div_(scale)
-    own.mul_(scale.reshape(groups, 1, channels // groups, 1))
-    second.weight.copy_(own.reshape(second.weight.shape))
+    # By each output's inputs, whatever the strides of the weight (`own` may be a copy).
+    inputs = scale.reshape(groups, 1, -1).expand(-1, own.shape[1], -1).reshape(*second.weight.shape[:2])
+    second.weight.mul_(inputs.reshape(*inputs.shape, *[1] * (second.weight.dim() - 2)))
     return float((scale - 1).abs().max()) if channels else 0.0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixbit.errors import MixbitError, did_you_mean
 from mixbit.quantizers import Quantizer
-from mixbit.retrain.shards import is_sharded, local, local_extra, local_scale, local_scales
+from mixbit.retrain.shards import local, local_extra, local_scale, local_scales
 from mixbit.retrain.thresholds import quantized_weights
 
 
@@ -22,27 +22,20 @@ class TrackedWeights:
         most_bits: Layers of more weight bits are left out.
         kept: Names and dtypes of the tensors that are kept, each of the weight's shape; zeros at first. Of sharded
             weights (FSDP2) each process keeps those of its part.
-        sharded: Whether sharded weights are taken.
 
     Attributes:
         layers: By name, in order of registration.
         state: Of each layer the kept tensors by name.
 
     Raises:
-        MixbitError: No layer is left; one is not calibrated, its bits are still being searched, its channels have bits
-            of their own, or it is sharded.
+        MixbitError: No layer is left; one is not calibrated, its bits are still being searched, or its channels have
+            bits of their own.
     """
 
-    def __init__(
-        self, model: nn.Module, most_bits: int, kept: Mapping[str, torch.dtype], *, sharded: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, most_bits: int, kept: Mapping[str, torch.dtype]) -> None:
         self.layers: dict[str, Any] = {}
         for name, layer in quantized_weights(model).items():
             quantizer = layer.weight_quantizer
-            if is_sharded(layer.weight) and not sharded:
-                raise MixbitError(
-                    f"layer {name!r}: its weight is sharded; expected whole weights (DistributedDataParallel)"
-                )
             if quantizer.enabled and quantizer.by_channel:
                 raise MixbitError(
                     f"layer {name!r}: its channels have bits of their own; levels are watched in layers of one width"

@@ -257,8 +257,9 @@ class Retraining:
 
         def with_terms(model: nn.Module, item: Any) -> Tensor:
             self._item = item
+            term = None if self.dampening is None else self.dampening()  # before the forward: weights may be cut
             loss = objective(model, item)
-            return loss if self.dampening is None else loss + self.dampening()
+            return loss if term is None else loss + term
 
         return with_terms
 

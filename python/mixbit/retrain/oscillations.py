@@ -13,7 +13,7 @@ from mixbit.errors import MixbitError, check_choice
 from mixbit.quantizers import Quantizer
 from mixbit.retrain.levels import TrackedWeights
 from mixbit.retrain.schedule import Schedule, range_of, value_at
-from mixbit.retrain.shards import is_sharded, whole_like
+from mixbit.retrain.shards import all_sums, is_sharded, local, local_quantizer, whole_like
 
 #: How `Dampening` adds up the squares of a layer.
 AGGREGATIONS = ("kernel_mean", "mean", "sum")
@@ -199,7 +199,8 @@ class Dampening:
 
     Section 4.2 of the paper. q(w) is taken as constant; weights outside their grid, which clip(w) sets to its ends, add
     nothing. Scales get no gradient. The paper lets the strength rise along a cosine from 0 on, from a quarter of
-    training: `Schedule(0, 0.1, steps)`.
+    training: `Schedule(0, 0.1, steps)`. Of weights that FSDP2 cuts by rows each process draws its own part, and the
+    term is that of the whole; ask for it before the forward pass, which leaves weights of a root module whole.
 
         dampening = mixbit.retrain.Dampening(model, mixbit.retrain.Schedule(0.0, 0.1, steps))
         loss = loss + dampening()  # once a step
@@ -235,8 +236,9 @@ class Dampening:
             raise MixbitError(f"max_bits={max_bits!r}: expected a whole number from 1 to 16")
         self._strength = strength
         self._aggregation = aggregation
-        self._weights = TrackedWeights(model, max_bits, {}, sharded=False)
+        self._weights = TrackedWeights(model, max_bits, {})
         self.layers = tuple(self._weights.layers)
+        self._cut = {name for name, layer in self._weights.layers.items() if is_sharded(layer.weight)}
         self.steps = 0
 
     @property
@@ -245,22 +247,40 @@ class Dampening:
         return value_at(self._strength, self.steps)
 
     def __call__(self) -> Tensor:
-        """The term at this step, a scalar; counts one step."""
+        """The term at this step, a scalar; counts one step.
+
+        Raises:
+            MixbitError: A weight that FSDP2 cuts is whole now, between the forward and the backward pass.
+        """
+        weights = {name: layer.weight for name, layer in self._weights.layers.items()}
+        for name in self._cut:
+            if not is_sharded(weights[name]):
+                raise MixbitError(
+                    f"layer {name!r}: its weight was cut and is whole now; expected a call before the forward pass"
+                )
         strength = self.strength
         self.steps += 1
-        weights = [(layer.weight, self._weights.quantizer(name)) for name, layer in self._weights.layers.items()]
         if strength == 0:
-            return weights[0][0].new_zeros(())
-        return strength * torch.stack([self._term(w, q) for w, q in weights]).sum()
+            return local(weights[self.layers[0]]).new_zeros(())
+        terms = torch.stack([self._term(weight, self._weights.quantizer(name)) for name, weight in weights.items()])
+        if self._cut:
+            # The others' parts are constants here.
+            own = terms.detach()
+            terms = terms + (all_sums(own, list(weights.values())) - own)
+        return strength * terms.sum()
 
     def _term(self, weight: Tensor, quantizer: Quantizer) -> Tensor:
+        part = local(weight)
+        if part.numel() == 0:
+            return part.sum().float()
+        levels = local_quantizer(weight, quantizer)
         # Inside of the grid, whatever gradients pass its ends; outside q(w) is clip(w).
         with torch.no_grad():
-            quantized, inside = quantizer(weight), quantizer.within(weight)
-        squares = ((quantized - weight) * inside).float().square()
-        if self._aggregation == "sum":
-            return squares.sum()
-        return squares.mean() if self._aggregation == "mean" else squares.sum(0).mean()
+            quantized, inside = levels(part), levels.within(part)
+        squares = ((quantized - part) * inside).float().square()
+        if self._aggregation == "kernel_mean":
+            return squares.sum(0).mean()
+        return squares.sum() if self._aggregation == "sum" else squares.sum() / weight.numel()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

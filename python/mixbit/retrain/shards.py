@@ -82,6 +82,25 @@ def local_extra(weight: Tensor, quantizer: Quantizer) -> Tensor | None:
     return extra
 
 
+def local_quantizer(weight: Tensor, quantizer: Quantizer) -> Quantizer:
+    """What quantizes the local part of a weight, without learning: the quantizer itself where the weight is whole."""
+    if not isinstance(weight, DTensor):
+        return quantizer
+    scale = local_scales([quantizer])[0].detach()
+    made = Quantizer(
+        int(quantizer.bit_width),
+        channels=scale.numel(),
+        signed=quantizer.signed,
+        narrow_range=quantizer.narrow_range,
+        axis=quantizer.axis,
+        rounding=quantizer.rounding,
+        device=scale.device,
+    )
+    made.set_(scale)
+    made.extra_bits = local_extra(weight, quantizer)
+    return made
+
+
 def whole_scales(quantizers: Sequence[Quantizer]) -> list[Tensor]:
     """All scales of each quantizer; of sharded ones all processes have to ask for them."""
     if not any(isinstance(p, DTensor) for q in quantizers for p in q.parameters()):

@@ -17,6 +17,7 @@ from mixbit import sources
 from mixbit.cli import main
 from mixbit.errors import MixbitError
 from mixbit.pipeline import Config, Pipeline
+from mixbit.quantizers import quantized_layers
 
 JOURNEY = Path(__file__).resolve().parents[2] / "integration" / "journey_model.py"
 MODEL = f"{JOURNEY}:network"
@@ -98,6 +99,42 @@ def test_a_run_trains_evaluates_and_reports_the_trained_network(tmp_path: Path) 
     before = json.loads((tmp_path / "evaluation.json").read_text())["before_training"]
     Pipeline(Config.from_dict(document(tmp_path / "untrained", *ASSIGN, "evaluate"))).run()
     assert json.loads((tmp_path / "untrained" / "evaluation.json").read_text())["quantized"] == before
+
+
+def test_kinds_of_quantizers_train_as_asked_for_and_leave_scales(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {"weight_quantizer": "tqt", "act_quantizer": "pact"}
+    config = document(tmp_path, *ASSIGN, {"retrain": {**RETRAIN, **kinds}}, "evaluate")
+    fit, seen = mixbit.retrain.fit, []
+
+    def watched(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        layers = quantized_layers(model).values()
+        seen.append({type(quantizer).__name__ for m in layers for quantizer in (m.weight_quantizer, m.act_quantizer)})
+        return fit(model, *arguments, **options)
+
+    monkeypatch.setattr(mixbit.retrain, "fit", watched)
+    run(config)
+    assert seen == [{"TQT", "PACT"}]
+
+    pipeline = Pipeline(Config.from_dict(config))
+    recipe = mixbit.Recipe.load(tmp_path / "recipe.json")
+    model = mixbit.prepare_(sources.load_model(MODEL), recipe, pipeline.example, **kinds)
+    mixbit.calibrate_(model, pipeline.calibration)
+    data = sources.load_images(f"{JOURNEY}:test", batch=8, augment="crop_flip")
+    fit(model, data, epochs=4, lr=0.05, teacher=pipeline.model)
+    x = pipeline.example
+    with torch.no_grad():
+        expected = mixbit.fold_batchnorm_(model.eval(), x)(x)
+    again = mixbit.fold_batchnorm_(sources.load_model(MODEL), x)
+    mixbit.calibrate_(mixbit.prepare_(again, recipe, x), pipeline.calibration, example=x)
+    again.load_state_dict(load_file(tmp_path / "trained.safetensors"))
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(x), expected, rtol=1e-4, atol=1e-4)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert abs(evaluation["integer"] - evaluation["quantized"]) <= 200 / 32
+    other = (*ASSIGN, {"retrain": {**RETRAIN, "weight_quantizer": "tqt"}}, "evaluate")
+    assert run(document(tmp_path, *other)) == ["retrain", "evaluate"]
 
 
 def test_what_makes_a_network_be_trained_again(tmp_path: Path) -> None:
@@ -219,6 +256,8 @@ BAD: list[tuple[dict, dict, list[str]]] = [
     ({"assign_at": [0.5, 1.5]}, {}, ["assign_at=[0.5, 1.5]", "below 1"]),
     ({"fraction": 0.2}, {}, ["fraction=0.2 without assign_at"]),
     ({"assign_at": 0.5, "fraction": 0.7}, {}, ["fraction=0.7", "at most 0.5"]),
+    ({"weight_quantizer": "lsqq"}, {}, ["weight_quantizer", "lsqq", "lsq"]),
+    ({"act_quantizer": "lsq+"}, {}, ["act_quantizer='lsq+'", "offsets"]),
     ({"freeze": 0.1}, {}, ["freeze=[0.1]", "two thresholds"]),
     ({}, {"augment": "crop"}, ["augment", "crop", "crop_flip"]),
     ({}, {"batch": 64}, ["32 images", "batch of 64"]),

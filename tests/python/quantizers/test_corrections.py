@@ -47,8 +47,9 @@ def ranges(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().abs().flatten(1).amax(1)
 
 
-def test_pairs_and_exactness() -> None:
-    model, x = Chain().eval(), torch.randn(4, 3, 9, 9)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pairs_and_exactness(memory_format: torch.memory_format) -> None:
+    model, x = Chain().eval().to(memory_format=memory_format), torch.randn(4, 3, 9, 9)
     pairs = equalizable_pairs(capture(model, x))
     assert pairs == [("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"), ("f", "g")]
     expected, before = model(x), copy.deepcopy(model)

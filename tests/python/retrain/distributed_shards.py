@@ -18,7 +18,7 @@ from distributed_training import Plain, batch, full, loss_of
 
 import mixbit
 from mixbit.quantizers import quantized_layers
-from mixbit.retrain import IterativeFreezing, SwitchTracker, ThresholdAware, threshold_histograms
+from mixbit.retrain import Dampening, IterativeFreezing, SwitchTracker, ThresholdAware, threshold_histograms
 
 
 def network() -> nn.Module:
@@ -83,6 +83,7 @@ def main() -> None:
     for name in one.layers:
         assert torch.equal(one_freezes.frozen(name), many_freezes.frozen(name)), name
         assert torch.equal(full(alone.get_submodule(name).weight), full(cut.get_submodule(name).weight)), name
+    check_dampening(alone, cut)
     check_steps(alone, cut)
     # With extra levels and all it trains.
     loss_of(cut, batch(1)).backward()
@@ -91,7 +92,6 @@ def main() -> None:
     many.load_state_dict(state)
     assert torch.equal(one.history(), many.history())
     for build, complaint in (
-        (lambda: mixbit.retrain.Dampening(cut, 0.1), "its weight is sharded; expected whole weights"),
         (lambda: many_freezes.hold_("head", torch.ones(5, 72, dtype=torch.bool)), "its weight is sharded"),
     ):
         try:
@@ -103,6 +103,25 @@ def main() -> None:
     dist.destroy_process_group()
     print("ok", flush=True)
     os._exit(0)  # see distributed_training.py
+
+
+def check_dampening(alone: nn.Module, cut: nn.Module) -> None:
+    """The term of cut weights is that of whole ones, and so are its gradients, beside those of the network."""
+    for aggregation in ("kernel_mean", "mean", "sum"):
+        terms = [Dampening(model, 0.3, aggregation=aggregation) for model in (alone, cut)]
+        for with_loss in (False, True):
+            values = []
+            for model, term in zip((alone, cut), terms, strict=True):
+                values.append(term())
+                loss = values[-1] + loss_of(model, batch(1)) if with_loss else values[-1]
+                loss.backward()
+            torch.testing.assert_close(*values)
+            for name in ("first", "second", "head"):
+                grads = [full(model.get_parameter(f"{name}.weight").grad) for model in (alone, cut)]
+                assert grads[0].any()
+                torch.testing.assert_close(grads[1], grads[0])
+            for model in (alone, cut):
+                model.zero_grad(set_to_none=True)
 
 
 def check_steps(alone: nn.Module, cut: nn.Module) -> None:
