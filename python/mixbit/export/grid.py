@@ -38,7 +38,8 @@ class WeightGrid(NamedTuple):
         own: Its steps in one of each weight's own grid, on the CPU.
         low: Lowest code; of the widest channel, where channels have bits of their own.
         high: Highest code, likewise.
-        ends: Lowest and highest code of each weight in steps of its own grid, float32, to be broadcast.
+        ends: Lowest and highest code in steps of the own grid, float32: [1], [output channels] where these have bits of
+            their own, or of the weight's shape where weights have extra levels.
     """
 
     parts: int
@@ -48,14 +49,12 @@ class WeightGrid(NamedTuple):
     ends: tuple[Tensor, Tensor]
 
 
-def weight_grid(quantizer: Quantizer, weight: Tensor) -> WeightGrid:
+def weight_grid(quantizer: Quantizer) -> WeightGrid:
     """Of a layer's weight, whose weights may have extra levels or whose channels bits of their own."""
     low, high = quantizer.quant_range()
     narrow = int(quantizer.narrow_range)
     if quantizer.extra_bits is None:
         half = torch.exp2(quantizer.bit_width.detach().cpu() - 1)
-        if quantizer.by_channel:
-            half = half.reshape([-1] + [1] * (weight.dim() - 1))
         return WeightGrid(1, torch.ones((), dtype=torch.int32), low, high, (narrow - half, half - 1))
     extra = quantizer.extra_bits.to("cpu", torch.int32)
     parts = 1 << int(extra.max())
@@ -75,7 +74,7 @@ def weight_codes(quantizer: Quantizer, grid: WeightGrid, weight: Tensor, scale: 
     """
     ratio = weight / (scale.reshape([-1] + [1] * (weight.dim() - 1)) * grid.own)
     codes = torch.round(ratio) if quantizer.rounding == "half_even" else torch.floor(ratio + 0.5)
-    low, high = grid.ends
+    low, high = (end.reshape([-1] + [1] * (weight.dim() - 1)) if end.dim() == 1 else end for end in grid.ends)
     return torch.minimum(torch.maximum(codes, low), high) * grid.own
 
 

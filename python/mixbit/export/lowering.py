@@ -120,7 +120,7 @@ def _layer(node: Node, module: Any, grid: Grid, check_overflow: bool) -> Integer
     act, quantizer = layer_grid(module.act_quantizer), module.weight_quantizer
     weight = module.weight.float().cpu()
     real_bias = torch.zeros(len(weight)) if module.bias is None else module.bias.float().cpu()
-    steps = weight_grid(quantizer, weight)
+    steps = weight_grid(quantizer)
     scale = quantizer.effective_scale().float().cpu().expand(len(weight)) / steps.parts
     largest = max(act.high - act.zero_point, act.zero_point - act.low)
 
