@@ -3,10 +3,12 @@
 The networks with real weights at 8/8, 4/8, 4/4 (weight/act) and a mixed recipe (weights 8 4 2 6 3 in turn, inputs
 8 6 4 5). "exact" is the default form of `export.onnx`, "plain" its `exact=False`; "program" the dialect "mixbit" of
 `export.program`, which `export.package` compiles; "pt2e" the other one. `--compile` adds the compiled package.
-`--bytes` measures the sizes of the files instead, `--cost` what each export of a network takes at 4/8, in a process of
-its own.
+`--bytes` measures the sizes of the files instead, `--cost` what each export of a network takes at 4/8, each in a fresh
+process that loads the prepared network: the peak of the process above what it held before, after memory that was freed
+has gone back to the system. "seconds" are those of the clock, on a machine that may be shared; "processor seconds" are
+not.
 
-Usage: python bench/bench_export.py [--again] [--network NAME] [--images N] [--compile] [--bytes] [--cost]
+Usage: python bench/bench_export.py [--again] [--network NAME] [--images N] [--compile] [--bytes] [--cost [--form FORM]]
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
+import gc
 import json
 import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -97,10 +100,8 @@ def compared(report: VerifyReport) -> str:
 
 
 def most(report: VerifyReport) -> float:
-    """The largest difference in codes: of a layer where layers are shown, else of an output."""
-    if report.layers is not None:
-        return max(d.largest for d in report.layers)
-    return round(max(d.largest / d.step for d in report.outputs), 2)
+    """The largest difference in codes between what a value is and what the reference makes of the file's own inputs."""
+    return max(d.largest for d in report.layers or ())
 
 
 def figures(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def figures(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
         found["integer package"] = compared(held(package))
         found["program"] = compared(held(mixbit.export.program(model, example)))
         pt2e = held(mixbit.export.program(model, example, dialect="pt2e"))
-        found["pt2e"], found["codes of an output off"] = compared(pt2e), most(pt2e)
+        found["pt2e"], found["codes of pt2e off"] = compared(pt2e), most(pt2e)
         if config.get("compiled"):
             found["AOTInductor"] = compared(held(mixbit.export.package(model, example, Path(folder) / "m.pt2")))
     found["ONNX opset"] = opset
@@ -151,53 +152,66 @@ def sizes(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cost(config: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and peak memory of one form, in a process of its own."""
+def cost(config: dict[str, Any], model: Path) -> dict[str, Any]:
+    """Seconds and peak memory of one form, in a fresh process that has done nothing but load the prepared model."""
     done = subprocess.run(
-        [sys.executable, __file__, "--network", config["network"], "--form", config["form"]],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, __file__, "--form", config["form"], "--model", str(model)], stdout=subprocess.PIPE, text=True
     )
+    if done.returncode:
+        raise SystemExit(f"{config}: its process ended with {done.returncode}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def cost_of(name: str, form: str) -> dict[str, Any]:
-    """Measures the form in this process: a warm import, a fresh export."""
+def costs(network: str, forms: Sequence[str], model: Path, again: bool) -> None:
+    """Measures the forms one after the other; the model is prepared where the first row is missing."""
+    for form in forms:
+        config = {"network": network, "recipe": "4/8", "form": form}
+
+        def run(config: dict[str, Any] = config) -> dict[str, Any]:
+            if not model.exists():
+                save_prepared(network, model)
+            return cost(config, model)
+
+        print(config, measure("export_cost", config, run, again=again)["figures"], flush=True)
+
+
+def save_prepared(name: str, path: Path) -> None:
+    """A network at 4/8 and its example, for the processes that measure."""
     setting = Setting(name, images=2 * NETWORKS[name].batch)
-    model, example = prepared(setting, "4/8", quick=True), setting.example
-    parameters = sum(p.numel() for p in setting.folded.parameters())
-    del setting
-    verbs: dict[str, Any] = {
-        "reference": lambda folder: mixbit.export.reference(model, example),
-        "onnx": lambda folder: mixbit.export.onnx(model, example, folder / "m.onnx", say=lambda text: None),
-        "qonnx": lambda folder: mixbit.export.onnx(
-            model, example, folder / "m.onnx", dialect="qonnx", say=lambda text: None
-        ),
-        "integer": lambda folder: mixbit.export.integer(model, example, folder / "m.mixbit"),
-        "program": lambda folder: torch.export.save(mixbit.export.program(model, example), folder / "m.pt2"),
-        "pt2e": lambda folder: torch.export.save(
-            mixbit.export.program(model, example, dialect="pt2e"), folder / "m.pt2"
-        ),
-        "package": lambda folder: mixbit.export.package(model, example, folder / "m.pt2"),
-    }
+    torch.save((prepared(setting, "4/8", quick=True), setting.example), path)
+
+
+def export_as(form: str, model: torch.nn.Module, example: Any, folder: Path) -> None:
+    """Exports a network in one of FORMS."""
+    if form == "reference":
+        mixbit.export.reference(model, example)
+    elif form in ("onnx", "qonnx"):
+        dialect = "qdq" if form == "onnx" else form
+        mixbit.export.onnx(model, example, folder / "m.onnx", dialect=dialect, say=lambda text: None)
+    elif form == "integer":
+        mixbit.export.integer(model, example, folder / "m.mixbit")
+    elif form == "package":
+        mixbit.export.package(model, example, folder / "m.pt2")
+    else:
+        dialect = "mixbit" if form == "program" else form
+        torch.export.save(mixbit.export.program(model, example, dialect=dialect), folder / "m.pt2")
+
+
+def cost_of(path: Path, form: str) -> dict[str, Any]:
+    """Measures the form in this process: a warm import, a fresh export."""
     # What the libraries load lazily is theirs, once a process: a small network goes the same way first.
-    small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
     x = torch.randn(2, 3, 8, 8)
-    mixbit.calibrate_(mixbit.prepare_(small, mixbit.Recipe.uniform(["0"])), [x], example=x)
+    small = mixbit.prepare_(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval(), mixbit.Recipe.uniform(["0"]))
+    mixbit.calibrate_(small, [x], example=x)
     with tempfile.TemporaryDirectory() as folder:
-        whole, model, keep = model, small, example
-        example = x
-        if form != "package":
-            verbs[form](Path(folder))
-            for path in Path(folder).iterdir():
-                path.unlink()
-        model, example = whole, keep
-        with Peak() as peak:
-            wall, cpu = time.perf_counter(), time.process_time()
-            verbs[form](Path(folder))
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        export_as("program" if form == "package" else form, small, x, Path(folder))
+    model, example = torch.load(path, weights_only=False)  # written by `save_prepared` a moment ago
+    parameters = sum(p.numel() for name, p in model.named_parameters() if "_quantizer." not in name)
+    with tempfile.TemporaryDirectory() as folder, Peak() as peak:
+        wall, cpu = time.perf_counter(), time.process_time()
+        export_as(form, model, example, Path(folder))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu += children.ru_utime + children.ru_stime
     return {
@@ -210,25 +224,22 @@ def cost_of(name: str, form: str) -> dict[str, Any]:
 
 
 class Peak:
-    """The most memory (resident, of this process) above that at the start, looked at every few milliseconds."""
+    """The most memory (resident, of this process) above that at the start, as Linux counts it."""
 
     def __enter__(self) -> Peak:
-        self.bytes, self._start, self._done = 0, self._resident(), threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no room that the block could use unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+        self.bytes, self._start = 0, self._kilobytes("VmRSS")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
+        self.bytes = 1024 * (self._kilobytes("VmHWM") - self._start)
 
     @staticmethod
-    def _resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            self.bytes = max(self.bytes, self._resident() - self._start)
+    def _kilobytes(key: str) -> int:
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status[key].split()[0])
 
 
 def main() -> None:
@@ -241,17 +252,17 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the compiled package, too")
     parser.add_argument("--bytes", action="store_true", help="sizes of the files alone")
     parser.add_argument("--cost", action="store_true", help="time and memory of each form of --network")
-    parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=FORMS, action="append", help="of --cost, only these")
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)  # of the processes that measure
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.form:
-        print(json.dumps(cost_of(options.network[0], options.form)))
+    if options.model:
+        print(json.dumps(cost_of(options.model, options.form[0])))
         return
     for network in options.network or known:
         if options.cost:
-            for form in FORMS:
-                config = {"network": network, "recipe": "4/8", "form": form}
-                print(config, measure("export_cost", config, lambda c=config: cost(c), again=options.again)["figures"])
+            with tempfile.TemporaryDirectory() as folder:
+                costs(network, options.form or FORMS, Path(folder) / "prepared.pt", options.again)
             continue
         made: list[Setting] = []
         for recipe in options.recipe or RECIPES:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixbit.export.grid import Grid
 from mixbit.export.lowering import EXACT_FP32, IntegerNetwork
+from mixbit.export.naming import making
 from mixbit.network import LAYER_OPS, PASS_OPS, Node, run_lookup, run_pass
 
 
@@ -84,7 +85,8 @@ class CodeNetwork(nn.Module):
         last = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
         held: dict[str, Tensor] = {}
         for i, node in enumerate(graph.nodes):
-            codes = self._run(node, x, held)
+            with making(node.name):
+                codes = self._run(node, x, held)
             yield node, codes
             held[node.name] = codes
             for name in node.inputs:

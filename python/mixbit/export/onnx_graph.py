@@ -78,12 +78,29 @@ class GraphBuilder:
         self.initializers: dict[str, Any] = {}
         self.sizes = {"weights": 0, "scales": 0, "biases": 0}
         self._shared: dict[tuple[Any, ...], str] = {}
+        self._made = 0
         self._names: set[str] = set()
 
+    def fresh(self) -> str:
+        """A name for what nobody asks for by name: short, since every name stands in a file twice or more.
+
+        A number in base 36 behind a digit, which the names of inputs, values and layers do not start with.
+        """
+        number, digits = self._made, ""
+        while number >= 10:
+            number, rest = divmod(number - 10, 36)
+            digits = "0123456789abcdefghijklmnopqrstuvwxyz"[rest] + digits
+        self._made += 1
+        return f"{number}{digits}"
+
     def node(
-        self, op: str, inputs: list[str], output: str, *, domain: str = "", name: str = "", **attributes: Any
+        self, op: str, inputs: list[str], output: str = "", *, domain: str = "", name: str = "", **attributes: Any
     ) -> str:
-        """Adds a node with one output, and returns the output's name; a node's name that is taken gets the output's."""
+        """Adds a node with one output, which has a short name without one given, and returns the output's name.
+
+        A node's name that is taken gets the output's.
+        """
+        output = output or self.fresh()
         if name in self._names:
             name = f"{name}.{output}"
         if name:
@@ -96,8 +113,7 @@ class GraphBuilder:
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._shared:
-            # Inputs and values are named by identifiers: a point keeps this name apart from theirs.
-            self._shared[key] = self.tensor(f"c.{len(self._shared)}", array)
+            self._shared[key] = self.tensor(self.fresh(), array)
         return self._shared[key]
 
     def tensor(self, name: str, array: npt.NDArray[Any], use: str = "") -> str:

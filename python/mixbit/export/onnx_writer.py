@@ -12,7 +12,7 @@ from mixbit.export.codes import CodeNetwork
 from mixbit.export.grid import Grid
 from mixbit.export.lowering import IntegerNetwork
 from mixbit.export.onnx_graph import GraphBuilder
-from mixbit.network import Node, UnsupportedOperation, input_of
+from mixbit.network import Node, UnsupportedOperation, input_tensor
 
 
 class Value(NamedTuple):
@@ -45,7 +45,7 @@ class Writer(ABC):
     def __init__(self, network: IntegerNetwork, example: Any, build: GraphBuilder) -> None:
         self.network = network
         self.build = build
-        x = input_of(example)
+        x = input_tensor(example)
         codes = CodeNetwork(network, torch.float32).values(x[:1].detach().float().cpu())
         self.shapes = {node.name: tuple(value.shape) for node, value in codes}
         self.values: dict[str, Value] = {}
@@ -96,7 +96,7 @@ class Writer(ABC):
             attributes["pads"] = [*o["padding"], *o["padding"]]
         if o["groups"] != 1:
             attributes["group"] = o["groups"]
-        real = self.build.node("Conv", self._operands(node), f"{node.name}_r", name=str(node.module), **attributes)
+        real = self.build.node("Conv", self._operands(node), name=str(node.module), **attributes)
         return self._requantized(real, self._made(node, grid))
 
     def _linear(self, node: Node, grid: Grid) -> Value:
@@ -104,11 +104,11 @@ class Writer(ABC):
         shape = self.shapes[node.inputs[0]]
         value = self._made(node, grid)
         if len(shape) > 2:
-            x = self.build.node("Reshape", [x, self.build.shared([-1, shape[-1]], np.int64)], f"{node.name}_rows")
-        real = self.build.node("Gemm", [x, *rest], f"{node.name}_r", name=str(node.module), transB=1)
+            x = self.build.node("Reshape", [x, self.build.shared([-1, shape[-1]], np.int64)])
+        real = self.build.node("Gemm", [x, *rest], name=str(node.module), transB=1)
         if len(shape) == 2:
             return self._requantized(real, value)
-        flat = self._requantized(real, value._replace(name=f"{node.name}_flat"))
+        flat = self._requantized(real, value._replace(name=self.build.fresh()))
         back = self.build.shared([-1, *self.shapes[node.name][1:]], np.int64)
         self.build.node("Reshape", [flat.name, back], value.name)
         return value
@@ -150,16 +150,16 @@ class Writer(ABC):
         value, made, f = self._moved(self.values[node.inputs[0]], grid), self._made(node, grid), node.options["factor"]
         _, c, h, w = self.shapes[node.inputs[0]]
         split, joined = [0, c, h // f, f, w // f, f], [0, c * f * f, h // f, w // f]
-        self.build.node("Reshape", [value.name, self.build.shared(split, np.int64)], f"{node.name}_split")
-        self.build.node("Transpose", [f"{node.name}_split"], f"{node.name}_turned", perm=[0, 1, 3, 5, 2, 4])
-        self.build.node("Reshape", [f"{node.name}_turned", self.build.shared(joined, np.int64)], made.name)
+        parts = self.build.node("Reshape", [value.name, self.build.shared(split, np.int64)])
+        turned = self.build.node("Transpose", [parts], perm=[0, 1, 3, 5, 2, 4])
+        self.build.node("Reshape", [turned, self.build.shared(joined, np.int64)], made.name)
         return made
 
-    def _reduced(self, op: str, x: str, axes: list[int], output: str, keep: int = 1) -> str:
+    def _reduced(self, op: str, x: str, axes: list[int], keep: int = 1) -> str:
         """A reduction; its axes became an input with opset 13 (ReduceSum) or 18."""
         if op == "ReduceSum" or self.build.opset >= 18:
-            return self.build.node(op, [x, self.build.shared(axes, np.int64)], output, keepdims=keep)
-        return self.build.node(op, [x], output, axes=axes, keepdims=keep)
+            return self.build.node(op, [x, self.build.shared(axes, np.int64)], keepdims=keep)
+        return self.build.node(op, [x], axes=axes, keepdims=keep)
 
     def _pads(self, node: Node) -> str:
         """Amounts of a padding as ONNX wants them: before each dimension, then behind each."""

@@ -14,8 +14,8 @@ from mixbit.export.lowering import lower
 from mixbit.export.program import DIALECTS, exported
 from mixbit.files import PathLike, write_atomic
 
-#: Key of the dialect in a package's metadata.
-_NOTE = "mixbit_dialect"
+#: Keys in a package's metadata: the dialect, and the batch where it is fixed.
+_DIALECT, _BATCH = "mixbit_dialect", "mixbit_batch"
 
 
 def package(
@@ -38,7 +38,7 @@ def package(
         example: An item of `batches`; all sizes but the batch are those of its input.
         path: A file that ends in ".pt2".
         dialect: As of `program`; "mixbit" equals `export.reference` in every output on the CPU.
-        dynamic_batch: Whether any batch size may be fed later; else the example's alone.
+        dynamic_batch: Whether any batch size may be fed later; else one image at a time.
         force: Replace an existing file.
 
     Returns:
@@ -51,10 +51,11 @@ def package(
     target = check_output(path, ".pt2", force)
     compile_package = _inductor("aoti_compile_and_package")
     program = exported(lower(model, example), example, dialect, dynamic_batch)
+    notes = {_DIALECT: dialect} if dynamic_batch else {_DIALECT: dialect, _BATCH: "1"}
 
     def write(file: BinaryIO) -> None:
         try:
-            compile_package(program, package_path=file, **_noted(dialect))
+            compile_package(program, package_path=file, **_noted(notes))
         except OSError:
             raise
         except Exception as error:
@@ -67,8 +68,8 @@ def package(
     return write_atomic(target, write)
 
 
-def load_package(path: PathLike) -> tuple[Callable[..., Any], str | None]:
-    """A package as a callable of the input tensor, and its dialect where it says.
+def load_package(path: PathLike) -> tuple[Callable[..., Any], str | None, int | None]:
+    """A package as a callable of the input tensor; where it says, its dialect and the only batch that it takes.
 
     Raises:
         MixbitError: It was compiled for another torch or processor, or is damaged.
@@ -81,7 +82,8 @@ def load_package(path: PathLike) -> tuple[Callable[..., Any], str | None]:
             f"cannot load the package {str(path)!r}: {first}; a package works with the torch version and the processor "
             "that compiled it"
         ) from error
-    return loaded, loaded.get_metadata().get(_NOTE)
+    notes = loaded.get_metadata()
+    return loaded, notes.get(_DIALECT), int(notes[_BATCH]) if _BATCH in notes else None
 
 
 def check_output(path: PathLike, suffix: str, force: bool) -> Path:
@@ -100,13 +102,13 @@ def check_output(path: PathLike, suffix: str, force: bool) -> Path:
     return target
 
 
-def _noted(dialect: str) -> dict[str, Any]:
-    """Options that note the dialect in the package, where this torch has them."""
+def _noted(notes: dict[str, str]) -> dict[str, Any]:
+    """Options that put notes into the package's metadata, where this torch has them."""
     import torch._inductor.config as config
 
     if not hasattr(config.aot_inductor, "metadata"):
         return {}
-    return {"inductor_configs": {"aot_inductor.metadata": {_NOTE: dialect}}}
+    return {"inductor_configs": {"aot_inductor.metadata": notes}}
 
 
 def _inductor(name: str) -> Callable[..., Any]:

@@ -14,9 +14,10 @@ from torch.export import Dim, ExportedProgram
 from mixbit.errors import MixbitError, check_choice
 from mixbit.export.codes import CodeNetwork
 from mixbit.export.lowering import IntegerNetwork, lower
+from mixbit.export.naming import Watcher, name_values, naming
 from mixbit.export.standard import StandardNetwork, register_standard_ops
 from mixbit.files import PathLike
-from mixbit.network import input_of
+from mixbit.network import input_tensor
 
 #: What the operations of an exported program are.
 DIALECTS = ("mixbit", "pt2e")
@@ -37,7 +38,7 @@ def program(model: nn.Module, example: Any, dialect: str = "mixbit", dynamic_bat
             quantize and dequantize ops (`torch.ops.quantized_decomposed`), weights dequantized per channel from int8.
             Its rounding differs: a code may be off by one where the reference is near a half. Register those ops with
             `import torch.ao.quantization.fx._decomposed` before `torch.export.load`; mixbit is not needed.
-        dynamic_batch: Whether any batch size may be fed later; else the example's alone.
+        dynamic_batch: Whether any batch size may be fed later; else one image at a time.
 
     Raises:
         MixbitError: A step is missing (preparing, calibrating, folding, extracting what a search found), the network
@@ -50,14 +51,15 @@ def program(model: nn.Module, example: Any, dialect: str = "mixbit", dynamic_bat
 
 def exported(network: IntegerNetwork, example: Any, dialect: str, dynamic_batch: bool) -> ExportedProgram:
     """A lowered network as a program."""
-    x = input_of(example).detach().float().cpu()
-    if dynamic_batch:
-        # The example is saved with the program: two images are enough. A batch of one would be taken for a constant.
-        x = torch.cat([x, x])[:2].clone()
+    x = input_tensor(example, "example").detach().float().cpu()
+    # The example is saved with the program: two images are enough. A batch of one would be taken for a constant.
+    x = (torch.cat([x, x])[:2] if dynamic_batch else x[:1]).clone()
     module = CodeNetwork(network) if dialect == "mixbit" else StandardNetwork(network)
     shapes = {"x": {0: Dim.DYNAMIC}} if dynamic_batch else None
-    with torch.no_grad():
-        return torch.export.export(module, (x,), dynamic_shapes=shapes, strict=False)
+    with torch.no_grad(), naming():
+        program = torch.export.export(module, (x,), dynamic_shapes=shapes, strict=False)
+    name_values(program)
+    return program
 
 
 class Runner:
@@ -65,10 +67,16 @@ class Runner:
 
     Attributes:
         dialect: "mixbit", "pt2e", or None for a package that does not say (one of an older torch).
+        batch: The only size of a batch that it takes; None for any, or where a package does not say.
+        watcher: Runs a program so that the codes between are seen; None for a package, which is machine code.
     """
 
-    def __init__(self, call: Callable[..., Any], dialect: str | None) -> None:
+    def __init__(
+        self, call: Callable[..., Any], dialect: str | None, batch: int | None = None, watcher: Watcher | None = None
+    ) -> None:
         self.dialect = dialect
+        self.batch = batch
+        self.watcher = watcher
         self._call = call
 
     @torch.no_grad()
@@ -78,7 +86,7 @@ class Runner:
         Raises:
             MixbitError: The program refuses the input, as one of another batch where the batch is fixed.
         """
-        x = input_of(item).detach().float()
+        x = input_tensor(item, "item").detach().float()
         try:
             outputs = self._call(x)
         except (AssertionError, RuntimeError) as error:
@@ -108,8 +116,13 @@ def runner(artifact: ExportedProgram | PathLike) -> Runner:
         except Exception as error:
             first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             raise MixbitError(f"cannot load the program {str(path)!r}: {first}") from error
+    names = artifact.graph_signature.user_inputs
     standard = any("quantized_decomposed" in str(node.target) for node in artifact.graph.nodes)
-    return Runner(artifact.module(), "pt2e" if standard else "mixbit")
+    module = artifact.module()
+    inputs = [node.meta.get("val") for node in artifact.graph.nodes if node.name in names]
+    sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()]
+    fixed = sizes[0] if sizes and isinstance(sizes[0], int) else None
+    return Runner(module, "pt2e" if standard else "mixbit", fixed, Watcher(module))
 
 
 def _is_package(path: Path) -> bool:

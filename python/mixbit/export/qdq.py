@@ -119,7 +119,7 @@ class QDQ(Writer):
         """Quantizes a float value and clips the codes to the grid."""
         first, last = value.grid.low + value.offset, value.grid.high + value.offset
         whole = (first, last) == (0, 255)
-        target = value.name if whole else f"{value.name}8"
+        target = value.name if whole else self.build.fresh()
         self.build.node("QuantizeLinear", [real, self._scale(scale), self._zero(value)], target)
         if not whole:
             self._clip(target, value.name, first, last)
@@ -140,8 +140,7 @@ class QDQ(Writer):
         key = (value.name, scale)
         if output is None and key in self._reals:
             return self._reals[key]
-        name = output or f"{value.name}_d{len(self._reals)}"
-        made = self.build.node("DequantizeLinear", [value.name, self._scale(scale), self._zero(value)], name)
+        made = self.build.node("DequantizeLinear", [value.name, self._scale(scale), self._zero(value)], output or "")
         if output is None:
             self._reals[key] = made
         return made
@@ -152,7 +151,7 @@ class QDQ(Writer):
             return value
         key = (value.name, grid)
         if key not in self._moves:
-            target = self._value(f"tensor {value.name!r}", f"{value.name}_m{len(self._moves)}", grid)
+            target = self._value(f"tensor {value.name!r}", self.build.fresh(), grid)
             # In the plain form too: a code of a layer's input that is off would be more at its output.
             ratio = float(np.float32(value.grid.scale) / np.float32(grid.scale))
             self._quantize(self._dequantize(value, ratio), 1.0, target)
@@ -171,8 +170,7 @@ class QDQ(Writer):
             self.build.node(op, [*(v.name for v in values), *constants], value.name, **attributes)
             return value
         reals = [self._dequantize(v) for v in values]
-        self.build.node(op, [*reals, *constants], f"{node.name}_r", **attributes)
-        return self._quantize(f"{node.name}_r", grid.scale, value)
+        return self._quantize(self.build.node(op, [*reals, *constants], **attributes), grid.scale, value)
 
     def _requantized(self, real: str, value: Value) -> Value:
         return self._quantize(real, value.grid.scale, value)
@@ -197,8 +195,8 @@ class QDQ(Writer):
             prefix = path if f"{path}.bias" not in build.initializers else f"{path}.{node.name}"
             axis, product = _per_channel(layer.product.numpy())
             bias = build.tensor(f"{prefix}.bias", layer.bias.numpy().astype(np.int32), "biases")
-            scale = build.tensor(f"{prefix}.bscale", product, "scales")
-            operands.append(build.node("DequantizeLinear", [bias, scale], f"{prefix}.b", **axis))
+            scale = build.tensor(build.fresh(), product, "scales")
+            operands.append(build.node("DequantizeLinear", [bias, scale], **axis))
         return operands
 
     def _weight(self, node: Node, stored: int) -> str:
@@ -209,15 +207,15 @@ class QDQ(Writer):
         if stored == 2 or (stored == 4 and self.exact):
             wide = True
             # ONNX Runtime 1.32 puts a dequantized int2 into QLinearConv, which then refuses it.
-            codes = build.node("Cast", [codes], f"{path}.w8", to=build.onnx.TensorProto.INT8)
+            codes = build.node("Cast", [codes], to=build.onnx.TensorProto.INT8)
         axis, scales = _per_channel(layer.weight_scale.numpy())
-        inputs = [codes, build.tensor(f"{path}.scale", scales, "scales")]
+        inputs = [codes, build.tensor(build.fresh(), scales, "scales")]
         if node.op == "linear" and wide:
             # ONNX Runtime makes no QGemm of a weight without zero points. They are made when the file is loaded.
             shape = build.shared(scales.shape, np.int64)
             zero = build.onnx.numpy_helper.from_array(np.zeros(1, np.int8))
-            inputs.append(build.node("ConstantOfShape", [shape], f"{path}.zero", value=zero))
-        return build.node("DequantizeLinear", inputs, f"{path}.w", **axis)
+            inputs.append(build.node("ConstantOfShape", [shape], value=zero))
+        return build.node("DequantizeLinear", inputs, **axis)
 
     def _relu(self, node: Node, grid: Grid) -> Value:
         six = grid.high
@@ -235,54 +233,54 @@ class QDQ(Writer):
 
     def _add(self, node: Node, grid: Grid) -> Value:
         reals = [self._dequantize(self.values[name]) for name in node.inputs]
-        self.build.node("Sum" if self.exact else "Add", reals, f"{node.name}_r", name=str(node.module or ""))
-        return self._quantize(f"{node.name}_r", grid.scale, self._made(node, grid))
+        real = self.build.node("Sum" if self.exact else "Add", reals, name=str(node.module or ""))
+        return self._quantize(real, grid.scale, self._made(node, grid))
 
     def _avg_pool2d(self, node: Node, grid: Grid) -> Value:
         o, shape = node.options, self.shapes[node.inputs[0]]
         value = self.values[node.inputs[0]]
         kernel, stride = (shape[2:], shape[2:]) if o["kernel"] is None else (o["kernel"], o["stride"])
         padding = tuple(o.get("padding", (0, 0)))
-        keep, real = int(o.get("keepdim", True)), f"{node.name}_r"
+        keep = int(o.get("keepdim", True))
         include = bool(o.get("count_include_pad", True))
         whole = tuple(kernel) == tuple(shape[2:]) and not any(padding)
         window: dict[str, Any] = {"kernel_shape": list(kernel), "strides": list(stride), "pads": [*padding, *padding]}
         if not self.exact:
             x = self._dequantize(value)
             if whole:
-                self._reduced("ReduceMean", x, [2, 3], real, keep)
+                real = self._reduced("ReduceMean", x, [2, 3], keep)
             else:
-                self.build.node("AveragePool", [x], real, count_include_pad=int(include), **window)
+                real = self.build.node("AveragePool", [x], count_include_pad=int(include), **window)
             return self._quantize(real, grid.scale, self._made(node, grid))
         x = self._dequantize(value, 1.0)
         if whole:
-            self._reduced("ReduceSum", x, [2, 3], f"{node.name}_sum", keep)
+            total = self._reduced("ReduceSum", x, [2, 3], keep)
         else:
             # A window of ones, made when the file is loaded.
             ones = self.build.shared([shape[1], 1, *kernel], np.int64)
             one = self.build.onnx.numpy_helper.from_array(np.ones(1, np.float32))
-            self.build.node("ConstantOfShape", [ones], f"{node.name}_ones", value=one)
-            self.build.node("Conv", [x, f"{node.name}_ones"], f"{node.name}_sum", group=shape[1], **window)
+            filled = self.build.node("ConstantOfShape", [ones], value=one)
+            total = self.build.node("Conv", [x, filled], group=shape[1], **window)
         counts = torch.tensor(float(kernel[0] * kernel[1]))
         if not include and any(padding):
             inside = torch.ones(1, 1, *shape[2:])
             counts = nn.functional.avg_pool2d(inside, kernel, stride, padding, divisor_override=1)
         multiplier = np.float32(value.grid.scale) / (counts.numpy() * np.float32(grid.scale))
-        self.build.node("Mul", [f"{node.name}_sum", self.build.shared(multiplier, np.float32)], real)
+        real = self.build.node("Mul", [total, self.build.shared(multiplier, np.float32)])
         return self._quantize(real, 1.0, self._made(node, grid))
 
     def _mul(self, node: Node, grid: Grid) -> Value:
-        values, real = [self.values[name] for name in node.inputs], f"{node.name}_r"
+        values = [self.values[name] for name in node.inputs]
         if not self.exact:
-            self.build.node("Mul", [self._dequantize(v) for v in values], real)
+            real = self.build.node("Mul", [self._dequantize(v) for v in values])
             return self._quantize(real, grid.scale, self._made(node, grid))
-        self.build.node("Mul", [self._dequantize(v, 1.0) for v in values], f"{node.name}_product")
+        product = self.build.node("Mul", [self._dequantize(v, 1.0) for v in values])
         scale = np.float32(values[0].grid.scale) * np.float32(values[1].grid.scale) / np.float32(grid.scale)
-        self.build.node("Mul", [f"{node.name}_product", self.build.shared(scale, np.float32)], real)
+        real = self.build.node("Mul", [product, self.build.shared(scale, np.float32)])
         return self._quantize(real, 1.0, self._made(node, grid))
 
-    def _index(self, codes: str, name: str) -> str:
-        return self.build.node("Cast", [codes], name, to=self.build.onnx.TensorProto.INT32)
+    def _index(self, codes: str) -> str:
+        return self.build.node("Cast", [codes], to=self.build.onnx.TensorProto.INT32)
 
     def _lookup(self, node: Node, grid: Grid) -> Value:
         """A function of one element: a table of codes, by the codes of the input as they are stored."""
@@ -291,25 +289,22 @@ class QDQ(Writer):
         first = value.grid.low + value.offset
         codes = lookup_table(node, value.grid, grid).numpy().astype(np.int64) + made.offset
         table[first : first + len(codes)] = codes
-        index = self._index(value.name, f"{node.name}_i")
+        index = self._index(value.name)
         self.build.node("Gather", [self.build.shared(table, np.uint8), index], made.name)
         return made
 
     def _softmax(self, node: Node, grid: Grid) -> Value:
-        value, made, real, name = self.values[node.inputs[0]], self._made(node, grid), f"{node.name}_r", node.name
+        value, made = self.values[node.inputs[0]], self._made(node, grid)
         axis, build, kinds = node.options["dim"], self.build, self.build.onnx.TensorProto
         if not self.exact:
-            build.node("Softmax", [self._dequantize(value)], real, axis=axis)
-            return self._quantize(real, grid.scale, made)
-        index = self._index(value.name, f"{name}_i")
-        largest = self._reduced("ReduceMax", index, [axis], f"{name}_max")
-        distance = build.node("Sub", [largest, index], f"{name}_distance")
+            return self._quantize(build.node("Softmax", [self._dequantize(value)], axis=axis), grid.scale, made)
+        index = self._index(value.name)
+        distance = build.node("Sub", [self._reduced("ReduceMax", index, [axis]), index])
         table = build.shared(exponentials(value.grid).numpy().astype(np.int64), np.int64)
-        powers = build.node("Gather", [table, distance], f"{name}_powers")
-        total = self._reduced("ReduceSum", powers, [axis], f"{name}_total")
-        shares = [build.node("Cast", [x], f"{x}_f", to=kinds.FLOAT) for x in (powers, total)]
-        build.node("Div", shares, real)
-        return self._quantize(real, grid.scale, made)
+        powers = build.node("Gather", [table, distance])
+        total = self._reduced("ReduceSum", powers, [axis])
+        shares = [build.node("Cast", [x], to=kinds.FLOAT) for x in (powers, total)]
+        return self._quantize(build.node("Div", shares), grid.scale, made)
 
     def _pad(self, node: Node, grid: Grid) -> Value:
         zero = [self._zero(self._made(node, grid))] if self.exact else []

@@ -76,7 +76,7 @@ class QONNX(Writer):
             return value
         key = (value.name, grid)
         if key not in self._moves:
-            self._moves[key] = self._on_grid(value.name, f"{value.name}_m{len(self._moves)}", grid)
+            self._moves[key] = self._on_grid(value.name, self.build.fresh(), grid)
         return self._moves[key]
 
     def _around(self, node: Node, grid: Grid, op: str, constants: list[str], **attributes: Any) -> Value:
@@ -126,20 +126,19 @@ class QONNX(Writer):
 
     def _add(self, node: Node, grid: Grid) -> Value:
         names = [self.values[name].name for name in node.inputs]
-        real = self.build.node("Add", names, f"{node.name}_r", name=str(node.module or ""))
+        real = self.build.node("Add", names, name=str(node.module or ""))
         return self._requantized(real, self._made(node, grid))
 
     def _avg_pool2d(self, node: Node, grid: Grid) -> Value:
-        o, real = node.options, f"{node.name}_r"
+        o = node.options
         x, padding = self.values[node.inputs[0]].name, list(o.get("padding", (0, 0)))
         if o["kernel"] is None:
             keep = int(o.get("keepdim", True))
-            self._reduced("ReduceMean", x, [2, 3], real, keep)
+            real = self._reduced("ReduceMean", x, [2, 3], keep)
         else:
-            self.build.node(
+            real = self.build.node(
                 "AveragePool",
                 [x],
-                real,
                 kernel_shape=list(o["kernel"]),
                 strides=list(o["stride"]),
                 pads=padding * 2,
@@ -148,32 +147,32 @@ class QONNX(Writer):
         return self._requantized(real, self._made(node, grid))
 
     def _mul(self, node: Node, grid: Grid) -> Value:
-        real = self.build.node("Mul", [self.values[name].name for name in node.inputs], f"{node.name}_r")
+        real = self.build.node("Mul", [self.values[name].name for name in node.inputs])
         return self._requantized(real, self._made(node, grid))
 
     def _softmax(self, node: Node, grid: Grid) -> Value:
         x = self.values[node.inputs[0]].name
-        real = self.build.node("Softmax", [x], f"{node.name}_r", axis=node.options["dim"])
+        real = self.build.node("Softmax", [x], axis=node.options["dim"])
         return self._requantized(real, self._made(node, grid))
 
     def _lookup(self, node: Node, grid: Grid) -> Value:
         """A function of one element, in float."""
         options = dict(node.options)
-        function, x, name = options.pop("function"), self.values[node.inputs[0]].name, node.name
+        function, x = options.pop("function"), self.values[node.inputs[0]].name
 
-        def make(op: str, *inputs: Any, part: str = "r", **attributes: Any) -> str:
+        def make(op: str, *inputs: Any, **attributes: Any) -> str:
             names = [i if isinstance(i, str) else self.build.shared(i, np.float32) for i in inputs]
-            return self.build.node(op, names, f"{name}_{part}", **attributes)
+            return self.build.node(op, names, **attributes)
 
         if function in ("sigmoid", "tanh"):
             real = make(function.capitalize(), x)
         elif function == "silu":
-            real = make("Mul", x, make("Sigmoid", x, part="sigmoid"))
+            real = make("Mul", x, make("Sigmoid", x))
         elif function == "gelu":
-            error = make("Erf", make("Div", x, 2.0**0.5, part="scaled"), part="erf")
-            real = make("Mul", make("Mul", x, 0.5, part="half"), make("Add", error, 1.0, part="gate"))
+            error = make("Erf", make("Div", x, 2.0**0.5))
+            real = make("Mul", make("Mul", x, 0.5), make("Add", error, 1.0))
         elif function in ("hardsigmoid", "hardswish"):
-            gate = make("HardSigmoid", x, alpha=1 / 6, beta=0.5, part="gate" if function == "hardswish" else "r")
+            gate = make("HardSigmoid", x, alpha=1 / 6, beta=0.5)
             real = make("Mul", x, gate) if function == "hardswish" else gate
         elif function == "elu":
             real = make("Elu", x, alpha=float(options["alpha"]))
@@ -183,9 +182,9 @@ class QONNX(Writer):
             limits = ["" if options[key] is None else options[key] for key in ("min", "max")]
             real = make("Clip", x, *limits)
         elif function == "affine":
-            real = make("Add", make("Mul", x, options["factor"], part="scaled"), options["offset"])
+            real = make("Add", make("Mul", x, options["factor"]), options["offset"])
         else:
-            raise UnsupportedOperation(f"QONNX export has no {function} (node {name!r})")
+            raise UnsupportedOperation(f"QONNX export has no {function} (node {node.name!r})")
         return self._requantized(real, self._made(node, grid))
 
     def _pad(self, node: Node, grid: Grid) -> Value:

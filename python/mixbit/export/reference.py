@@ -17,7 +17,7 @@ from torch import nn
 
 from mixbit.errors import MixbitError
 from mixbit.export.grid import Grid, captured, layer_grid, tensor_grids
-from mixbit.network import LAYER_OPS, Node, input_of
+from mixbit.network import LAYER_OPS, Node, input_tensor
 
 Codes = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float32]
@@ -161,7 +161,7 @@ class IntegerReference:
         Args:
             x: float32 [N, ...], a Tensor or array, or an item of `batches`.
         """
-        array = x if isinstance(x, np.ndarray) else np.asarray(input_of(x).detach().float().cpu())
+        array = x if isinstance(x, np.ndarray) else np.asarray(input_tensor(x).detach().float().cpu())
         values: dict[str, Codes] = {}
         for node in self.nodes:
             grid = self.grids[node.name]

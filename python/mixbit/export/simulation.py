@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mixbit.export.codes import CodeNetwork
 from mixbit.export.lowering import lower
-from mixbit.network import LAYER_OPS, input_of
+from mixbit.network import LAYER_OPS, input_tensor
 
 
 class IntegerSimulation:
@@ -32,9 +32,9 @@ class IntegerSimulation:
     @torch.no_grad()
     def tensors(self, x: Any) -> dict[str, Tensor]:
         """Codes of every value for an input, as float32 tensors of whole numbers."""
-        return {node.name: codes for node, codes in self._codes.values(input_of(x))}
+        return {node.name: codes for node, codes in self._codes.values(input_tensor(x))}
 
     @torch.no_grad()
     def __call__(self, x: Any) -> list[Tensor]:
         """The network's outputs, dequantized."""
-        return self._codes.outputs(input_of(x))
+        return self._codes.outputs(input_tensor(x))

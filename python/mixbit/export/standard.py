@@ -12,6 +12,7 @@ from mixbit.errors import MixbitError
 from mixbit.export.codes import Constants
 from mixbit.export.grid import Grid
 from mixbit.export.lowering import IntegerNetwork
+from mixbit.export.naming import making
 from mixbit.network import LAYER_OPS, PASS_OPS, Node, run_node, run_pass
 
 
@@ -80,30 +81,40 @@ class StandardNetwork(nn.Module):
         """A single output by itself, several as a tuple."""
         graph = self.network.graph
         held: dict[str, Tensor] = {}
+        codes: dict[str, Tensor] = {}
         for node in graph.nodes:
-            held[node.name] = self._run(node, x, held)
+            real = self._run(node, x, held, codes)
+            if node.name not in self._fused:
+                with making(node.name):
+                    codes[node.name] = quantized(real, self.network.grids[node.name])
+                real = dequantized(codes[node.name], self.network.grids[node.name])
+            held[node.name] = real
         outputs = [held[name] for name in graph.outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _read(self, name: str, held: dict[str, Tensor], grid: Grid) -> Tensor:
+    def _read(self, name: str, held: dict[str, Tensor], codes: dict[str, Tensor], grid: Grid) -> Tensor:
         """A value on the grid that the reader wants."""
-        return held[name] if self.network.grids[name] == grid else on_grid(held[name], grid)
+        old = self.network.grids[name]
+        if old == grid:
+            return held[name]
+        # The codes move exactly, by one product and one rounding: one that is off would be more behind the layer.
+        ratio = float(torch.tensor(old.scale) / torch.tensor(grid.scale))
+        steps = dequantized(codes[name], old._replace(scale=ratio))
+        return dequantized(quantized(steps, grid._replace(scale=1.0)), grid)
 
-    def _run(self, node: Node, x: Tensor, held: dict[str, Tensor]) -> Tensor:
-        grid = self.network.grids[node.name]
+    def _run(self, node: Node, x: Tensor, held: dict[str, Tensor], codes: dict[str, Tensor]) -> Tensor:
+        """A value before it is quantized."""
         if node.op == "input":
-            return on_grid(x if x.dtype == torch.float32 else x.float(), grid)
+            return x if x.dtype == torch.float32 else x.float()
         if node.op in PASS_OPS:
-            return run_pass(node, self._read(node.inputs[0], held, grid), 0.0)
+            return run_pass(node, self._read(node.inputs[0], held, codes, self.network.grids[node.name]), 0.0)
         if node.op in LAYER_OPS:
-            real = self._layer(node, held)
-        else:
-            real = run_node(node, [held[name] for name in node.inputs], {})
-        return real if node.name in self._fused else on_grid(real, grid)
+            layer = self.network.layers[node.name]
+            return self._layer(node, self._read(node.inputs[0], held, codes, layer.act))
+        return run_node(node, [held[name] for name in node.inputs], {})
 
-    def _layer(self, node: Node, held: dict[str, Tensor]) -> Tensor:
+    def _layer(self, node: Node, x: Tensor) -> Tensor:
         layer = self.network.layers[node.name]
-        x = self._read(node.inputs[0], held, layer.act)
         weight = torch.ops.quantized_decomposed.dequantize_per_channel(
             *(self.layers.of(node, name) for name in ("weight", "scale", "zero_point")),
             0,
@@ -117,8 +128,17 @@ class StandardNetwork(nn.Module):
         return F.conv2d(x, weight, bias, o["stride"], o["padding"], o["dilation"], o["groups"])
 
 
-def on_grid(real: Tensor, grid: Grid) -> Tensor:
-    """Quantizes to a grid and back."""
-    arguments = (grid.scale, grid.zero_point, grid.low, grid.high, stored_type(grid.low, grid.high))
-    codes = torch.ops.quantized_decomposed.quantize_per_tensor(real, *arguments)
-    return torch.ops.quantized_decomposed.dequantize_per_tensor(codes, *arguments)
+def quantized(real: Tensor, grid: Grid) -> Tensor:
+    """Codes on a grid, in the smallest type."""
+    codes: Tensor = torch.ops.quantized_decomposed.quantize_per_tensor(real, *_arguments(grid))
+    return codes
+
+
+def dequantized(codes: Tensor, grid: Grid) -> Tensor:
+    """What codes mean, float32."""
+    real: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(codes, *_arguments(grid))
+    return real
+
+
+def _arguments(grid: Grid) -> tuple[float, int, int, int, torch.dtype]:
+    return (grid.scale, grid.zero_point, grid.low, grid.high, stored_type(grid.low, grid.high))

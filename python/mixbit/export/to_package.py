@@ -18,7 +18,7 @@ from mixbit.export.grid import Grid
 from mixbit.export.lowering import IntegerNetwork, lower
 from mixbit.export.package import check_output
 from mixbit.files import PathLike, write_bytes
-from mixbit.network import LAYER_OPS, Node, input_of
+from mixbit.network import LAYER_OPS, Node, input_tensor
 
 #: Arguments of an operation that go into the package under the same name.
 _OPTIONS = {
@@ -60,7 +60,7 @@ def _package(network: IntegerNetwork, example: Any) -> bytes:
         where = f"tensor {node.name!r}"
         entry: dict[str, Any] = {"name": node.name, "op": node.op, "grid": _grid(network.grids[node.name], where)}
         if node.op == "input":
-            entry["shape"] = list(input_of(example).shape[1:])
+            entry["shape"] = list(input_tensor(example).shape[1:])
         else:
             entry["inputs"] = list(node.inputs)
         if node.module:

@@ -17,14 +17,14 @@ from torch.export import ExportedProgram
 from mixbit.errors import MixbitError, check_choice
 from mixbit.export.program import runner
 from mixbit.export.reference import Codes, IntegerReference, Reals
-from mixbit.network import LAYER_OPS, check_batches, check_labels, input_of
+from mixbit.network import LAYER_OPS, check_batches, check_labels, input_tensor
 from mixbit.runtime import Network
 
 #: What an artifact promises: codes equal to the reference's, or each layer within one code of what the reference makes
 #: of the same inputs (floating point between codes; a tie rounds the other way now and then).
 PROMISES = ("exact", "one_code")
-#: Where an artifact that promises one code a layer shows no layers, its outputs may be so many codes off: differences
-#: of one code add up behind each other. A rule of thumb, not a proof.
+#: Where an artifact that promises one code a layer shows no layers (a compiled package of the dialect "pt2e"), its
+#: outputs may be so many codes off: differences of one code add up behind each other. A rule of thumb, not a proof.
 OPAQUE_CODES = 4
 
 
@@ -130,29 +130,64 @@ class VerifyReport:
         return next((layer.name for layer in self.layers or () if layer.mismatches), None)
 
     @property
+    def fault(self) -> str | None:
+        """The first value, in order of execution, that breaks the promise; None where none does or none is shown."""
+        allowed = 0 if self.promise == "exact" else 1
+        return next(
+            (layer.name for layer in self.layers or () if layer.mismatches and not layer.largest <= allowed), None
+        )
+
+    @property
+    def codes(self) -> int:
+        """Codes between that were compared, outputs included."""
+        return sum(layer.values for layer in self.layers or ())
+
+    @property
+    def codes_that_differ(self) -> int:
+        """Codes that differ from what the reference makes of the artifact's own inputs."""
+        return sum(layer.mismatches for layer in self.layers or ())
+
+    @property
     def in_class(self) -> bool:
         """Whether the artifact keeps its promise."""
         if self.promise == "exact":
-            return self.mismatches == 0 and self.first_layer is None
+            return self.mismatches == 0 and self.fault is None
         if self.layers is None:
             # Half a code beside the bound: values are rounded to float32.
             return all(output.largest <= (OPAQUE_CODES + 0.5) * output.step for output in self.outputs)
-        return all(layer.largest <= 1 for layer in self.layers)
+        return self.fault is None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        keys = ("mismatches", "values", "max_abs_diff", "first_layer", "in_class")
+        keys = (
+            "mismatches",
+            "values",
+            "max_abs_diff",
+            "codes",
+            "codes_that_differ",
+            "first_layer",
+            "fault",
+            "in_class",
+        )
         found = dataclasses.asdict(self) | {key: getattr(self, key) for key in keys}
         return dict(found)
 
     def __str__(self) -> str:
         differ = f"{self.mismatches} of {self.values} output values differ from the integer reference"
         parts = [f"{self.kind}, {self.images} images: {differ} (by up to {self.max_abs_diff:.4g})"]
-        if self.first_layer is not None:
-            counts = next(layer for layer in self.layers or () if layer.name == self.first_layer)
+        if self.codes_that_differ:
+            largest = float(np.max([layer.largest for layer in self.layers or ()]))
             parts.append(
-                f"the first layer that differs is {self.first_layer!r} ({counts.mismatches} of {counts.values} codes, "
-                f"by up to {counts.largest:g})"
+                f"{self.codes_that_differ} of {self.codes} codes are not what the reference makes of their inputs "
+                f"(by up to {largest:g})"
+            )
+        named = self.fault or self.first_layer
+        if named is not None:
+            counts = next(layer for layer in self.layers or () if layer.name == named and layer.mismatches)
+            what = "breaks the promise" if self.fault and self.promise == "one_code" else "differs"
+            parts.append(
+                f"the first layer that {what} is {named!r} ({counts.mismatches} of {counts.values} codes, by up to "
+                f"{counts.largest:g})"
             )
         if self.accuracy is not None:
             parts.append(f"top-1 {self.accuracy:.2f} %, reference {self.reference_accuracy:.2f} %")
@@ -183,7 +218,7 @@ def verify(
     images, hits = 0, [0, 0]
     labelled = True
     for item in batches:
-        x = input_of(item)
+        x = input_tensor(item)
         codes = reference.tensors(x)
         expected = [reference.dequantize(name, codes[name]) for name in reference.outputs]
         got = opened.outputs(x)
@@ -268,11 +303,32 @@ def _compare_layers(
 
 @opener(".pt2")
 def open_program(artifact: Any, reference: IntegerReference) -> Artifact:
-    """An exported program or a compiled package; the dialect "pt2e" promises one code a layer, the other equality."""
+    """An exported program or a compiled package; the dialect "pt2e" promises one code a layer, the other equality.
+
+    A program is also run node by node, which shows the codes between; a package is machine code and shows none.
+    """
     run = runner(artifact)
-    kind = "exported program" if isinstance(artifact, ExportedProgram) else "exported program or package"
+    watcher = run.watcher
     promise = "one_code" if run.dialect == "pt2e" else "exact"
-    return Artifact(kind, promise, lambda x: [value.numpy() for value in run(x)])
+
+    def parts(x: Tensor) -> list[Tensor]:
+        return [x] if run.batch is None else list(x.split(run.batch))
+
+    def outputs(x: Tensor) -> list[Reals]:
+        found = [run(part) for part in parts(x)]
+        return [torch.cat(values).numpy() for values in zip(*found, strict=True)]
+
+    if watcher is None:
+        return Artifact("compiled package", promise, outputs)
+    known = {node.name for node in reference.nodes}
+    if not known.intersection(watcher.names.values()):
+        return Artifact("exported program", promise, outputs)
+
+    def codes(x: Tensor) -> dict[str, Codes]:
+        found = [watcher.codes(part.detach().float().cpu()) for part in parts(x)]
+        return {name: torch.cat([part[name] for part in found]).long().numpy() for name in found[0] if name in known}
+
+    return Artifact("exported program", promise, outputs, codes)
 
 
 @opener(".mixbit")

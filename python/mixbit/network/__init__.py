@@ -10,6 +10,7 @@ from mixbit.network.calling import (
     device_of,
     flatten_outputs,
     input_of,
+    input_tensor,
     item_on,
 )
 from mixbit.network.graph import (
@@ -61,6 +62,7 @@ __all__ = [
     "device_of",
     "flatten_outputs",
     "input_of",
+    "input_tensor",
     "is_quantizable",
     "item_on",
     "layers",

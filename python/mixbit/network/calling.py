@@ -43,6 +43,34 @@ def input_of(item: Any) -> Any:
     )
 
 
+def input_tensor(item: Any, argument: str = "batches: an item") -> Tensor:
+    """The one tensor of an item's input: the input itself, or the only tensor of a dict of keyword arguments.
+
+    Args:
+        item: Of `batches`.
+        argument: What an error calls it.
+
+    Raises:
+        MixbitError: The input is no tensor, or a dict of none or several.
+    """
+    value = input_of(item)
+    if isinstance(value, Tensor):
+        return value
+    expected = "expected a Tensor [N, ...], a tuple whose first element is one, or a dict of keyword arguments with one"
+    if not isinstance(value, Mapping):
+        raise MixbitError(
+            f"{argument} is a {type(value).__name__}; an integer network has one input tensor: {expected}"
+        )
+    tensors = [entry for entry in value.values() if isinstance(entry, Tensor)]
+    if len(tensors) != 1:
+        names = ", ".join(repr(key) for key, entry in value.items() if isinstance(entry, Tensor)) or "none"
+        raise MixbitError(
+            f"{argument} is a dict of {len(tensors)} tensors ({names}); an integer network has one input tensor: "
+            f"{expected}, as {{'pixel_values': x}}, without labels"
+        )
+    return tensors[0]
+
+
 def call_model(model: nn.Module, item: Any) -> Any:
     """Calls the model with an item of `batches`: `model(x)`, or `model(**item)` for a dict."""
     value = input_of(item)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mixbit.errors import MixbitError
-from mixbit.network.calling import input_of
+from mixbit.network.calling import input_of, input_tensor
 
 #: Operations that compute with weights.
 LAYER_OPS = ("conv2d", "linear")
@@ -82,22 +82,24 @@ def capture(model: nn.Module, example: Any) -> Graph:
 
     Args:
         model: In eval mode, batch normalization folded; its layers must behave as float ones.
-        example: An item of `batches` with one input tensor.
+        example: An item of `batches` with one input tensor; a dict of keyword arguments may hold it.
 
     Raises:
         UnsupportedOperation: The integer network does not have an operation of the model (named with its module).
         MixbitError: The network cannot be exported or has several inputs.
     """
-    x = input_of(example)
-    if not isinstance(x, Tensor):
-        raise MixbitError(f"example: the integer network has one input tensor, got a {type(x).__name__}")
-    x = x.detach()
+    x, given = input_tensor(example, "example").detach(), input_of(example)
     if x.shape[0] < 2:
         # A batch of one would be taken for a constant by the exporter.
         x = torch.cat([x, x])[:2] if x.shape[0] else x
+    arguments: tuple[Any, ...] = (x,)
+    keywords: dict[str, Any] = {}
+    if isinstance(given, Mapping):
+        arguments, keywords = (), {name: x if isinstance(value, Tensor) else value for name, value in given.items()}
+    shapes = {name: {0: Dim.AUTO} if isinstance(value, Tensor) else None for name, value in keywords.items()}
     try:
         with torch.no_grad():
-            program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.AUTO},))
+            program = torch.export.export(model, arguments, keywords, dynamic_shapes=shapes or ({0: Dim.AUTO},))
             # No decomposition but functionalization: in-place operations become plain ones.
             program = program.run_decompositions({})
     except Exception as error:
@@ -113,7 +115,7 @@ def _reduce(program: ExportedProgram) -> Graph:
     values: set[str] = set()
     for fx in program.graph.nodes:
         if fx.op == "placeholder":
-            if fx.name not in parameters:
+            if fx.name not in parameters and isinstance(fx.meta.get("val"), Tensor):  # a number is no input
                 nodes.append(Node(fx.name, "input", ()))
                 values.add(fx.name)
         elif fx.op == "output":

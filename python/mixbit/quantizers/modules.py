@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixbit import ops
+from mixbit.errors import MixbitError
 from mixbit.quantizers.quantizer import Quantizer
 from mixbit.recipe import LayerPrecision
 
@@ -112,9 +113,14 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         """Convolves the fake-quantized input with the fake-quantized weight; [N, C, H, W] -> [N, O, H', W'].
 
         An input without a batch, [C, H, W], is one of one image.
+
+        Raises:
+            MixbitError: x has another rank or number of channels.
         """
         if x.dim() == 3:
             return self.forward(x[None])[0]
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise MixbitError(f"x has shape {tuple(x.shape)}; expected [N, {self.in_channels}, H, W] of a convolution")
         if self.bypassed:
             return nn.Conv2d.forward(self, x)
         x, padding = pad_input(self, x)
@@ -153,9 +159,14 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         """Multiplies the fake-quantized input with the fake-quantized weight; [..., I] -> [..., O].
 
         An input [I] is a batch of one.
+
+        Raises:
+            MixbitError: x has no dimension, or the last one another size.
         """
         if x.dim() == 1:
             return self.forward(x[None])[0]
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise MixbitError(f"x has shape {tuple(x.shape)}; expected [..., {self.in_features}] of a linear layer")
         if self.bypassed:
             return nn.Linear.forward(self, x)
         both = self._both()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.errors import MixbitError
-from mixbit.network import LAYER_OPS, PASS_OPS, Graph, Node, capture, input_of, run_node
+from mixbit.network import LAYER_OPS, PASS_OPS, Graph, Node, capture, input_tensor, run_node
 from mixbit.quantizers.modules import JoinedTensors
 from mixbit.quantizers.prepare import bypass, quantized_layers
 from mixbit.quantizers.statistics import TensorStatistics
@@ -98,7 +98,7 @@ def record_tensors_(
     last_read = {name: i for i, node in enumerate(graph.nodes) for name in node.inputs}
     with torch.no_grad():
         for item in batches:
-            x = input_of(item)
+            x = input_tensor(item)
             values: dict[str, Tensor] = {}
             for i, node in enumerate(graph.nodes):
                 inputs = [values[name] for name in node.inputs]

@@ -107,12 +107,15 @@ def test_programs_of_a_small_network_run_any_batch_and_reload(several, dialect: 
     assert any("quantized_decomposed" in name for name in names) == (dialect == "pt2e")
 
 
-def test_a_fixed_batch_is_kept(several) -> None:
+def test_a_fixed_batch_is_one_image(several) -> None:
     model, x = several
-    program = mixbit.export.program(model, x[:3], dynamic_batch=False)
-    assert (steps(mixbit.export.reference(model, x), mixbit.export.runner(program)(x[:3]), x[:3]) == 0).all()
-    with pytest.raises(MixbitError, match=r"artifact: it refuses an input of shape \(2, .*== 3"):
-        mixbit.export.runner(program)(x[:2])
+    for example in (x[:3], x[:1]):
+        run = mixbit.export.runner(mixbit.export.program(model, example, dynamic_batch=False))
+        assert run.batch == 1
+        assert (steps(mixbit.export.reference(model, x), run(x[:1]), x[:1]) == 0).all()
+        with pytest.raises(MixbitError, match=r"artifact: it refuses an input of shape \(2, .*== 1"):
+            run(x[:2])
+    assert mixbit.export.runner(mixbit.export.program(model, x)).batch is None
 
 
 def test_a_damaged_program_is_named(several, tmp_path: Path) -> None:

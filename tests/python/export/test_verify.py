@@ -18,7 +18,7 @@ from mixbit.errors import MixbitError
 from mixbit.export import Artifact
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from networks import ready, resnet8
+from networks import Everything, Functions, ready, recipe_of, resnet8
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -138,14 +138,83 @@ def test_programs_are_verified_too(tmp_path: Path) -> None:
     report = mixbit.export.verify(tmp_path / "m.pt2", model, [x])
     assert report.promise == "exact"
     assert report.in_class, report
-    assert report.layers is None
+    assert [layer.name for layer in report.layers] == ["input", "0", "relu", "view", "3", "linear (output)"]
     report = mixbit.export.verify(mixbit.export.program(model, x, "pt2e"), model, [x])
     assert report.promise == "one_code"
     assert report.in_class
+    # A convolution that an activation follows is not quantized by itself.
+    assert [layer.name for layer in report.layers] == ["input", "relu", "view", "3", "linear (output)"]
     other, _ = small()
     with torch.no_grad():
         other[3].weight.neg_()
-    assert not mixbit.export.verify(tmp_path / "m.pt2", other, [x]).in_class
+    report = mixbit.export.verify(tmp_path / "m.pt2", other, [x])
+    assert (report.fault, report.in_class) == ("3", False)
+
+
+@pytest.mark.parametrize("dialect", mixbit.export.DIALECTS)
+def test_a_program_shows_the_layer_at_fault(dialect: str, tmp_path: Path) -> None:
+    model, batches, images, _ = resnet8("4/8")
+    path = tmp_path / "m.pt2"
+    torch.export.save(mixbit.export.program(model, batches[0], dialect), path)
+    good = mixbit.export.verify(path, model, [images[:2]])
+    assert good.in_class, good
+    assert good.fault is None
+    assert good.codes == sum(layer.values for layer in good.layers) > 100_000
+    assert good.codes_that_differ <= (0 if dialect == "mixbit" else good.codes // 1000)
+    program = torch.export.load(path)
+    with torch.no_grad():
+        program.state_dict["layers.block2_conv2.weight"][0, 0, 0, 1] ^= 4
+    report = mixbit.export.verify(program, model, [images[:2]])
+    named = "block2_conv2"
+    assert report.fault == named, report
+    assert not report.in_class
+    assert f"{named!r}" in str(report)
+    assert [layer.name for layer in report.layers if layer.largest > 1] == [named]
+    found = json.loads(json.dumps(report.to_dict()))
+    assert (found["fault"], found["codes"]) == (named, good.codes)
+
+
+@pytest.mark.parametrize("make", [Everything, Functions])
+def test_programs_show_the_codes_of_every_operation(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 9, 9) if make is Everything else torch.randn(3, 3, 6, 6)
+    model = ready(make().eval(), [x], recipe_of(make().eval(), x, "8/8"), "maxabs")
+    nodes = mixbit.export.reference(model, x).nodes
+    for dialect in mixbit.export.DIALECTS:
+        report = mixbit.export.verify(mixbit.export.program(model, x, dialect), model, [x])
+        assert report.in_class, report
+        shown = {layer.name for layer in report.layers if not layer.name.endswith("(output)")}
+        hidden = {node.op for node in nodes if node.name not in shown and node.module not in shown}
+        # What does nothing has no operation; what an activation follows at once is quantized with it.
+        fused = {"conv2d", "linear", "add", "avg_pool2d"} if dialect == "pt2e" else set()
+        assert hidden <= {"identity"} | fused
+
+
+def test_scales_of_a_program_that_are_wrong_are_found() -> None:
+    model, x = small()
+    program = mixbit.export.program(model, x, "pt2e")
+    node = next(node for node in program.graph.nodes if node.name == "relu_q")
+    node.args = (node.args[0], node.args[1] * 1.5, *node.args[2:])
+    program.graph_module.recompile()
+    assert mixbit.export.verify(program, model, [x]).fault == "relu"
+
+
+def test_programs_of_others_show_outputs_alone() -> None:
+    model, x = small()
+    program = mixbit.export.program(model, x, "pt2e")
+    for node in program.graph.nodes:
+        node.name = node.name.removesuffix("_q")
+    program.graph_module.recompile()
+    report = mixbit.export.verify(program, model, [x])
+    assert (report.promise, report.layers, report.fault, report.in_class) == ("one_code", None, None, True)
+
+
+def test_programs_of_one_image_are_fed_one_at_a_time(tmp_path: Path) -> None:
+    model, x = small()
+    torch.export.save(mixbit.export.program(model, x, dynamic_batch=False), tmp_path / "m.pt2")
+    assert mixbit.export.runner(tmp_path / "m.pt2").batch == 1
+    report = mixbit.export.verify(tmp_path / "m.pt2", model, [x])
+    assert (report.images, report.mismatches, report.in_class) == (3, 0, True)
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -91,6 +91,18 @@ def test_one_operand_may_stay_float(weight: int | None, act: int | None) -> None
     assert (model.a.weight_quantizer is None) == (weight is None)
 
 
+def test_inputs_of_another_shape_are_named() -> None:
+    model = mixbit.prepare_(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5)), Recipe.uniform(["0", "2"])
+    )
+    for shape in ((2, 6, 6), (1, 1, 3, 6, 6), (6,), (2, 4, 6, 6)):
+        with pytest.raises(MixbitError, match=r"x has shape \(.*\); expected \[N, 3, H, W\]"):
+            model[0](torch.zeros(shape))
+    for shape in ((), (2, 63)):
+        with pytest.raises(MixbitError, match=r"x has shape \(.*\); expected \[\.\.\., 64\]"):
+            model[2](torch.zeros(shape))
+
+
 def test_restore_gives_back_the_very_model() -> None:
     model = seeded(Residual)
     x, keys = data(1)[0], list(seeded(Residual).state_dict())
