@@ -67,10 +67,12 @@ def write_onnx(
     network = lower(model, example)
     writer = QDQ(network, example, opset, exact) if dialect == "qdq" else QONNX(network, example, opset)
     limits = _limits(writer) if isinstance(writer, QDQ) else [QONNX_LIMIT]
+    widest = network.widest_stored()
+    limits += [] if widest is None else [widest]
     for limit in limits:
         if say is not None:
             say(limit)
-    wider = [limit for limit in limits if "nearest" in limit]
+    wider = [limit for limit in limits if "nearest" in limit or limit == widest]
     if say is None and wider:
         warnings.warn("; ".join(wider), UserWarning, stacklevel=3)
     batch = ["N"] if dynamic_batch else [1]
