@@ -33,7 +33,7 @@ from mixbit.files import PathLike, file_digest, remove_temporaries, write_atomic
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import SearchSpace, TensorStatistics, first_images, input_statistics, record_tensors_
-from mixbit.recipe import Recipe, check_bits
+from mixbit.recipe import MAPS, Recipe, check_bits, without_files
 from mixbit.retrain import Mechanisms
 from mixbit.search import Found
 from mixbit.sources import fingerprint, load_data, load_images, load_model
@@ -115,6 +115,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "act_precisions": None,
         "weight_precisions": None,
         "tie": False,
+        "channel_group": None,
         "cost": "bops",
         "budget": None,
         "budget_share": None,
@@ -408,9 +409,13 @@ def _digest(*parts: Any) -> str:
 
 
 def _recipe_content(recipe: Recipe) -> dict[str, Any]:
-    """What decides a result: the document, and the extra levels beside it."""
-    maps = {name: hashlib.sha256(extra.tobytes()).hexdigest() for name, extra in recipe.extra_maps.items()}
-    return {**recipe.to_dict(), **({"extra_maps": maps} if maps else {})}
+    """What decides a result: the document, and the maps beside it."""
+    # A recipe in memory has the same channel bits as its file.
+    content = without_files(recipe.to_dict(), ("channel_bits",))
+    for kind in MAPS:
+        maps = {name: hashlib.sha256(found.tobytes()).hexdigest() for name, found in getattr(recipe, kind).items()}
+        content |= {kind: maps} if maps else {}
+    return content
 
 
 class Pipeline:
@@ -742,8 +747,14 @@ class Pipeline:
                 raise MixbitError(f"{name}={widths!r}: expected a list of bits, e.g. [2, 4, 8]")
         if kind == "gates":
             named["tie"] = bool(options["tie"])
+            if options["channel_group"] is not None:
+                named |= {"granularity_bits": "per_channel", "group": options["channel_group"]}
         elif options["tie"]:
             raise MixbitError(f"tie=true: only gates can be shared; kind is {kind!r}")
+        elif options["channel_group"] is not None:
+            raise MixbitError(
+                f"channel_group={options['channel_group']!r}: only gates choose by channel; kind is {kind!r}"
+            )
         return SPACES[kind](**named)
 
     @staticmethod
@@ -903,7 +914,7 @@ class Pipeline:
     def _trained_key(self, recipe: Recipe) -> str:
         """What trained weights belong to: a network and its bits."""
         content = _recipe_content(recipe)
-        maps = [content["extra_maps"]] if recipe.extra_maps else []
+        maps = [content[kind] for kind in MAPS if kind in content]
         return _digest(fingerprint(self.model), content["layers"], recipe.tensors, *maps)
 
     def _trained(self, recipe: Recipe, integer: bool) -> nn.Module | None:
@@ -1053,7 +1064,8 @@ class Pipeline:
             return self._score(scores, name, network, metric)
 
         def measure(recipe: Recipe) -> float:
-            layers = _digest(recipe.to_dict()["layers"])
+            content = _recipe_content(recipe)
+            layers = _digest(content["layers"], *(content[kind] for kind in MAPS if kind in content))
             return score(layers, lambda: self._quantized(recipe, options["ranges"], integer))
 
         if options["measure"]:
@@ -1069,6 +1081,10 @@ class Pipeline:
             }
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()} | dict(asked)
         given = options["search"]
+        if given is not None and given["channel_group"] is not None:
+            for cost in costs.values():  # each point is audited in all of them
+                for layer in cost.layers:
+                    cost.check_channels(layer)
         trained: list[str] = []
 
         def searched(cost: CostTable, budget: float, name: str) -> tuple[Recipe, float | None]:

@@ -112,7 +112,7 @@ def onnx(
             functions of the file, which most runtimes inline. Small networks take some percent less.
         force: Replaces a file that exists.
         say: Called with each limit of consumers before anything is written; without it, widths that are stored wider
-            than they are are a warning.
+            than they are (also those of channels beside wider ones) are a warning.
 
     Returns:
         What was written, its bytes by purpose, and the limits.
@@ -138,7 +138,8 @@ def onnx(
 def integer(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
     """Writes the integer network as a package that `mixbit.runtime.Network` and `mixbit-run` execute without torch.
 
-    Weights are packed at their own widths (1 to 8 bits); outputs equal those of `reference` bit for bit. The format is
+    Weights are packed at their own widths (1 to 8 bits), all channels of a layer at that of the widest, with a warning
+    where they differ; outputs equal those of `reference` bit for bit. The format is
     described in docs/package_format.md.
 
     Args:

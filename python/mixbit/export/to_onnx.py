@@ -74,10 +74,12 @@ def write_onnx(
     limits = _limits(writer) if isinstance(writer, QDQ) else [QONNX_LIMIT]
     if compact:
         limits.append(FUNCTIONS_LIMIT)
+    widest = network.widest_stored()
+    limits += [] if widest is None else [widest]
     for limit in limits:
         if say is not None:
             say(limit)
-    wider = [limit for limit in limits if "nearest" in limit]
+    wider = [limit for limit in limits if "nearest" in limit or limit == widest]
     if say is None and wider:
         warnings.warn("; ".join(wider), UserWarning, stacklevel=3)
     batch = ["N"] if dynamic_batch else [1]
