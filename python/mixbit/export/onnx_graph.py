@@ -169,7 +169,8 @@ class GraphBuilder:
         def values(shapes: dict[str, list[Any]]) -> list[Any]:
             return [helper.make_tensor_value_info(n, proto.FLOAT, shape) for n, shape in shapes.items()]
 
-        nodes, functions, version = self.nodes, [], IR_VERSIONS[self.opset]
+        nodes, version = self.nodes, IR_VERSIONS[self.opset]
+        functions: list[Any] = []
         if compact:
             parts = [nodes[a:b] for a, b in itertools.pairwise([*self._parts, len(nodes)])]
             nodes, functions = fold(self.onnx, parts, outputs, self.opset)
