@@ -72,10 +72,12 @@ def weight_codes(quantizer: Quantizer, grid: WeightGrid, weight: Tensor, scale: 
         weight: float32 on the CPU.
         scale: One step of the grid, float32 [output channels].
     """
+    # In place: a large layer's weight is held no more than once beside itself.
     ratio = weight / (scale.reshape([-1] + [1] * (weight.dim() - 1)) * grid.own)
-    codes = torch.round(ratio) if quantizer.rounding == "half_even" else torch.floor(ratio + 0.5)
+    codes = ratio.round_() if quantizer.rounding == "half_even" else ratio.add_(0.5).floor_()
     low, high = (end.reshape([-1] + [1] * (weight.dim() - 1)) if end.dim() == 1 else end for end in grid.ends)
-    return torch.minimum(torch.maximum(codes, low), high) * grid.own
+    torch.maximum(codes, low, out=codes)
+    return torch.minimum(codes, high, out=codes).mul_(grid.own)
 
 
 def tensor_grids(model: nn.Module, graph: Graph) -> dict[str, Grid]:

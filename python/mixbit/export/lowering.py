@@ -129,7 +129,8 @@ def _layer(node: Node, module: Any, grid: Grid, check_overflow: bool) -> Integer
         codes = weight_codes(quantizer, steps, weight, scale)
         product = torch.tensor(act.scale) * scale
         bias = torch.where(real_bias == 0, 0.0, torch.round(real_bias / product))
-        return codes, bias, product, codes.abs().double().flatten(1).sum(1) * largest
+        sums = [part.abs().double().flatten(1).sum(1) for part in codes.split(64)]
+        return codes, bias, product, torch.cat(sums) * largest
 
     codes, bias, product, products = quantized()
     # Channels that are dead but for their bias, which would not fit: coarser steps for weights that hardly matter.
