@@ -127,7 +127,15 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "retrain": {**_TRAINING, "weight_quantizer": None, "act_quantizer": None, **_MECHANISMS},
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
-    "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
+    "export": {
+        "formats": ["onnx"],
+        "dialect": None,
+        "exact": True,
+        "opset": None,
+        "any_batch": True,
+        "compact": False,
+        "method": "mse",
+    },
     "verify": {"artifacts": None, "images": 64, "method": "mse"},
     "report": {"title": None, "runtime": None},
 }
@@ -1000,6 +1008,7 @@ class Pipeline:
                     exact=bool(options["exact"]),
                     opset=options["opset"],
                     dynamic_batch=bool(options["any_batch"]),
+                    compact=bool(options["compact"]),
                     force=True,
                     say=lambda limit: self.say(f"export: {limit}"),
                 )

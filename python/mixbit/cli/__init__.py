@@ -201,6 +201,7 @@ def _parser() -> _Parser:
     sub.add_argument("--dialect", help="of onnx: qdq (default) or qonnx; of the others: mixbit (default) or pt2e")
     sub.add_argument("--plain", dest="exact", action="store_false", help="onnx: patterns that more compilers fuse")
     sub.add_argument("--opset", type=int, help="onnx: an older one than the weights want stores them wider")
+    sub.add_argument("--compact", action="store_true", help="onnx: patterns that recur as functions")
     sub.add_argument("--one-image", dest="any_batch", action="store_false", help="a batch of one instead of any")
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
 

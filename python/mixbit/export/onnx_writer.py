@@ -51,11 +51,17 @@ class Writer(ABC):
         self.values: dict[str, Value] = {}
         self._moves: dict[tuple[str, Grid], Value] = {}
         self.input = ""
+        previous: Node | None = None
         for node in network.graph.nodes:
             write = getattr(self, f"_{node.op}", None)
             if write is None:
                 raise UnsupportedOperation(f"ONNX export has no {node.op} (module {node.module!r}, node {node.name!r})")
+            # What pads for one layer goes with it.
+            if previous is None or previous.op != "pad" or node.inputs != (previous.name,):
+                build.part()
+            previous = node
             self.values[node.name] = write(node, network.grids[node.name])
+        build.part()
         self.outputs: list[str] = []
         for i, output in enumerate(network.graph.outputs):
             name = output if output not in (*self.outputs, self.input) else f"{output}_{i}"
