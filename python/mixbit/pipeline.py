@@ -728,7 +728,7 @@ class Pipeline:
         aim = {"strength" if asked == ["strength"] else "budget": value}
         model, found, checkpoint = self._fit_search("search", options, space, costs, aim)
         recipe = found.recipe
-        recipe.save(self.folder / "recipe.json")
+        files = self._save_recipe("recipe.json", recipe)
         costs.save(self.folder / "costs.json")
         self._save_state(SEARCHED, model, recipe)
         document = {**recipe.report, "predicted_sqnr_db": recipe.sqnr_db}
@@ -736,7 +736,16 @@ class Pipeline:
         write_text(self.folder / "search.json", json.dumps(found.history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "search.csv", found.history.to_csv())
         checkpoint.unlink(missing_ok=True)
-        return ["recipe.json", "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+        return [*files, "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+
+    def _save_recipe(self, name: str, recipe: Recipe) -> list[str]:
+        """Saves a recipe in the folder; its file and that of its channel bits, which goes where it has none."""
+        beside = str(Path(name).with_suffix(".channel_bits.safetensors"))
+        recipe.save(self.folder / name)
+        if recipe.channel_maps:
+            return [name, beside]
+        (self.folder / beside).unlink(missing_ok=True)
+        return [name]
 
     @staticmethod
     def _space(options: dict[str, Any]) -> SearchSpace:
@@ -1116,17 +1125,16 @@ class Pipeline:
             **self._minima(options),
         )
         names = {point.name: f"{RECIPES}/{point.name}.json" for point in points}
-        for point in points:
-            point.recipe.save(self.folder / names[point.name])
+        files = [file for point in points for file in self._save_recipe(names[point.name], point.recipe)]
         earlier = self._manifest(self.folder / "sweep.manifest.json") or {"outputs": []}
         for name in earlier["outputs"]:
-            if Path(name).parent == Path(RECIPES) and name not in (*names.values(), *trained):
+            if Path(name).parent == Path(RECIPES) and name not in (*files, *trained):
                 (self.folder / name).unlink(missing_ok=True)
         document["uniform_8_8"] = {name: cost.uniform(8, 8) for name, cost in costs.items()}
         document["points"] = [{**point.to_dict(), "recipe": names[point.name]} for point in points]
         write_text(self.folder / "sweep.json", json.dumps(_plain(document), indent=2) + "\n")
         write_text(self.folder / "sweep.csv", points_as_csv(points))
-        return ["sweep.json", "sweep.csv", *names.values(), *trained]
+        return ["sweep.json", "sweep.csv", *files, *trained]
 
     def _searched_point(
         self, file: str, options: dict[str, Any], cost: CostTable, budget: float
@@ -1143,6 +1151,12 @@ class Pipeline:
                 head, _, document = (found or "").partition(" ")
                 if head == key:
                     recipe = Recipe.from_dict(json.loads(document))
+                    widths = {name: state.get(f"{name}.weight_quantizer.bit_width") for name in recipe.layers}
+                    recipe.channel_maps = {
+                        name: bits.to(torch.uint8).numpy()
+                        for name, bits in widths.items()
+                        if bits is not None and bits.numel() > 1
+                    }
                     recipe.report = {"feasible": True, "misses_by": 0.0}
                     return lambda: self._restored(recipe, state), recipe, key
         model, fitted, checkpoint = self._fit_search(Path(file).stem, options, space, cost, {"budget": budget})
