@@ -137,7 +137,9 @@ def sizes(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
     """Bytes by what they are for; the rest of the files as a share of all that is not the rest."""
     model, example = prepared(setting, config["recipe"], quick=True), setting.example
     with tempfile.TemporaryDirectory() as folder, lowered_once(model, example):
-        onnx = mixbit.export.onnx(model, example, Path(folder) / "m.onnx", say=lambda text: None).bytes
+        path = Path(folder) / "m.onnx"
+        onnx = mixbit.export.onnx(model, example, path, say=lambda text: None).bytes
+        compact = mixbit.export.onnx(model, example, path, compact=True, force=True, say=lambda text: None).bytes
         package = mixbit.export.integer(model, example, Path(folder) / "m.mixbit")
         tensors, total = mixbit.runtime.Network(package).manifest["tensors"], package.stat().st_size
     packed = sum(t["bytes"] for t in tensors if t["dtype"] == "packed")
@@ -146,6 +148,7 @@ def sizes(setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
         "weights in ONNX, bytes": onnx.weights,
         "scales and biases": onnx.scales + onnx.biases,
         "its rest, %": round(100 * onnx.overhead / (onnx.total - onnx.overhead), 2),
+        "with compact=True": round(100 * compact.overhead / (compact.total - compact.overhead), 2),
         "weights in the package": packed,
         "multipliers, biases, tables": data - packed,
         "the package's rest, %": round(100 * (total - data) / data, 2),

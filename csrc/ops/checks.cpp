@@ -141,9 +141,8 @@ GatedArguments check_gated_arguments(const at::Tensor& x, const at::Tensor& scal
   TORCH_CHECK_VALUE((gates.dim() == 1 || by_sample) && gates.size(0) == count - 1, "gates has shape ", gates.sizes(),
                     ": expected [", count - 1, "]",
                     x.dim() > 0 ? " or [" + std::to_string(count - 1) + ", " + std::to_string(x.size(0)) + "]" : "");
-  TORCH_CHECK_VALUE(!by_sample || !axis.has_value() || *axis != 0,
-                    "axis=0 with gates of each sample: expected another axis, or gates [", count - 1, "]");
-  return {axis, by_sample, static_cast<GateForm>(form)};
+  const bool by_channel = by_sample && axis == 0;
+  return {by_channel ? std::nullopt : axis, by_sample, by_channel, static_cast<GateForm>(form)};
 }
 
 std::optional<int64_t> check_mixture_arguments(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,

@@ -74,7 +74,8 @@ std::optional<int64_t> check_observe_arguments(const at::Tensor& x, std::optiona
 // Arguments of gated_fake_quantize, checked but for the values of tensors.
 struct GatedArguments {
   std::optional<int64_t> axis;
-  bool by_sample;  // gates [K - 1, samples]
+  bool by_sample;   // gates [K - 1, size of dimension 0]
+  bool by_channel;  // that dimension is the axis given: every channel is walked as a sample, and `axis` is none
   GateForm form;
 };
 GatedArguments check_gated_arguments(const at::Tensor& x, const at::Tensor& scale_range, const at::Tensor& gates,

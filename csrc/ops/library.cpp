@@ -152,7 +152,8 @@ TORCH_LIBRARY(mixbit, m) {
   m.def("sample_gates(Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
   m.def("_sample_gates_backward(Tensor grad, Tensor gate_logits, Tensor noise, float temperature) -> Tensor", tags);
   // x on grids that gates open one after the other. scale_range: float32 [1] or [size of axis]; gates: float32 [K - 1],
-  // or [K - 1, size of dimension 0]; precisions: K ascending bit-widths. form: 0 difference, 1 residual.
+  // or [K - 1, size of dimension 0] for gates of each sample, or, beside axis 0, of each channel; precisions: K
+  // ascending bit-widths. form: 0 difference, 1 residual.
   m.def(
       "gated_fake_quantize(Tensor x, Tensor scale_range, Tensor gates, int[] precisions, *, bool signed, "
       "int? axis=None, int form=0) -> Tensor",

@@ -33,7 +33,7 @@ from mixbit.files import PathLike, file_digest, remove_temporaries, write_atomic
 from mixbit.network import UnsupportedOperation, batch_size
 from mixbit.progress import Progress, reporter
 from mixbit.quantizers import SearchSpace, TensorStatistics, first_images, input_statistics, record_tensors_
-from mixbit.recipe import Recipe, check_bits
+from mixbit.recipe import MAPS, Recipe, check_bits, without_files
 from mixbit.retrain import Mechanisms
 from mixbit.search import Found
 from mixbit.sources import fingerprint, load_data, load_images, load_model
@@ -115,6 +115,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "act_precisions": None,
         "weight_precisions": None,
         "tie": False,
+        "channel_group": None,
         "cost": "bops",
         "budget": None,
         "budget_share": None,
@@ -126,7 +127,15 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "retrain": {**_TRAINING, "weight_quantizer": None, "act_quantizer": None, **_MECHANISMS},
     "evaluate": {"metric": "top1", "method": "mse", "integer": True},
-    "export": {"formats": ["onnx"], "dialect": None, "exact": True, "opset": None, "any_batch": True, "method": "mse"},
+    "export": {
+        "formats": ["onnx"],
+        "dialect": None,
+        "exact": True,
+        "opset": None,
+        "any_batch": True,
+        "compact": False,
+        "method": "mse",
+    },
     "verify": {"artifacts": None, "images": 64, "method": "mse"},
     "report": {"title": None, "runtime": None},
 }
@@ -400,9 +409,13 @@ def _digest(*parts: Any) -> str:
 
 
 def _recipe_content(recipe: Recipe) -> dict[str, Any]:
-    """What decides a result: the document, and the extra levels beside it."""
-    maps = {name: hashlib.sha256(extra.tobytes()).hexdigest() for name, extra in recipe.extra_maps.items()}
-    return {**recipe.to_dict(), **({"extra_maps": maps} if maps else {})}
+    """What decides a result: the document, and the maps beside it."""
+    # A recipe in memory has the same channel bits as its file.
+    content = without_files(recipe.to_dict(), ("channel_bits",))
+    for kind in MAPS:
+        maps = {name: hashlib.sha256(found.tobytes()).hexdigest() for name, found in getattr(recipe, kind).items()}
+        content |= {kind: maps} if maps else {}
+    return content
 
 
 class Pipeline:
@@ -715,7 +728,7 @@ class Pipeline:
         aim = {"strength" if asked == ["strength"] else "budget": value}
         model, found, checkpoint = self._fit_search("search", options, space, costs, aim)
         recipe = found.recipe
-        recipe.save(self.folder / "recipe.json")
+        files = self._save_recipe("recipe.json", recipe)
         costs.save(self.folder / "costs.json")
         self._save_state(SEARCHED, model, recipe)
         document = {**recipe.report, "predicted_sqnr_db": recipe.sqnr_db}
@@ -723,7 +736,16 @@ class Pipeline:
         write_text(self.folder / "search.json", json.dumps(found.history.to_dict(), indent=1) + "\n")
         write_text(self.folder / "search.csv", found.history.to_csv())
         checkpoint.unlink(missing_ok=True)
-        return ["recipe.json", "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+        return [*files, "costs.json", SEARCHED, "assignment.json", "search.json", "search.csv"]
+
+    def _save_recipe(self, name: str, recipe: Recipe) -> list[str]:
+        """Saves a recipe in the folder; its file and that of its channel bits, which goes where it has none."""
+        beside = str(Path(name).with_suffix(".channel_bits.safetensors"))
+        recipe.save(self.folder / name)
+        if recipe.channel_maps:
+            return [name, beside]
+        (self.folder / beside).unlink(missing_ok=True)
+        return [name]
 
     @staticmethod
     def _space(options: dict[str, Any]) -> SearchSpace:
@@ -734,8 +756,14 @@ class Pipeline:
                 raise MixbitError(f"{name}={widths!r}: expected a list of bits, e.g. [2, 4, 8]")
         if kind == "gates":
             named["tie"] = bool(options["tie"])
+            if options["channel_group"] is not None:
+                named |= {"granularity_bits": "per_channel", "group": options["channel_group"]}
         elif options["tie"]:
             raise MixbitError(f"tie=true: only gates can be shared; kind is {kind!r}")
+        elif options["channel_group"] is not None:
+            raise MixbitError(
+                f"channel_group={options['channel_group']!r}: only gates choose by channel; kind is {kind!r}"
+            )
         return SPACES[kind](**named)
 
     @staticmethod
@@ -895,7 +923,7 @@ class Pipeline:
     def _trained_key(self, recipe: Recipe) -> str:
         """What trained weights belong to: a network and its bits."""
         content = _recipe_content(recipe)
-        maps = [content["extra_maps"]] if recipe.extra_maps else []
+        maps = [content[kind] for kind in MAPS if kind in content]
         return _digest(fingerprint(self.model), content["layers"], recipe.tensors, *maps)
 
     def _trained(self, recipe: Recipe, integer: bool) -> nn.Module | None:
@@ -980,6 +1008,7 @@ class Pipeline:
                     exact=bool(options["exact"]),
                     opset=options["opset"],
                     dynamic_batch=bool(options["any_batch"]),
+                    compact=bool(options["compact"]),
                     force=True,
                     say=lambda limit: self.say(f"export: {limit}"),
                 )
@@ -1044,7 +1073,8 @@ class Pipeline:
             return self._score(scores, name, network, metric)
 
         def measure(recipe: Recipe) -> float:
-            layers = _digest(recipe.to_dict()["layers"])
+            content = _recipe_content(recipe)
+            layers = _digest(content["layers"], *(content[kind] for kind in MAPS if kind in content))
             return score(layers, lambda: self._quantized(recipe, options["ranges"], integer))
 
         if options["measure"]:
@@ -1060,6 +1090,10 @@ class Pipeline:
             }
         costs = {name: make(self.model, self.example) for name, make in COSTS.items()} | dict(asked)
         given = options["search"]
+        if given is not None and given["channel_group"] is not None:
+            for cost in costs.values():  # each point is audited in all of them
+                for layer in cost.layers:
+                    cost.check_channels(layer)
         trained: list[str] = []
 
         def searched(cost: CostTable, budget: float, name: str) -> tuple[Recipe, float | None]:
@@ -1091,17 +1125,16 @@ class Pipeline:
             **self._minima(options),
         )
         names = {point.name: f"{RECIPES}/{point.name}.json" for point in points}
-        for point in points:
-            point.recipe.save(self.folder / names[point.name])
+        files = [file for point in points for file in self._save_recipe(names[point.name], point.recipe)]
         earlier = self._manifest(self.folder / "sweep.manifest.json") or {"outputs": []}
         for name in earlier["outputs"]:
-            if Path(name).parent == Path(RECIPES) and name not in (*names.values(), *trained):
+            if Path(name).parent == Path(RECIPES) and name not in (*files, *trained):
                 (self.folder / name).unlink(missing_ok=True)
         document["uniform_8_8"] = {name: cost.uniform(8, 8) for name, cost in costs.items()}
         document["points"] = [{**point.to_dict(), "recipe": names[point.name]} for point in points]
         write_text(self.folder / "sweep.json", json.dumps(_plain(document), indent=2) + "\n")
         write_text(self.folder / "sweep.csv", points_as_csv(points))
-        return ["sweep.json", "sweep.csv", *names.values(), *trained]
+        return ["sweep.json", "sweep.csv", *files, *trained]
 
     def _searched_point(
         self, file: str, options: dict[str, Any], cost: CostTable, budget: float
@@ -1118,6 +1151,12 @@ class Pipeline:
                 head, _, document = (found or "").partition(" ")
                 if head == key:
                     recipe = Recipe.from_dict(json.loads(document))
+                    widths = {name: state.get(f"{name}.weight_quantizer.bit_width") for name in recipe.layers}
+                    recipe.channel_maps = {
+                        name: bits.to(torch.uint8).numpy()
+                        for name, bits in widths.items()
+                        if bits is not None and bits.numel() > 1
+                    }
                     recipe.report = {"feasible": True, "misses_by": 0.0}
                     return lambda: self._restored(recipe, state), recipe, key
         model, fitted, checkpoint = self._fit_search(Path(file).stem, options, space, cost, {"budget": budget})

@@ -26,7 +26,10 @@ _GLOB = re.compile(r"[*?\[]")
 
 #: Most extra bits of a weight.
 MAX_EXTRA_BITS = 2
+#: Maps of a recipe, and the entry of a layer that names the file with its map.
+MAPS = {"extra_maps": "extra_levels", "channel_maps": "channel_bits"}
 ExtraMap = npt.NDArray[np.uint8]
+ChannelMap = npt.NDArray[np.uint8]
 
 
 def check_bits(argument: str, value: object) -> int | None:
@@ -51,6 +54,8 @@ class LayerPrecision:
         rounding: "half_even" or "half_up".
         extra_levels: Path of a safetensors file with the map of extra bits per weight (uint8 of the weight's shape,
             each 0, 1 or 2, under the layer's name), relative to the recipe file.
+        channel_bits: Path of a safetensors file with the bits of each output channel's weights (uint8 [channels], under
+            the layer's name), relative to the recipe file; `weight` is then the widest of them.
     """
 
     weight: int | None = 8
@@ -60,6 +65,7 @@ class LayerPrecision:
     narrow_range: bool = True
     rounding: str = "half_even"
     extra_levels: str | None = None
+    channel_bits: str | None = None
 
     def __post_init__(self) -> None:
         check_bits("weight", self.weight)
@@ -75,8 +81,10 @@ class LayerPrecision:
             raise MixbitError(f"signed_act={self.signed_act!r}: expected true, false or null")
         if not isinstance(self.narrow_range, bool):
             raise MixbitError(f"narrow_range={self.narrow_range!r}: expected true or false")
-        if self.extra_levels is not None and not isinstance(self.extra_levels, str):
-            raise MixbitError(f"extra_levels={self.extra_levels!r}: expected a path or null")
+        for name in MAPS.values():
+            named = getattr(self, name)
+            if named is not None and not isinstance(named, str):
+                raise MixbitError(f"{name}={named!r}: expected a path or null")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "precision") -> LayerPrecision:
@@ -130,6 +138,8 @@ class Recipe:
         report: Details of the run that made it; not saved.
         extra_maps: Extra bits per weight by layer name: uint8 of the weight's shape, each 0, 1 or 2. `load` reads them
             from the files that `extra_levels` names; `save` writes all of them to one file beside the recipe.
+        channel_maps: Bits of each output channel's weights by layer name: uint8 [channels], 1 to 16 each, of layers
+            whose channels differ. The layer's `weight` is the widest. Files as for `extra_maps`, by `channel_bits`.
     """
 
     layers: dict[str, LayerPrecision] = dataclasses.field(default_factory=dict)
@@ -140,15 +150,17 @@ class Recipe:
     sqnr_db: float | None = None
     report: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
     extra_maps: dict[str, ExtraMap] = dataclasses.field(default_factory=dict, compare=False)
+    channel_maps: dict[str, ChannelMap] = dataclasses.field(default_factory=dict, compare=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Recipe):
             return NotImplemented
-        mine, theirs = self.extra_maps, other.extra_maps
-        return (
-            self.to_dict() == other.to_dict()
-            and mine.keys() == theirs.keys()
-            and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        # The maps themselves count, not the files that they came from.
+        if without_files(self.to_dict()) != without_files(other.to_dict()):
+            return False
+        return all(
+            mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+            for mine, theirs in ((getattr(self, maps), getattr(other, maps)) for maps in MAPS)
         )
 
     @classmethod
@@ -166,6 +178,33 @@ class Recipe:
         """Bits of a tensor of the integer network: exact name, first matching glob, "default", else 8."""
         found = match_name(name, self.tensors)
         return int(self.tensors[found if found is not None else "default"]["act"]) if self.tensors else 8
+
+    def check_channel_map(self, name: str) -> None:
+        """Refuses the map of a layer's channel bits that does not fit its entry.
+
+        Raises:
+            MixbitError: No uint8 [channels] of bits 1 to 16, another widest one than the layer's `weight`, a layer with
+                one scale or with extra levels, or one bit on a grid with narrow_range.
+        """
+        found, precision, where = self.channel_maps[name], self[name], f"channel bits of layer {name!r}"
+        if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 1 or not found.size:
+            what = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
+            raise MixbitError(f"{where}: found {what}; expected an array of uint8 [channels]")
+        least, most = int(found.min()), int(found.max())
+        if least < 1 or most > 16:
+            raise MixbitError(f"{where}: found {least} to {most}; expected whole numbers of bits from 1 to 16")
+        if precision.weight != most:
+            raise MixbitError(
+                f"{where}: the widest is {most}, but the layer has weight={precision.weight}; expected it"
+            )
+        if precision.granularity != "per_channel":
+            raise MixbitError(
+                f'{where}: its granularity is {precision.granularity!r}, one scale for all; expected "per_channel"'
+            )
+        if least == 1 and precision.narrow_range:
+            raise MixbitError(f"{where}: 1 bit with narrow_range leaves only the level 0; expected at least 2 bits")
+        if name in self.extra_maps:
+            raise MixbitError(f"{where}: the layer has extra levels, too; expected one of the two")
 
     def check_names(self, names: Iterable[str]) -> None:
         """Refuses an exact layer name that is not among `names`.
@@ -222,27 +261,32 @@ class Recipe:
         }
 
     def save(self, path: PathLike) -> None:
-        """Writes the recipe as JSON, atomically; maps of extra levels to "NAME.extra_levels.safetensors" beside it.
+        """Writes the recipe as JSON, atomically; maps to "NAME.ENTRY.safetensors" beside it, a file for each kind.
+
+        ENTRY is "extra_levels" or "channel_bits".
 
         Raises:
-            MixbitError: A map is not uint8 or holds more than 2, or a file cannot be written.
+            MixbitError: A map is not what it should be, or a file cannot be written.
         """
+        for name, extra in self.extra_maps.items():
+            _check_map(name, extra)
+        for name in self.channel_maps:
+            self.check_channel_map(name)
         saved = self
-        if self.extra_maps:
+        for kind, entry in MAPS.items():
+            given: dict[str, npt.NDArray[np.uint8]] = getattr(self, kind)
+            if not given:
+                continue
             target = Path(path)
-            beside = target.with_name(f"{target.stem}.extra_levels.safetensors")
-            for name, extra in self.extra_maps.items():
-                _check_map(name, extra)
-            maps = {name: np.ascontiguousarray(self.extra_maps[name]) for name in sorted(self.extra_maps)}
+            beside = target.with_name(f"{target.stem}.{entry}.safetensors")
+            maps = {name: np.ascontiguousarray(given[name]) for name in sorted(given)}
             write_bytes(beside, safetensors.numpy.save(maps))
             # Layers that a glob or the default speaks for get an entry of their own: it names the file.
-            own = {name: dataclasses.replace(self[name], extra_levels=beside.name) for name in self.extra_maps}
+            own = {name: _naming(saved[name], entry, beside.name) for name in given}
             # The file that a glob or the default names may not be where this one goes.
-            others = {
-                n: dataclasses.replace(p, extra_levels=None) if _GLOB.search(n) else p for n, p in self.layers.items()
-            }
-            default = None if self.default is None else dataclasses.replace(self.default, extra_levels=None)
-            saved = dataclasses.replace(self, layers=others | own, default=default)
+            others = {n: _naming(p, entry, None) if _GLOB.search(n) else p for n, p in saved.layers.items()}
+            default = None if saved.default is None else _naming(saved.default, entry, None)
+            saved = dataclasses.replace(saved, layers=others | own, default=default)
         body = {k: v for k, v in saved.to_dict().items() if k not in ("format", "version")}
         write_document(path, FORMAT, VERSION, body)
 
@@ -252,15 +296,37 @@ class Recipe:
 
         Raises:
             MixbitError: A missing, truncated, foreign or newer file, an unknown key or a bad value; likewise a file of
-                extra levels, or one without a layer that names it.
+                maps, or one without a layer that names it.
         """
         document = read_document(path, FORMAT, VERSION)
         try:
             recipe = cls.from_dict(document)
-            recipe.extra_maps = _read_maps(recipe, Path(path).parent)
+            recipe.extra_maps = _read_maps(recipe, Path(path).parent, "extra_levels")
+            for name, extra in recipe.extra_maps.items():
+                _check_map(name, extra)
+            recipe.channel_maps = _read_maps(recipe, Path(path).parent, "channel_bits")
+            for name in recipe.channel_maps:
+                recipe.check_channel_map(name)
         except MixbitError as error:
             raise MixbitError(f"{str(path)!r}: {error}") from error
         return recipe
+
+
+def without_files(document: Mapping[str, Any], entries: Iterable[str] = tuple(MAPS.values())) -> dict[str, Any]:
+    """A recipe's document without the entries that name files."""
+    entries = tuple(entries)
+
+    def bare(entry: Any) -> Any:
+        return None if entry is None else {key: value for key, value in entry.items() if key not in entries}
+
+    layers = {name: bare(entry) for name, entry in document["layers"].items()}
+    return {**document, "default": bare(document["default"]), "layers": layers}
+
+
+def _naming(precision: LayerPrecision, entry: str, named: str | None) -> LayerPrecision:
+    """The same precision with another file in its entry."""
+    values: dict[str, Any] = {entry: named}
+    return dataclasses.replace(precision, **values)
 
 
 def _check_map(name: str, extra: Any) -> None:
@@ -274,32 +340,31 @@ def _check_map(name: str, extra: Any) -> None:
         )
 
 
-def _read_maps(recipe: Recipe, folder: Path) -> dict[str, ExtraMap]:
+def _read_maps(recipe: Recipe, folder: Path, entry: str) -> dict[str, npt.NDArray[np.uint8]]:
     """The maps that the entries of a recipe name; each file is read once.
 
     A glob or the default takes whatever layers its file holds; an exact name must be there.
     """
     entries = dict(recipe.layers) | ({} if recipe.default is None else {"default": recipe.default})
-    files: dict[str, dict[str, ExtraMap]] = {}
+    files: dict[str, dict[str, npt.NDArray[np.uint8]]] = {}
     for precision in entries.values():
-        named = precision.extra_levels
+        named = getattr(precision, entry)
         if named is None or named in files:
             continue
         try:
             files[named] = safetensors.numpy.load((folder / named).read_bytes())
         except OSError as error:
-            raise MixbitError(f"extra_levels={named!r}: cannot read it: {error.strerror or error}") from error
+            raise MixbitError(f"{entry}={named!r}: cannot read it: {error.strerror or error}") from error
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise MixbitError(f"extra_levels={named!r} is not a whole safetensors file: {error}") from error
+            raise MixbitError(f"{entry}={named!r} is not a whole safetensors file: {error}") from error
     for name, precision in recipe.layers.items():
-        named = precision.extra_levels
+        named = getattr(precision, entry)
         if named is not None and not _GLOB.search(name) and name not in files[named]:
-            raise MixbitError(f"extra_levels={named!r} holds no layer {name!r}{did_you_mean(name, files[named])}")
+            raise MixbitError(f"{entry}={named!r} holds no layer {name!r}{did_you_mean(name, files[named])}")
     maps = {}
     for named, found in files.items():
         for name, extra in found.items():
-            if recipe[name].extra_levels == named:
-                _check_map(name, extra)
+            if getattr(recipe[name], entry) == named:
                 maps[name] = extra
     return maps
 

@@ -50,8 +50,8 @@ def refine(recipe: Recipe, latency_costs: CostTable, mode: str = "strict") -> Re
         from and to are {act, weight}) and layers (layer, before, after).
 
     Raises:
-        MixbitError: The mode or a layer of the recipe is unknown, a layer is float or has extra levels, or the table's
-            total is a maximum.
+        MixbitError: The mode or a layer of the recipe is unknown, a layer is float or has extra levels or bits by
+            channel, or the table's total is a maximum.
         KeyError: The table lacks a width of the recipe; the message names layer and width.
     """
     costs = latency_costs
@@ -63,6 +63,11 @@ def refine(recipe: Recipe, latency_costs: CostTable, mode: str = "strict") -> Re
         raise MixbitError(
             f"recipe: layer {next(iter(recipe.extra_maps))!r} has extra levels, which belong to its bits; refine the "
             "recipe before they are given"
+        )
+    if recipe.channel_maps:
+        raise MixbitError(
+            f"recipe: the channels of layer {next(iter(recipe.channel_maps))!r} have bits of their own, but latencies "
+            "are those of one width a layer; expected a recipe with one width for all channels"
         )
     now: _Widths = {}
     for name in costs.layers:

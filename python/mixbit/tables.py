@@ -35,7 +35,7 @@ class Precision(Protocol):
 
 
 class HasPrecisions(Protocol):
-    """A recipe, as far as tables are concerned; it may have `extra_maps` (see `Recipe`)."""
+    """A recipe, as far as tables are concerned; it may have `extra_maps` and `channel_maps` (see `Recipe`)."""
 
     def __getitem__(self, name: str) -> Precision: ...
 
@@ -47,6 +47,23 @@ def extra_shares(recipe: HasPrecisions, layer: str) -> dict[int, float]:
         return {0: 1.0}
     counts = np.bincount(extra.reshape(-1))
     return {e: float(count / extra.size) for e, count in enumerate(counts.tolist()) if count}
+
+
+def channel_counts(recipe: HasPrecisions, layer: str) -> dict[int, int]:
+    """How many of a layer's output channels have each width; empty where they share one."""
+    found = getattr(recipe, "channel_maps", {}).get(layer)
+    if found is None or found.size == 0:
+        return {}
+    return {bits: count for bits, count in enumerate(np.bincount(found.reshape(-1)).tolist()) if count}
+
+
+def mean_weight_bits(recipe: HasPrecisions, layer: str) -> float:
+    """Bits of a layer's weights without extra levels, the mean where its channels differ; 32 for float."""
+    counts = channel_counts(recipe, layer)
+    if counts:
+        return sum(bits * count for bits, count in counts.items()) / sum(counts.values())
+    weight = recipe[layer].weight
+    return float(FLOAT_BITS if weight is None else weight)
 
 
 def _widths(argument: str, bits: Iterable[int]) -> tuple[int, ...]:
@@ -221,14 +238,17 @@ class SensitivityTable:
     def predicted_sqnr_db(self, recipe: HasPrecisions) -> float:
         """-10 log10 of the sum of the layers' noise ratios: an estimate of the network's SQNR, often pessimistic.
 
-        Layers that the recipe leaves wholly float add nothing. Extra levels of single weights are not counted.
+        Layers that the recipe leaves wholly float add nothing. Extra levels of single weights are not counted. Where
+        channels have their own bits, the mean over them of what the layer has at these bits.
         """
         total = 0.0
         for name in self.layers:
             precision = recipe[name]
             if precision.weight is None and precision.act is None:
                 continue
-            total += 10.0 ** (-self.entry(name, precision.act, precision.weight) / 10.0)
+            counts: dict[Any, int] = channel_counts(recipe, name) or {precision.weight: 1}
+            noise = [n * 10.0 ** (-self.entry(name, precision.act, bits) / 10.0) for bits, n in counts.items()]
+            total += math.fsum(noise) / sum(counts.values())
         return float("inf") if total == 0.0 else float(-10.0 * np.log10(total))
 
     def to_csv(self, path: PathLike) -> None:
@@ -316,6 +336,7 @@ class CostTable:
         values_out: float64 [L, A, W, O] with O = act_bits for costs that depend on the output's width too, or None.
         consumer: For each layer the name of the layer that reads its output, or None (a network output, 8 bits; for an
             add or concatenation the width of that tensor as a number).
+        additive: Whether a layer costs the sum of what its output channels cost by themselves.
     """
 
     FORMAT = "mixbit-cost"
@@ -330,6 +351,7 @@ class CostTable:
     reduce: str
     values_out: Array | None
     consumer: tuple[str | int | None, ...] | None
+    additive: bool
 
     @classmethod
     def from_arrays(
@@ -344,6 +366,7 @@ class CostTable:
         values_out: npt.ArrayLike | None = None,
         consumer: Sequence[str | int | None] | None = None,
         reduce: str = "sum",
+        additive: bool = False,
     ) -> CostTable:
         """Builds a table.
 
@@ -357,6 +380,8 @@ class CostTable:
             values_out: [L, A, W, O], O the widths of act_bits, for costs that depend on the output's width.
             consumer: L names, widths or None; see the class.
             reduce: "sum" or "max".
+            additive: Whether a layer costs the sum of what its output channels cost, as operations and memory do and
+                latencies do not: the table then prices channels with bits of their own (see `check_channels`).
 
         Raises:
             MixbitError: Shapes, names or widths do not fit, or a cost is negative or not finite.
@@ -385,6 +410,7 @@ class CostTable:
         if reduce not in ("sum", "max"):
             raise MixbitError(f"reduce={reduce!r}: expected 'sum' or 'max'")
         table.reduce = reduce
+        table.additive = bool(additive)
         return table
 
     @staticmethod
@@ -426,11 +452,22 @@ class CostTable:
 
         Where weights have extra levels (`Recipe.extra_maps`), the mean over the weights of what the table says at their
         widths. That is exact for costs linear in the weights' bits, such as bops and weight memory; what it takes to
-        store which weights they are is not counted.
+        store which weights they are is not counted. Where output channels have bits of their own
+        (`Recipe.channel_maps`), the mean over the channels, exactly; see `check_channels`.
+
+        Raises:
+            MixbitError: Channels have bits of their own, and the table does not tell what these cost.
+            KeyError: The recipe uses a width that the table does not have.
         """
         found = []
         for name in self.layers:
             precision, out = recipe[name], self.output_width(name, recipe)
+            if counts := channel_counts(recipe, name):
+                self.check_channels(name)
+                # One division, so that costs which are whole numbers stay so.
+                every = math.fsum(n * self.entry(name, precision.act, bits, out) for bits, n in counts.items())
+                found.append(every / sum(counts.values()))
+                continue
             found.append(
                 math.fsum(
                     share * self.entry(name, precision.act, precision.weight if e == 0 else _wider(precision, e), out)
@@ -439,12 +476,44 @@ class CostTable:
             )
         return np.asarray(found, dtype=np.float64)
 
+    def check_channels(self, layer: str) -> None:
+        """Refuses a cost that does not tell what single output channels of a layer cost.
+
+        A layer whose channels have several widths costs the mean over its channels of what it costs at each of these
+        widths, if its cost is additive, or linear in the weights' bits. Latencies and the costs of a mapping are
+        neither: they hold for one width a tensor.
+
+        Raises:
+            MixbitError: The table is not additive, and at some act width the layer's cost is not linear in the weights'
+                bits (with less than three widths nobody can tell); the cost depends on the output's width; or layers
+                make a total by their maximum while weights count.
+        """
+        rows = self.values[self._row(layer)]
+        bits = np.asarray(self.weight_bits, dtype=np.float64)
+        slopes = (rows[:, -1:] - rows[:, :1]) / max(bits[-1] - bits[0], 1.0)
+        linear = np.allclose(rows[:, :1] + slopes * (bits - bits[0]), rows, rtol=1e-9, atol=0.0)
+        why = None
+        if self.values_out is not None:
+            why = "are those of mappings with one width a tensor"
+        elif self.reduce == "max" and not (linear and not slopes.any()):
+            why = "are totalled by maximum and depend on the weights' bits"
+        elif not self.additive and len(bits) < 3:
+            why = f"are known at the weight widths {list(self.weight_bits)} alone, too few to be seen as linear in them"
+        elif not self.additive and not linear:
+            why = "are not linear in the weights' bits"
+        if why is not None:
+            raise MixbitError(
+                f"costs in {self.unit or 'a unit of their own'!r} {why}, so they do not tell what single channels of "
+                f"layer {layer!r} cost; expected a table such as mixbit.costs.bops, .ops or .weight_memory"
+            )
+
     def total(self, recipe: HasPrecisions) -> float:
         """Cost of the network under a recipe: the audit used before, during and after every search.
 
-        Extra levels of single weights count, see `per_layer`.
+        Extra levels of single weights and bits of single channels count, see `per_layer`.
 
         Raises:
+            MixbitError: See `per_layer`.
             KeyError: The recipe uses a width that the table does not have.
         """
         return self.combine(self.per_layer(recipe))
@@ -507,6 +576,8 @@ class CostTable:
             body["values_out"] = _encode(self.values_out)
         if self.consumer is not None:
             body["consumer"] = list(self.consumer)
+        if self.additive:
+            body["additive"] = True
         write_document(path, self.FORMAT, self.VERSION, body)
 
     @classmethod
@@ -528,6 +599,7 @@ class CostTable:
                 values_out=_decode("values_out", document["values_out"]) if "values_out" in document else None,
                 consumer=document.get("consumer"),
                 reduce=document.get("reduce", "sum"),
+                additive=document.get("additive", False),
             )
 
 

@@ -39,7 +39,7 @@ struct Grids {
         scale[k] = a.scales[a.per_channel ? k * a.channels + channel : k];
         weight[k] = a.weights[k];
       } else {
-        scale[k] = gated_step(a.scales[a.per_channel ? channel : 0], bits, a.is_signed);
+        scale[k] = gated_step(a.scales[a.per_channel ? channel + sample * a.scale_stride : 0], bits, a.is_signed);
         // gate_shares, with the gates of a sample `gate_stride` apart
         const float next = k + 1 < count(a) ? open * a.weights[k * a.gate_stride + sample] : 0.0f;
         weight[k] = open - next;

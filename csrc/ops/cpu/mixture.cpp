@@ -20,6 +20,7 @@ using kernels::cpu::Quantizer;
 struct Candidates {
   std::optional<int64_t> axis;
   bool by_sample;
+  bool by_channel;  // the channels are the samples
   MixtureForm form;
   int64_t count;
   int64_t channels;
@@ -27,21 +28,20 @@ struct Candidates {
   std::vector<float> weights;         // [samples, count]
 
   Mixture of(int64_t sample, int64_t channel) const {
-    return {quantizers.data() + channel * count, weights.data() + sample * count, count, form};
+    return {quantizers.data() + (by_channel ? sample : channel) * count, weights.data() + sample * count, count, form};
   }
 };
 
 Candidates gated_candidates(const at::Tensor& x, const at::Tensor& scale_range, const at::Tensor& gates,
                             at::IntArrayRef precisions, bool is_signed, std::optional<int64_t> given_axis,
                             int64_t given_form) {
-  const auto [axis, by_sample, form] =
+  const auto [axis, by_sample, by_channel, form] =
       check_gated_arguments(x, scale_range, gates, precisions, is_signed, given_axis, given_form);
   check_scale_values(scale_range, "scale_range");
   const auto count = static_cast<int64_t>(precisions.size());
-  const int64_t channels = channel_count(x, axis);
-  Candidates c{axis,  by_sample, form == GateForm::kResidual ? MixtureForm::kGatedResidual : MixtureForm::kGated,
-               count, channels,  {},
-               {}};
+  const int64_t channels = by_channel ? x.size(0) : channel_count(x, axis);
+  const auto kind = form == GateForm::kResidual ? MixtureForm::kGatedResidual : MixtureForm::kGated;
+  Candidates c{axis, by_sample, by_channel, kind, count, channels, {}, {}};
   const at::Tensor ranges = scale_range.contiguous();
   for (int64_t channel = 0; channel < channels; ++channel) {
     for (const int64_t precision : precisions) {
@@ -72,7 +72,7 @@ Candidates mixture_candidates(const at::Tensor& x, const at::Tensor& scales, con
   check_scale_values(scales.reshape({-1}), "scales");
   const int64_t count = bit_widths.numel();
   const int64_t channels = channel_count(x, axis);
-  Candidates c{axis, false, MixtureForm::kMixture, count, channels, {}, {}};
+  Candidates c{axis, false, false, MixtureForm::kMixture, count, channels, {}, {}};
   const at::Tensor s = scales.contiguous();
   const at::Tensor bits = bit_widths.contiguous();
   for (int64_t channel = 0; channel < channels; ++channel) {
@@ -169,7 +169,7 @@ BackwardSums backward(const at::Tensor& grad, const at::Tensor& x, const Candida
   }
   result.steps.resize(static_cast<size_t>(step_count * c.channels));
   for (int64_t i = 0; i < static_cast<int64_t>(steps.size()); ++i) {
-    const int64_t channel = i / step_count % runs / per_channel;
+    const int64_t channel = c.by_channel ? i / (step_count * runs) : i / step_count % runs / per_channel;
     result.steps[static_cast<size_t>(i % step_count * c.channels + channel)] += steps[static_cast<size_t>(i)];
   }
   return result;

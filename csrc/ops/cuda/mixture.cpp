@@ -25,6 +25,7 @@ struct Candidates {
   at::Tensor bit_widths;
   std::optional<int64_t> axis;
   bool by_sample = false;
+  bool by_channel = false;
   cuda::MixtureArguments kernel{};
 
   // The memory order of the x that the kernel will read.
@@ -40,9 +41,11 @@ Candidates gated_candidates(const at::Tensor& x, const at::Tensor& scale_range, 
                             at::IntArrayRef precisions, bool is_signed, std::optional<int64_t> given_axis,
                             int64_t form) {
   const GatedArguments checked = check_gated_arguments(x, scale_range, gates, precisions, is_signed, given_axis, form);
-  Candidates c{scale_range.contiguous(), gates.contiguous(), {}, checked.axis, checked.by_sample, {}};
+  Candidates c{scale_range.contiguous(), gates.contiguous(), {}, checked.axis,
+               checked.by_sample,        checked.by_channel, {}};
   std::copy(precisions.begin(), precisions.end(), c.kernel.precisions);
   c.kernel.per_channel = scale_range.numel() > 1;
+  c.kernel.scale_stride = checked.by_channel ? 1 : 0;
   c.kernel.gate_stride = checked.by_sample ? x.size(0) : 1;
   c.kernel.count = static_cast<int64_t>(precisions.size());
   c.kernel.form = checked.form == GateForm::kResidual ? MixtureForm::kGatedResidual : MixtureForm::kGated;
@@ -52,7 +55,7 @@ Candidates gated_candidates(const at::Tensor& x, const at::Tensor& scale_range, 
 Candidates mixture_candidates(const at::Tensor& x, const at::Tensor& scales, const at::Tensor& weights,
                               const at::Tensor& bit_widths, std::optional<int64_t> given_axis) {
   const auto axis = check_mixture_arguments(x, scales, weights, bit_widths, given_axis);
-  Candidates c{scales.contiguous(), weights.contiguous(), bit_widths.contiguous(), axis, false, {}};
+  Candidates c{scales.contiguous(), weights.contiguous(), bit_widths.contiguous(), axis, false, false, {}};
   c.kernel.bit_widths = c.bit_widths.const_data_ptr<float>();
   c.kernel.per_channel = scales.dim() == 2;
   c.kernel.count = bit_widths.numel();
@@ -117,7 +120,7 @@ BackwardSums backward(const at::Tensor& grad, const at::Tensor& x, Candidates& c
       result.dx.copy_(target);
     }
   }
-  result.steps = result.steps.sum(1);
+  result.steps = c.by_channel ? result.steps.squeeze(2) : result.steps.sum(1);
   return result;
 }
 

@@ -151,10 +151,13 @@ def solve(problem: Options, objective: Price, rows: list[tuple[Price, float]], a
     # For shared inputs: the options of a layer at an act sum to the group's indicator of that act.
     couple: list[tuple[int, int, float]] = []
     height = 0
+    at: dict[tuple[int, int], list[int]] = {}
+    for column, (layer, act, _) in enumerate(index.tolist()):
+        at.setdefault((layer, act), []).append(column)
     for s, group in enumerate(shared):
         for layer in (i for i, g in enumerate(problem.groups) if g == group):
             for act in range(acts):
-                couple += [(height, column, 1.0) for column, (i, a, _) in enumerate(index) if i == layer and a == act]
+                couple += [(height, column, 1.0) for column in at.get((layer, act), ())]
                 couple.append((height, count + s * acts + act, -1.0))
                 height += 1
     for (layer, reader), pairs in outputs.items():

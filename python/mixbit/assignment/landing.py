@@ -32,6 +32,8 @@ class Options:
         allowed: uint8 [layers, acts, weights].
         groups: Layers with the same number share their act option.
         preference: float64 like allowed: the larger, the rather.
+        shares: float64 [layers]; where a layer stands in `names` once for each group of its channels, the group's share
+            of its costs. None where every layer chooses as one.
     """
 
     names: list[str]
@@ -40,6 +42,7 @@ class Options:
     allowed: np.ndarray[Any, np.dtype[np.uint8]]
     groups: list[int]
     preference: Array
+    shares: Array | None = None
 
 
 def reach(options: Options, table: CostTable, asked: float | None = None) -> tuple[float, float]:
@@ -74,7 +77,11 @@ def _priced(options: Options, table: CostTable, fixed: Mapping[str, LayerPrecisi
     def precision(act: int, weight: int) -> tuple[int, int]:
         return options.acts[act], options.weights[weight]
 
-    return priced(table, options.names, options.acts, len(options.weights), precision, fixed)
+    price = priced(table, options.names, options.acts, len(options.weights), precision, fixed)
+    # A maximum over layers is one over their groups as well: it does not depend on weights that choose by group.
+    if options.shares is None or price.maximum:
+        return price
+    return dataclasses.replace(price, values=price.values * options.shares.reshape(-1, 1, 1))
 
 
 def land(

@@ -166,6 +166,9 @@ def _parser() -> _Parser:
     sub.add_argument("--act-precisions", type=_bits, metavar="B,B,...", help="of activations, if they differ")
     sub.add_argument("--weight-precisions", type=_bits, metavar="B,B,...", help="of weights, if they differ")
     sub.add_argument("--tie", action="store_true", help="gates: the same width for a layer's weight and input")
+    sub.add_argument(
+        "--channel-group", type=int, metavar="G", help="gates: each G output channels choose their own bits"
+    )
     sub.add_argument("--cost", default="bops", help=f"what is saved: {_COSTS}")
     sub.add_argument("--budget", type=float, help="largest total of the cost, in its unit")
     sub.add_argument("--budget-share", type=float, help="budget as a share of uniform 8/8")
@@ -198,6 +201,7 @@ def _parser() -> _Parser:
     sub.add_argument("--dialect", help="of onnx: qdq (default) or qonnx; of the others: mixbit (default) or pt2e")
     sub.add_argument("--plain", dest="exact", action="store_false", help="onnx: patterns that more compilers fuse")
     sub.add_argument("--opset", type=int, help="onnx: an older one than the weights want stores them wider")
+    sub.add_argument("--compact", action="store_true", help="onnx: patterns that recur as functions")
     sub.add_argument("--one-image", dest="any_batch", action="store_false", help="a batch of one instead of any")
     sub.add_argument("--recipe", help="a recipe file to use instead of the folder's recipe.json")
 
@@ -527,6 +531,7 @@ def _summary(folder: Path, trained: bool) -> None:
     from mixbit.pipeline import refinement_of
     from mixbit.recipe import Recipe
     from mixbit.report import number
+    from mixbit.tables import channel_counts, mean_weight_bits
 
     recipe_file, evaluation_file, sweep_file = (folder / f"{n}.json" for n in ("recipe", "evaluation", "sweep"))
     console = Console()
@@ -534,7 +539,10 @@ def _summary(folder: Path, trained: bool) -> None:
         recipe = Recipe.load(recipe_file)
         table = Table("layer", "weight bits", "act bits", title="recipe")
         for name, precision in recipe.layers.items():
-            table.add_row(name, *("float" if b is None else str(b) for b in (precision.weight, precision.act)))
+            weight, act = ("float" if b is None else str(b) for b in (precision.weight, precision.act))
+            if counts := channel_counts(recipe, name):
+                weight = f"{mean_weight_bits(recipe, name):.3g} ({', '.join(str(b) for b in counts)} by channel)"
+            table.add_row(name, weight, act)
         console.print(table)
         for unit, value in recipe.cost.items():
             console.print(f"cost: {number(value)} {unit}")

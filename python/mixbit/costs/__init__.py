@@ -35,12 +35,19 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 
 
 def _table(
-    model: nn.Module, example: Any, unit: str, cost: Callable[[Layer, int, int], float], reduce: str = "sum"
+    model: nn.Module,
+    example: Any,
+    unit: str,
+    cost: Callable[[Layer, int, int], float],
+    reduce: str = "sum",
+    additive: bool = True,
 ) -> CostTable:
     found: LayerList = layers(model, example)
     values = np.array([[[cost(layer, a, w) for w in WIDTHS] for a in WIDTHS] for layer in found], dtype=np.float64)
     groups = [layer.input_group for layer in found]
-    return CostTable.from_arrays(found.names, values, WIDTHS, WIDTHS, unit=unit, input_group=groups, reduce=reduce)
+    return CostTable.from_arrays(
+        found.names, values, WIDTHS, WIDTHS, unit=unit, input_group=groups, reduce=reduce, additive=additive
+    )
 
 
 def ops(model: nn.Module, example: Any) -> CostTable:
@@ -69,4 +76,5 @@ def activation_memory(model: nn.Module, example: Any) -> CostTable:
         "peak bits",
         lambda layer, a, w: layer.input_elements * a + (layer.output_elements + layer.other_live) * 8.0,
         reduce="max",
+        additive=False,
     )

@@ -90,6 +90,7 @@ def onnx(
     exact: bool = True,
     opset: int | None = None,
     dynamic_batch: bool = True,
+    compact: bool = False,
     force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> OnnxReport:
@@ -107,9 +108,11 @@ def onnx(
         opset: None takes the least that holds the weights packed: 13 for int8, 21 for int4, 25 for int2. A given older
             one has them stored wider.
         dynamic_batch: Whether the size of the batch may vary; else it is 1.
+        compact: Of "qdq": patterns that recur, as a layer between its dequantizations and its quantization, are
+            functions of the file, which most runtimes inline. Small networks take some percent less.
         force: Replaces a file that exists.
         say: Called with each limit of consumers before anything is written; without it, widths that are stored wider
-            than they are are a warning.
+            than they are (also those of channels beside wider ones) are a warning.
 
     Returns:
         What was written, its bytes by purpose, and the limits.
@@ -126,6 +129,7 @@ def onnx(
         exact=exact,
         opset=opset,
         dynamic_batch=dynamic_batch,
+        compact=compact,
         force=force,
         say=say,
     )
@@ -134,7 +138,8 @@ def onnx(
 def integer(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
     """Writes the integer network as a package that `mixbit.runtime.Network` and `mixbit-run` execute without torch.
 
-    Weights are packed at their own widths (1 to 8 bits); outputs equal those of `reference` bit for bit. The format is
+    Weights are packed at their own widths (1 to 8 bits), all channels of a layer at that of the widest, with a warning
+    where they differ; outputs equal those of `reference` bit for bit. The format is
     described in docs/package_format.md.
 
     Args:

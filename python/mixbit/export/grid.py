@@ -36,25 +36,31 @@ class WeightGrid(NamedTuple):
     Attributes:
         parts: Its steps in one of the base grid: 2^e of the largest number e of extra bits.
         own: Its steps in one of each weight's own grid, on the CPU.
-        low: Lowest code.
-        high: Highest code.
+        low: Lowest code; of the widest channel, where channels have bits of their own.
+        high: Highest code, likewise.
+        ends: Lowest and highest code in steps of the own grid, float32: [1], [output channels] where these have bits of
+            their own, or of the weight's shape where weights have extra levels.
     """
 
     parts: int
     own: Tensor
     low: int
     high: int
+    ends: tuple[Tensor, Tensor]
 
 
 def weight_grid(quantizer: Quantizer) -> WeightGrid:
-    """Of a layer's weight, whose weights may have extra levels."""
+    """Of a layer's weight, whose weights may have extra levels or whose channels bits of their own."""
     low, high = quantizer.quant_range()
+    narrow = int(quantizer.narrow_range)
     if quantizer.extra_bits is None:
-        return WeightGrid(1, torch.ones((), dtype=torch.int32), low, high)
+        half = torch.exp2(quantizer.bit_width.detach().cpu() - 1)
+        return WeightGrid(1, torch.ones((), dtype=torch.int32), low, high, (narrow - half, half - 1))
     extra = quantizer.extra_bits.to("cpu", torch.int32)
     parts = 1 << int(extra.max())
-    narrow = int(quantizer.narrow_range)
-    return WeightGrid(parts, parts >> extra, (low - narrow) * parts + narrow, (high + 1) * parts - 1)
+    own, low, high = parts >> extra, (low - narrow) * parts + narrow, (high + 1) * parts - 1
+    ends = (low - 1) // own + 1, (high + 1) // own - 1
+    return WeightGrid(parts, own, low, high, (ends[0].float(), ends[1].float()))
 
 
 def weight_codes(quantizer: Quantizer, grid: WeightGrid, weight: Tensor, scale: Tensor) -> Tensor:
@@ -66,10 +72,12 @@ def weight_codes(quantizer: Quantizer, grid: WeightGrid, weight: Tensor, scale: 
         weight: float32 on the CPU.
         scale: One step of the grid, float32 [output channels].
     """
+    # In place: a large layer's weight is held no more than once beside itself.
     ratio = weight / (scale.reshape([-1] + [1] * (weight.dim() - 1)) * grid.own)
-    codes = torch.round(ratio) if quantizer.rounding == "half_even" else torch.floor(ratio + 0.5)
-    low, high = (grid.low - 1) // grid.own + 1, (grid.high + 1) // grid.own - 1  # the ends in steps of its own
-    return torch.minimum(torch.maximum(codes, low.float()), high.float()) * grid.own
+    codes = ratio.round_() if quantizer.rounding == "half_even" else ratio.add_(0.5).floor_()
+    low, high = (end.reshape([-1] + [1] * (weight.dim() - 1)) if end.dim() == 1 else end for end in grid.ends)
+    torch.maximum(codes, low, out=codes)
+    return torch.minimum(codes, high, out=codes).mul_(grid.own)
 
 
 def tensor_grids(model: nn.Module, graph: Graph) -> dict[str, Grid]:

@@ -27,12 +27,13 @@ class IntegerLayer:
     Attributes:
         act: Grid on which the layer reads its input.
         weight: Codes of the weight in its shape; int8, above 8 bits int16.
-        weight_range: Lowest and highest code of the weight's grid.
+        weight_range: Lowest and highest code of the weight's grid, of the widest channel where they differ.
         weight_scale: float32 [out].
         bias: Codes of the bias on the accumulator's grid, float64 [out] of whole numbers.
         product: Scale of the accumulator, fp32(s_x s_w), float32 [out].
         multiplier: fp32(product / s_y), float32 [out].
         products_reach: Largest possible sum of |q_w| max |q_x - z_x| over the outputs.
+        weight_bits: Widths of the weight's output channels, ascending; one where all share it.
         reach: The same with the bias: no partial sum of an accumulator exceeds it, in any order; a whole number, or
             infinite where a bias cannot be held at all.
     """
@@ -46,6 +47,7 @@ class IntegerLayer:
     multiplier: Tensor
     products_reach: int
     reach: float
+    weight_bits: tuple[int, ...] = ()
 
     @property
     def engine(self) -> str:
@@ -66,6 +68,18 @@ class IntegerNetwork:
     graph: Graph
     grids: dict[str, Grid]
     layers: dict[str, IntegerLayer]
+
+    def widest_stored(self) -> str | None:
+        """A sentence for forms that hold one width a tensor, where some layer's channels have bits of their own."""
+        modules = {node.name: str(node.module) for node in self.graph.nodes}
+        mixed = {modules[name]: layer for name, layer in self.layers.items() if len(layer.weight_bits) > 1}
+        if not mixed:
+            return None
+        name, layer = next(iter(mixed.items()))
+        return (
+            f"the channels of {len(mixed)} layer(s) have bits of their own (the first is {name!r} with "
+            f"{list(layer.weight_bits)}); each layer is stored at its widest, with the same values"
+        )
 
 
 def lower(model: nn.Module, example: Any, *, check_overflow: bool = True) -> IntegerNetwork:
@@ -115,7 +129,8 @@ def _layer(node: Node, module: Any, grid: Grid, check_overflow: bool) -> Integer
         codes = weight_codes(quantizer, steps, weight, scale)
         product = torch.tensor(act.scale) * scale
         bias = torch.where(real_bias == 0, 0.0, torch.round(real_bias / product))
-        return codes, bias, product, codes.abs().double().flatten(1).sum(1) * largest
+        sums = [part.abs().double().flatten(1).sum(1) for part in codes.split(64)]
+        return codes, bias, product, torch.cat(sums) * largest
 
     codes, bias, product, products = quantized()
     # Channels that are dead but for their bias, which would not fit: coarser steps for weights that hardly matter.
@@ -136,4 +151,5 @@ def _layer(node: Node, module: Any, grid: Grid, check_overflow: bool) -> Integer
         product / torch.tensor(grid.scale),
         int(products.max()),
         reach,
+        quantizer.widths,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,15 @@ import numpy.typing as npt
 
 from mixbit._build_info import VERSION
 from mixbit.errors import MixbitError
+from mixbit.export.onnx_functions import DOMAIN as FUNCTIONS
+from mixbit.export.onnx_functions import fold
 from mixbit.files import write_bytes
 
 #: Opset -> the IR version that came with it; files say the oldest that holds them.
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
+
+#: The IR version that has functions.
+FUNCTIONS_IR = 8
 
 
 def packages(*names: str, extra: str = "onnx") -> Any:
@@ -79,7 +85,12 @@ class GraphBuilder:
         self.sizes = {"weights": 0, "scales": 0, "biases": 0}
         self._shared: dict[tuple[Any, ...], str] = {}
         self._made = 0
+        self._parts = [0]
         self._names: set[str] = set()
+
+    def part(self) -> None:
+        """The nodes that follow are a part of the graph: what `compact` makes a function of where it recurs."""
+        self._parts.append(len(self.nodes))
 
     def fresh(self) -> str:
         """A name for what nobody asks for by name: short, since every name stands in a file twice or more.
@@ -140,6 +151,7 @@ class GraphBuilder:
         outputs: dict[str, list[Any]],
         *,
         domains: tuple[str, ...] = (),
+        compact: bool = False,
         notes: dict[str, Any],
     ) -> Any:
         """The ModelProto, checked.
@@ -149,6 +161,7 @@ class GraphBuilder:
             inputs: Shapes by name; a string is a size that may vary.
             outputs: Likewise.
             domains: Of operators beside the standard ones, version 1 each; their shapes cannot be inferred.
+            compact: Parts that recur are functions.
             notes: What the file says about itself, under the key "mixbit".
         """
         helper, proto = self.onnx.helper, self.onnx.TensorProto
@@ -156,12 +169,18 @@ class GraphBuilder:
         def values(shapes: dict[str, list[Any]]) -> list[Any]:
             return [helper.make_tensor_value_info(n, proto.FLOAT, shape) for n, shape in shapes.items()]
 
-        graph = helper.make_graph(self.nodes, name, values(inputs), values(outputs), list(self.initializers.values()))
+        nodes, version = self.nodes, IR_VERSIONS[self.opset]
+        functions: list[Any] = []
+        if compact:
+            parts = [nodes[a:b] for a, b in itertools.pairwise([*self._parts, len(nodes)])]
+            nodes, functions = fold(self.onnx, parts, outputs, self.opset)
+            domains, version = (*domains, FUNCTIONS), max(version, FUNCTIONS_IR)
+        graph = helper.make_graph(nodes, name, values(inputs), values(outputs), list(self.initializers.values()))
         opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSIONS[self.opset])
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=version, functions=functions)
         model.producer_name, model.producer_version = "mixbit", VERSION
         helper.set_model_props(model, {"mixbit": json.dumps(notes, separators=(",", ":"))})
-        self.onnx.checker.check_model(model, full_check=not domains, check_custom_domain=False)
+        self.onnx.checker.check_model(model, full_check=compact or not domains, check_custom_domain=False)
         return model
 
     def bytes_of(self, data: bytes) -> Bytes:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mixbit.export.codes import CodeNetwork
 from mixbit.export.grid import Grid
 from mixbit.export.lowering import IntegerNetwork
 from mixbit.export.onnx_graph import GraphBuilder
-from mixbit.network import Node, UnsupportedOperation, input_tensor
+from mixbit.network import LAYER_OPS, Node, UnsupportedOperation, input_tensor, run_node
 
 
 class Value(NamedTuple):
@@ -26,6 +27,22 @@ class Value(NamedTuple):
     def zero_point(self) -> int:
         """Of the codes in the file."""
         return self.grid.zero_point + self.offset
+
+
+def shapes_of(network: IntegerNetwork, x: Tensor) -> dict[str, tuple[int, ...]]:
+    """The shape of every value for one image; nothing is computed."""
+    values: dict[str, Tensor] = {}
+    for node in network.graph.nodes:
+        if node.op == "input":
+            values[node.name] = torch.empty((1, *x.shape[1:]), device="meta")
+            continue
+        inputs = [values[name] for name in node.inputs]
+        layer: dict[str, Any] = {}
+        if node.op in LAYER_OPS:
+            weight = torch.empty(network.layers[node.name].weight.shape, device="meta")
+            layer = {str(node.module): SimpleNamespace(weight=weight, bias=None)}
+        values[node.name] = run_node(node, inputs, layer)
+    return {name: tuple(value.shape) for name, value in values.items()}
 
 
 class Writer(ABC):
@@ -45,17 +62,21 @@ class Writer(ABC):
     def __init__(self, network: IntegerNetwork, example: Any, build: GraphBuilder) -> None:
         self.network = network
         self.build = build
-        x = input_tensor(example)
-        codes = CodeNetwork(network, torch.float32).values(x[:1].detach().float().cpu())
-        self.shapes = {node.name: tuple(value.shape) for node, value in codes}
+        self.shapes = shapes_of(network, input_tensor(example))
         self.values: dict[str, Value] = {}
         self._moves: dict[tuple[str, Grid], Value] = {}
         self.input = ""
+        previous: Node | None = None
         for node in network.graph.nodes:
             write = getattr(self, f"_{node.op}", None)
             if write is None:
                 raise UnsupportedOperation(f"ONNX export has no {node.op} (module {node.module!r}, node {node.name!r})")
+            # What pads for one layer goes with it.
+            if previous is None or previous.op != "pad" or node.inputs != (previous.name,):
+                build.part()
+            previous = node
             self.values[node.name] = write(node, network.grids[node.name])
+        build.part()
         self.outputs: list[str] = []
         for i, output in enumerate(network.graph.outputs):
             name = output if output not in (*self.outputs, self.input) else f"{output}_{i}"

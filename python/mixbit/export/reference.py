@@ -110,15 +110,17 @@ class IntegerReference:
     def _take_layer(self, node: Node, module: Any) -> None:
         """Weight codes, bias codes and multipliers of a layer."""
         quantizer = module.weight_quantizer
-        low, high = quantizer.quant_range()
         with torch.no_grad():
             scale = quantizer.effective_scale().double().cpu().numpy().astype(np.float32)
             weight = module.weight.detach().float().cpu().numpy()
         # A weight with e extra bits has the step scale / 2^e; all codes count the finest step of the layer.
         extra = np.zeros((1,), np.uint8) if quantizer.extra_bits is None else quantizer.extra_bits.cpu().numpy()
         parts = np.int64(1) << extra.astype(np.int64)
-        lowest = (low - int(quantizer.narrow_range)) * parts + int(quantizer.narrow_range)
-        highest = (high + 1) * parts - 1
+        # One width for all, or one for each output channel.
+        bits = quantizer.bit_width.cpu().numpy().astype(np.int64)
+        half = (np.int64(1) << (bits - 1)).reshape(-1, *([1] * (weight.ndim - 1)))
+        lowest = -half * parts + int(quantizer.narrow_range)
+        highest = half * parts - 1
         coarser = parts.max() // parts
         scale = np.broadcast_to(scale, (len(weight),)) / np.float32(parts.max())
         act = layer_grid(self._acts[node.name])

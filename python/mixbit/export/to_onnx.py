@@ -24,6 +24,8 @@ QONNX_LIMIT = (
     "float32"
 )
 
+FUNCTIONS_LIMIT = "patterns that recur are functions of the file (IR version 8): the consumer has to inline them"
+
 
 @dataclasses.dataclass(frozen=True)
 class OnnxReport:
@@ -55,6 +57,7 @@ def write_onnx(
     exact: bool,
     opset: int | None,
     dynamic_batch: bool,
+    compact: bool,
     force: bool,
     say: Callable[[str], None] | None,
 ) -> OnnxReport:
@@ -64,13 +67,19 @@ def write_onnx(
     known = list(IR_VERSIONS)
     if opset is not None and opset not in known:
         raise MixbitError(f"opset={opset!r}: expected one from {known[0]} to {known[-1]}")
+    if compact and dialect != "qdq":
+        raise MixbitError(f"compact=True: the dialect {dialect!r} has no functions; expected dialect 'qdq'")
     network = lower(model, example)
     writer = QDQ(network, example, opset, exact) if dialect == "qdq" else QONNX(network, example, opset)
     limits = _limits(writer) if isinstance(writer, QDQ) else [QONNX_LIMIT]
+    if compact:
+        limits.append(FUNCTIONS_LIMIT)
+    widest = network.widest_stored()
+    limits += [] if widest is None else [widest]
     for limit in limits:
         if say is not None:
             say(limit)
-    wider = [limit for limit in limits if "nearest" in limit]
+    wider = [limit for limit in limits if "nearest" in limit or limit == widest]
     if say is None and wider:
         warnings.warn("; ".join(wider), UserWarning, stacklevel=3)
     batch = ["N"] if dynamic_batch else [1]
@@ -83,6 +92,7 @@ def write_onnx(
         {writer.input: batch + list(shapes[writer.input][1:])},
         {name: batch + list(shapes[node][1:]) for name, node in outputs.items()},
         domains=() if dialect == "qdq" else (DOMAIN,),
+        compact=compact,
         notes=notes,
     )
     data = write_model(proto, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ _OPTIONS = {
 
 def write_package(model: nn.Module, example: Any, path: PathLike, *, force: bool = False) -> Path:
     """Writes a prepared and calibrated model as an integer package; see `mixbit.export.integer`."""
-    return write_bytes(check_output(path, ".mixbit", force), package_bytes(model, example))
+    target = check_output(path, ".mixbit", force)
+    network = lower(model, example)
+    if (widest := network.widest_stored()) is not None:
+        warnings.warn(widest, UserWarning, stacklevel=3)
+    return write_bytes(target, _package(network, example))
 
 
 def package_bytes(model: nn.Module, example: Any) -> bytes:
@@ -44,7 +49,10 @@ def package_bytes(model: nn.Module, example: Any) -> bytes:
         model: Batch normalization folded, prepared and calibrated with `example=`.
         example: An item of `batches`.
     """
-    network = lower(model, example)
+    return _package(lower(model, example), example)
+
+
+def _package(network: IntegerNetwork, example: Any) -> bytes:
     tensors: dict[str, tuple[int, np.ndarray[Any, Any]]] = {}
     tables: dict[tuple[str, bytes], str] = {}  # names by content: equal ones are stored once
     nodes = []

@@ -347,7 +347,8 @@ def network_bits(net: Workload, bits: Bits | HasPrecisions) -> list[dict[str, in
             add or concatenation it enters, or 8 bits at a network output.
 
     Raises:
-        MixbitError: A key is unknown or missing, or a recipe leaves a layer float or gives it extra levels.
+        MixbitError: A key is unknown or missing, or a recipe leaves a layer float or gives it extra levels or
+            bits by channel.
     """
     if isinstance(bits, Mapping):
         given = known("bits", bits, ["act", "weight"], ["out", "partial"])
@@ -360,6 +361,11 @@ def network_bits(net: Workload, bits: Bits | HasPrecisions) -> list[dict[str, in
         acts, weights = {}, {}
         for name in net.names:
             precision = bits[name]
+            if name in getattr(bits, "channel_maps", {}):
+                raise MixbitError(
+                    f"bits: the channels of layer {name!r} have bits of their own, but a mapping has one width a "
+                    "tensor; expected a recipe with one width for all channels"
+                )
             if name in getattr(bits, "extra_maps", {}):
                 raise MixbitError(
                     f"bits: the recipe gives layer {name!r} extra levels, but a mapping has one width a layer; price "

@@ -839,10 +839,11 @@ def gated_fake_quantize(
     Args:
         x: Any shape; float32, float16 or bfloat16.
         scale_range: Largest value of the unsigned, -lowest of the signed grids, > 0; float32 [1] or [x.shape[axis]].
-        gates: z in 0 ... 1, float32 [K - 1], or [K - 1, x.shape[0]] for gates of each sample.
+        gates: z in 0 ... 1, float32 [K - 1], or [K - 1, x.shape[0]] for gates of each sample; beside axis 0 those are
+            the gates of each channel.
         precisions: K >= 2 widths 1 ... 16, ascending.
         signed: Signed or unsigned grids.
-        axis: Dimension of the channels; None is per tensor. Gates of each sample exclude axis 0.
+        axis: Dimension of the channels; None is per tensor.
         form: "difference" or "residual".
 
     Returns:

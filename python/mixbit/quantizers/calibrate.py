@@ -96,7 +96,12 @@ def _calibrate_weight(name: str, quantizer: Quantizer, weight: Tensor, method: s
         return weight_scales(weight, [bits], per_channel=per_channel, narrow_range=narrow, method=method)
 
     try:
-        quantizer.set_(torch.cat([scales(bits) for bits in quantizer.widths]).squeeze(0))
+        found = torch.cat([scales(bits) for bits in quantizer.widths])
+        if quantizer.by_channel and not quantizer.searching:
+            # Each channel at its own width.
+            widths = torch.tensor(quantizer.widths, device=found.device)
+            found = found.gather(0, torch.searchsorted(widths, quantizer.bit_width.to(widths.dtype))[None])
+        quantizer.set_(found.squeeze(0))
     except MixbitError as error:
         raise MixbitError(f"layer {name!r}: {error}") from error
 

@@ -36,7 +36,7 @@ def prepare_(
     Preparing again with another recipe keeps the calibration and multiplies each scale by hi_old / hi_new. Layers that
     read the same tensor share one act_quantizer, tied here if `example` is given, else by `calibrate_`. Extra levels
     (`Recipe.extra_maps`) are given to the weights that have them; those that a layer has already stay while its weight
-    bits do, and go with them.
+    bits do, and go with them. Bits of single output channels (`Recipe.channel_maps`) are the weights' `bit_width`.
 
     Args:
         model: Any module; layers that the recipe leaves float are untouched.
@@ -52,8 +52,9 @@ def prepare_(
 
     Raises:
         MixbitError: The recipe names a layer that does not exist or cannot be quantized, or asks different act bits for
-            layers that read the same tensor; an unknown kind of quantizer; a search without an example; extra levels
-            that do not fit a layer, or that the recipe names without carrying them. The model is then unchanged.
+            layers that read the same tensor; an unknown kind of quantizer; a search without an example; extra levels or
+            bits of channels that do not fit a layer, or that the recipe names without carrying them. The model is then
+            unchanged.
     """
     if isinstance(recipe, SearchSpace):
         for argument, value in (("weight_quantizer", weight_quantizer), ("act_quantizer", act_quantizer)):
@@ -76,13 +77,14 @@ def prepare_(
         check_groups(groups, wanted)
     _check_tied(names, wanted)
     maps = _checked_maps(names, recipe)
+    channels = _checked_channels(names, recipe)
     tied = [(m, m.act_quantizer) for m in names.values() if isinstance(m, QuantizedLayer)]
     for name, module in names.items():
         precision = wanted[name]
         if precision.weight is None and precision.act is None:
             _restore_layer(module)
         else:
-            _prepare_layer(module, precision, weight_quantizer, act_quantizer)
+            _prepare_layer(module, precision, weight_quantizer, act_quantizer, channels.get(name))
         if name in maps:
             cast(QuantizedLayer, module).weight_quantizer.set_extra_bits_(maps[name])  # type: ignore[union-attr]
     model.mixbit_tensors = dict(recipe.tensors)  # type: ignore[assignment]
@@ -224,7 +226,42 @@ def _checked_maps(names: dict[str, nn.Module], recipe: Recipe) -> dict[str, torc
     return maps
 
 
-def _prepare_layer(module: nn.Module, precision: LayerPrecision, weight_kind: str | None, act_kind: str | None) -> None:
+def _checked_channels(names: dict[str, nn.Module], recipe: Recipe) -> dict[str, list[int]]:
+    """The recipe's bits of output channels by layer, where they differ; each list fits its weight."""
+    for name in recipe.channel_maps:
+        if name not in names:
+            raise MixbitError(f"recipe: channel bits of {name!r}: no such layer{did_you_mean(name, names)}")
+    found = {}
+    for name, module in names.items():
+        if name not in recipe.channel_maps:
+            if (named := recipe[name].channel_bits) is not None:
+                raise MixbitError(
+                    f"recipe: layer {name!r} names the bits of its channels in {named!r}, which the recipe does not "
+                    "carry; read it with mixbit.Recipe.load, and let that file hold the layer"
+                )
+            continue
+        try:
+            recipe.check_channel_map(name)
+        except MixbitError as error:
+            raise MixbitError(f"recipe: {error}") from error
+        given, channels = recipe.channel_maps[name], cast(torch.Tensor, module.weight).shape[0]
+        if len(given) != channels:
+            raise MixbitError(
+                f"recipe: channel bits of layer {name!r} hold {len(given)} numbers; expected {channels}, one for each "
+                "output channel"
+            )
+        if len(set(given.tolist())) > 1:
+            found[name] = given.tolist()
+    return found
+
+
+def _prepare_layer(
+    module: nn.Module,
+    precision: LayerPrecision,
+    weight_kind: str | None,
+    act_kind: str | None,
+    channel_bits: list[int] | None = None,
+) -> None:
     layer = module
     if not isinstance(module, QuantizedLayer):
         float_class = type(module)
@@ -235,7 +272,8 @@ def _prepare_layer(module: nn.Module, precision: LayerPrecision, weight_kind: st
         layer.register_module("weight_quantizer", None)
         layer.register_module("act_quantizer", None)
     layer = cast(QuantizedLayer, layer)
-    layer.weight_quantizer = _weight_quantizer(layer, precision, _kind(layer.weight_quantizer, weight_kind))
+    kind = _kind(layer.weight_quantizer, weight_kind)
+    layer.weight_quantizer = _weight_quantizer(layer, precision, kind, channel_bits)
     layer.act_quantizer = _act_quantizer(layer, precision, _kind(layer.act_quantizer, act_kind))
     layer.precision = precision
 
@@ -304,12 +342,15 @@ def _kind(old: Quantizer | None, wanted: str | None) -> type[Quantizer]:
     return LSQ if old is None or old.searching else type(old)
 
 
-def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision, kind: type[Quantizer]) -> Quantizer | None:
+def _weight_quantizer(
+    layer: QuantizedLayer, precision: LayerPrecision, kind: type[Quantizer], channel_bits: list[int] | None
+) -> Quantizer | None:
     if precision.weight is None:
         return None
     channels = layer.weight.shape[0] if precision.granularity == "per_channel" else 1
+    widths = precision.weight if channel_bits is None else channel_bits
     made = kind(
-        precision.weight,
+        widths,
         channels=channels,
         signed=True,
         narrow_range=precision.narrow_range,
@@ -321,12 +362,12 @@ def _weight_quantizer(layer: QuantizedLayer, precision: LayerPrecision, kind: ty
     old = layer.weight_quantizer
     if old is None:
         return made
-    if not old.searching and int(old.bit_width) == precision.weight:
+    if not old.searching and old.widths == (widths,):
         made.extra_bits = old.extra_bits
     if not old.is_calibrated:
         return made
     old.settle_(layer.weight)
-    old.set_bit_width_(precision.weight)
+    old.set_bit_width_(widths)
     if old.channels == channels and type(old) is kind:
         old.narrow_range, old.rounding = precision.narrow_range, precision.rounding
         return old

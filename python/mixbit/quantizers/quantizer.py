@@ -22,12 +22,13 @@ MAX_EXTRA_WIDTH = 8
 class Quantizer(nn.Module):
     """Fake-quantizes one tensor with a learned scale, whose gradient is the plain sum over the tensor.
 
-    State: Parameter `scale` [1] or [channels]; buffers `zero_point` [1], `bit_width` [1], `calibrated_scale` (like
-    scale), `signed_flag` and `calibrated` (uint8 [1]); shapes are fixed from construction. All other kinds are
-    subclasses; `LSQ` is what `prepare_` takes by default.
+    State: Parameter `scale` [1] or [channels]; buffers `zero_point` [1], `bit_width` [1] or [channels],
+    `calibrated_scale` (like scale), `signed_flag` and `calibrated` (uint8 [1]); shapes are fixed from construction, but
+    for that of `bit_width`, which `set_bit_width_` and a loaded state may change. All other kinds are subclasses; `LSQ`
+    is what `prepare_` takes by default.
 
     Args:
-        bit_width: Whole number 1 ... 16.
+        bit_width: Whole number 1 ... 16, or one for each channel.
         channels: Number of scales.
         signed: Whether the grid is signed.
         narrow_range: Whether the lowest signed code is left out.
@@ -59,7 +60,7 @@ class Quantizer(nn.Module):
 
     def __init__(
         self,
-        bit_width: int,
+        bit_width: int | Sequence[int],
         *,
         channels: int = 1,
         signed: bool = True,
@@ -72,7 +73,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         self._register_grid(channels, device)
-        self.register_buffer("bit_width", torch.full((1,), float(bit_width), device=device))
+        self.register_buffer("bit_width", _width_tensor(bit_width, channels, device))
         self.register_buffer("signed_flag", torch.tensor([int(signed)], dtype=torch.uint8, device=device))
         self.register_buffer("calibrated", torch.zeros(1, dtype=torch.uint8, device=device))
         self.register_buffer("extra_bits", None)
@@ -156,8 +157,13 @@ class Quantizer(nn.Module):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Bit-widths that need a scale of their own when the quantizer is calibrated."""
-        return (int(self.bit_width),)
+        """Bit-widths that need a scale of their own when the quantizer is calibrated, ascending."""
+        return tuple(sorted({int(bits) for bits in self.bit_width.tolist()}))
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether channels have bit-widths of their own."""
+        return self.bit_width.numel() > 1
 
     def set_extra_bits_(self, extra_bits: Tensor, *, max_bits: int = MAX_EXTRA_WIDTH) -> Quantizer:
         """Gives single elements extra levels: an element with e extra bits has the step scale / 2^e.
@@ -179,6 +185,8 @@ class Quantizer(nn.Module):
         if self.searching or self.shape is None or not self.signed:
             what = "its bits are still being searched" if self.searching else "it is not that of a weight"
             raise MixbitError(f"this quantizer takes no extra levels: {what}")
+        if self.by_channel:
+            raise MixbitError("this quantizer takes no extra levels: its channels have bits of their own")
         check_extra_bits(extra_bits, self.shape, self.check_bit_width(), max_bits)
         given = bool(extra_bits.any())
         self.extra_bits = extra_bits.to(self.bit_width.device, copy=True).contiguous() if given else None
@@ -203,20 +211,35 @@ class Quantizer(nn.Module):
             value = self._quantize(x.detach().float(), scale, zero_point)
             return (torch.round(value / step) + torch.round(_along(zero_point, x, None))).to(torch.int32)
 
-    def set_bit_width_(self, bit_width: int) -> Quantizer:
+    def set_bit_width_(self, bit_width: int | Sequence[int]) -> Quantizer:
         """Moves to another width at the same range: each scale is multiplied by hi_old / hi_new.
 
         Extra levels belong to the old grid and go with it.
+
+        Args:
+            bit_width: Whole number 1 ... 16, or one for each channel.
+
+        Raises:
+            MixbitError: There are neither one nor as many widths as channels.
         """
-        old = int(self.bit_width)
-        if old != bit_width:
-            self.clear_extra_bits_()
-            with torch.no_grad():
-                self.bit_width.fill_(float(bit_width))
-                self._rescale(self._range_steps(old) / self._range_steps(bit_width))
+        wanted = _width_tensor(bit_width, self.channels, self.bit_width.device)
+        old = self.bit_width
+        if torch.equal(old.expand(self.channels), wanted.expand(self.channels)):
+            if old.shape != wanted.shape:
+                self.bit_width = wanted
+            return self
+        self.clear_extra_bits_()
+        pairs = zip(*torch.broadcast_tensors(old, wanted), strict=True)
+        ratios = [self._range_steps(int(before)) / self._range_steps(int(after)) for before, after in pairs]
+        with torch.no_grad():
+            if old.shape == wanted.shape:
+                old.copy_(wanted)
+            else:
+                self.bit_width = wanted
+            self._rescale(ratios[0] if len(ratios) == 1 else torch.tensor(ratios, device=wanted.device))
         return self
 
-    def _rescale(self, ratio: float) -> None:
+    def _rescale(self, ratio: float | Tensor) -> None:
         self.scale.mul_(ratio)
         self.calibrated_scale.mul_(ratio)
 
@@ -234,8 +257,8 @@ class Quantizer(nn.Module):
         return half - 1 if self.narrow_range else half
 
     def quant_range(self) -> tuple[int, int]:
-        """Smallest and largest code."""
-        bits = int(self.bit_width)
+        """Smallest and largest code; of the widest channel, where they differ."""
+        bits = int(self.bit_width.max())
         if self.signed:
             return -(2 ** (bits - 1)) + int(self.narrow_range), 2 ** (bits - 1) - 1
         return 0, 2**bits - 1
@@ -295,7 +318,7 @@ class Quantizer(nn.Module):
         """
         scale, zero_point = self.grid(x)
         steps: Tensor | float = 1.0 if self.extra_bits is None else torch.exp2(self.extra_bits.float())
-        half = torch.exp2(self.bit_width - 1) * steps
+        half = torch.exp2(_along(self.bit_width, x, self.axis) - 1) * steps
         low, high = (1 - half if self.narrow_range else -half, half - 1) if self.signed else (0 * half, 2 * half - 1)
         v = x.detach().float() / (_along(scale, x, self.axis) / steps) + torch.round(_along(zero_point, x, None))
         return (v >= low - margin) & (v <= high + margin)
@@ -303,17 +326,21 @@ class Quantizer(nn.Module):
     def check_bit_width(self) -> int:
         """The width, read and checked: on CUDA a wrong one makes the ops return NaN instead of raising.
 
+        Returns:
+            The width, or the widest one of the channels.
+
         Raises:
             MixbitError: No whole number from 1 to 16, or one signed bit with narrow_range.
         """
-        value = float(self.bit_width)
-        if not (1 <= value <= 16 and value == math.floor(value)):
-            raise MixbitError(f"bit_width={value:g}: expected a whole number from 1 to 16")
-        if value == 1 and self.signed and self.narrow_range:
-            raise MixbitError(
-                "bit_width=1 with a signed grid and narrow_range leaves only the level 0; expected 2 to 16"
-            )
-        return int(value)
+        values = self.bit_width.tolist()
+        for value in values:
+            if not (1 <= value <= 16 and value == math.floor(value)):
+                raise MixbitError(f"bit_width={value:g}: expected a whole number from 1 to 16")
+            if value == 1 and self.signed and self.narrow_range:
+                raise MixbitError(
+                    "bit_width=1 with a signed grid and narrow_range leaves only the level 0; expected 2 to 16"
+                )
+        return int(max(values))
 
     def check_calibrated(self) -> None:
         """Refuses to run before a grid is set.
@@ -333,7 +360,9 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Bits, sign and granularity."""
         sign = "signed" if self.signed else "unsigned"
-        text = f"bit_width={int(self.bit_width)}, {sign}, channels={self.channels}, calibrated={self.is_calibrated}"
+        widths = self.widths
+        bits = str(widths[0]) if len(widths) == 1 else f"{list(widths)} by channel"
+        text = f"bit_width={bits}, {sign}, channels={self.channels}, calibrated={self.is_calibrated}"
         if self.extra_bits is None:
             return text
         return f"{text}, extra_levels={(self.extra_bits > 0).float().mean():.1%}"
@@ -446,7 +475,7 @@ class TQT(Quantizer):
         threshold = scale.double() * self._steps().double()
         self.log2_threshold.copy_(torch.log2(threshold))
 
-    def _rescale(self, ratio: float) -> None:
+    def _rescale(self, ratio: float | Tensor) -> None:
         """The threshold is the range, which stays."""
 
     def _steps(self) -> Tensor:
@@ -502,7 +531,7 @@ class PACT(Quantizer):
         self.clip.copy_(scale * self._range_steps_tensor())
         self.calibrated_scale.copy_(scale)
 
-    def _rescale(self, ratio: float) -> None:
+    def _rescale(self, ratio: float | Tensor) -> None:
         self.calibrated_scale.mul_(ratio)
 
     def effective_scale(self, gradient_factor: Tensor | None = None) -> Tensor:
@@ -659,6 +688,15 @@ def _along(parameter: Tensor, x: Tensor, axis: int | None) -> Tensor:
     return parameter.reshape(shape)
 
 
+def _width_tensor(bit_width: int | Sequence[int], channels: int, device: torch.device | None) -> Tensor:
+    """float32 [1], or [channels] for widths of single channels."""
+    if isinstance(bit_width, Sequence):
+        if len(bit_width) not in (1, channels):
+            raise MixbitError(f"bit_width has {len(bit_width)} numbers; expected one, or {channels} (one a channel)")
+        return torch.tensor([float(bits) for bits in bit_width], device=device)
+    return torch.full((1,), float(bit_width), device=device)
+
+
 def _largest_code(bit_width: Tensor, signed: bool) -> Tensor:
     """hi as a tensor; 1 for one signed bit, which has no positive level."""
     return (torch.exp2(bit_width - 1 if signed else bit_width) - 1).clamp(min=1)
@@ -676,7 +714,9 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
         try:
             if module.searching or module.shape is None:
                 raise MixbitError("this quantizer takes no extra levels")
-            bits = float(module.bit_width if width is None else width)
+            bits = float((module.bit_width if width is None else width).max())
+            if (module.bit_width if width is None else width).numel() > 1:
+                raise MixbitError("extra levels beside bits of single channels; expected one of the two")
             # A width that is none is refused once it is loaded.
             check_extra_bits(extra, module.shape, int(bits) if math.isfinite(bits) else 0)
         except MixbitError as error:
@@ -685,6 +725,10 @@ def _fill_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
             module.extra_bits = torch.zeros_like(extra, device=module.bit_width.device)
     elif width is not None:
         module.extra_bits = None
+    # So does it say whether channels have bits of their own.
+    known = not module.searching and width is not None and width.shape in ((1,), (module.channels,))
+    if width is not None and known and width.shape != module.bit_width.shape:
+        module.bit_width = width.detach().to(module.bit_width.device, torch.float32, copy=True)
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
     for name, value in own.items():
         state_dict.setdefault(prefix + name, value.detach())

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from mixbit.errors import MixbitError
 from mixbit.recipe import Recipe
 from mixbit.report.svg import (
     Bar,
@@ -25,7 +26,7 @@ from mixbit.report.svg import (
     standalone,
     strips,
 )
-from mixbit.tables import CostTable, SensitivityTable
+from mixbit.tables import FLOAT_BITS, CostTable, SensitivityTable, channel_counts, mean_weight_bits
 
 __all__ = [
     "Dot",
@@ -97,7 +98,8 @@ def render(
             {
                 **layer,
                 "act": precision.act,
-                "weight": precision.weight,
+                "weight": None if precision.weight is None else _shown(recipe, name),
+                "channels": ", ".join(f"{n} at {bits}" for bits, n in channel_counts(recipe, name).items()),
                 "sqnr": _db(noise.get(name)),
                 "share": None if not total or name not in noise else 100.0 * noise[name] / total,
             }
@@ -314,10 +316,18 @@ def _noise(table: SensitivityTable, name: str, recipe: Recipe) -> float | None:
     precision = recipe[name]
     if precision.act is None and precision.weight is None:
         return 0.0
+    counts: dict[Any, int] = channel_counts(recipe, name) or {precision.weight: 1}
     try:
-        return float(10.0 ** (-table.entry(name, precision.act, precision.weight) / 10.0))
+        ratios = [n * 10.0 ** (-table.entry(name, precision.act, bits) / 10.0) for bits, n in counts.items()]
     except KeyError:
         return None
+    return math.fsum(ratios) / sum(counts.values())
+
+
+def _shown(recipe: Recipe, name: str) -> float:
+    """Weight bits of a layer, the mean to two digits where its channels differ."""
+    bits = round(mean_weight_bits(recipe, name), 2)
+    return int(bits) if bits.is_integer() else bits
 
 
 def _db(ratio: float | None) -> str:
@@ -328,6 +338,13 @@ def _db(ratio: float | None) -> str:
 
 def _cost_row(name: str, cost: CostTable, recipe: Recipe) -> dict[str, Any]:
     """Cost of the recipe and how much less it is than each uniform baseline, None where the table lacks its width."""
+    if recipe.channel_maps:
+        try:
+            for layer in recipe.channel_maps:
+                cost.check_channels(layer)
+        except MixbitError:
+            # Of one width a layer: what the layers cost whose channels all have the widest.
+            name, recipe = f"{name}, at each layer's widest", dataclasses.replace(recipe, channel_maps={})
     try:
         total = cost.total(recipe)
     except KeyError:
@@ -353,7 +370,7 @@ def bits_figure(recipe: Recipe, names: Sequence[str]) -> Any:
     axes = figure.subplots()
     places = range(len(names))
     for offset, kind in ((-0.2, "weight"), (0.2, "act")):
-        bits = [getattr(recipe[name], kind) or 32 for name in names]
+        bits = [mean_weight_bits(recipe, n) if kind == "weight" else recipe[n].act or FLOAT_BITS for n in names]
         axes.bar([p + offset for p in places], bits, 0.4, label=kind)
     axes.set_xticks(list(places), list(names), rotation=90, fontsize=7)
     axes.set_ylabel("bits")

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+#: Most values that the key of a picture lists.
+_KEYS = 10
+
 
 def _color(share: float) -> str:
     """From dark violet (0) over green to yellow (1)."""
@@ -41,11 +44,11 @@ def heat_map(layers: Sequence[str], bits: Sequence[int], values: Sequence[Sequen
     return "".join([*parts, "</svg>"])
 
 
-def bits_chart(rows: Sequence[tuple[str, int | None, int | None]]) -> str:
+def bits_chart(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
     """Two bars a layer: weight and act bits; float is shown as 32, cut at the top of the scale."""
-    highest = max([min(b or 32, 16) for _, act, weight in rows for b in (act, weight)])
+    highest = math.ceil(max([min(b or 32, 16) for _, act, weight in rows for b in (act, weight)]))
 
-    def bar(kind: str, bits: int | None) -> Bar:
+    def bar(kind: str, bits: float | None) -> Bar:
         return Bar(kind, min(bits or 32, highest), "float" if bits is None else str(bits))
 
     bars = [(name, (bar("weight", weight), bar("act", act))) for name, act, weight in rows]
@@ -73,7 +76,10 @@ def strips(rows: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str
     def at(time: float) -> float:
         return left + length * (time - start) / max(end - start, 1e-9)
 
-    for i, value in enumerate(values):
+    # Means over channels may be many: some of them tell the scale.
+    count = min(len(values), _KEYS)
+    for i in range(count):
+        value = values[round(i * (len(values) - 1) / max(count - 1, 1))]
         parts.append(f'<rect x="{left + 60 * i}" y="2" width="12" height="10" fill="{color(value)}"/>')
         parts.append(f'<text class="small" x="{left + 60 * i + 16}" y="11">{value:g}</text>')
     for i, (name, points) in enumerate(rows):

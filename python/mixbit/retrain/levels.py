@@ -28,13 +28,18 @@ class TrackedWeights:
         state: Of each layer the kept tensors by name.
 
     Raises:
-        MixbitError: No layer is left; one is not calibrated, or its bits are still being searched.
+        MixbitError: No layer is left; one is not calibrated, its bits are still being searched, or its channels have
+            bits of their own.
     """
 
     def __init__(self, model: nn.Module, most_bits: int, kept: Mapping[str, torch.dtype]) -> None:
         self.layers: dict[str, Any] = {}
         for name, layer in quantized_weights(model).items():
             quantizer = layer.weight_quantizer
+            if quantizer.enabled and quantizer.by_channel:
+                raise MixbitError(
+                    f"layer {name!r}: its channels have bits of their own; levels are watched in layers of one width"
+                )
             if quantizer.enabled and int(quantizer.bit_width) <= most_bits:
                 self.layers[name] = layer
         if not self.layers:

@@ -317,7 +317,8 @@ def layer_codes(model: nn.Module) -> dict[str, LayerCodes]:
     """The codes of every quantized weight of a calibrated prepared model, by layer; float weights are left out.
 
     Raises:
-        MixbitError: The model is not prepared, not calibrated or still under search.
+        MixbitError: The model is not prepared, not calibrated or still under search, or the channels of a layer have
+            bits of their own.
     """
     found = {}
     for name, layer in quantizers.quantized_layers(model).items():
@@ -327,6 +328,8 @@ def layer_codes(model: nn.Module) -> dict[str, LayerCodes]:
         if quantizer.searching:
             raise MixbitError(f"layer {name!r} is under search: expected a model prepared with a recipe")
         quantizer.check_calibrated()
+        if quantizer.by_channel:
+            raise MixbitError(f"layer {name!r}: its channels have bits of their own; expected one width a layer")
         extra = quantizer.extra_bits
         found[name] = LayerCodes(
             quantizer.codes(layer.weight.detach()).cpu().numpy(),

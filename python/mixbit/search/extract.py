@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -69,33 +70,58 @@ def freeze_(model: nn.Module, recipe: Recipe | None = None) -> nn.Module:
     Args:
         model: Under search.
         recipe: Widths among the candidates, e.g. what `extract` found with a budget; None keeps the present choices.
+            Channels that choose as a group have one width.
 
     Returns:
         The model; `unfreeze_` lets the search go on.
 
     Raises:
-        MixbitError: The model is not under search, or a width of the recipe is no candidate.
+        MixbitError: The model is not under search, a width of the recipe is no candidate, or its channels differ where
+            they choose as one.
     """
     found = check_searching(model)
-    chosen: list[tuple[SearchQuantizer, int]] = []
+    chosen: list[tuple[SearchQuantizer, list[int]]] = []
     if recipe is not None:
+        for name in recipe.channel_maps:
+            recipe.check_channel_map(name)
         for name, module in quantized_layers(model).items():
             for operand, quantizer in (("act", module.act_quantizer), ("weight", module.weight_quantizer)):
                 if isinstance(quantizer, SearchQuantizer):
-                    width = getattr(recipe[name], operand)
-                    if width not in quantizer.candidates:
-                        raise MixbitError(
-                            f"recipe: layer {name!r} has {operand}={width}; expected one of the candidates "
-                            f"{list(quantizer.candidates)}"
-                        )
-                    chosen.append((quantizer, quantizer.candidates.index(width)))
-    for quantizer, index in chosen:
-        quantizer.choose_(index)
+                    widths = _chosen_widths(recipe, name, operand, quantizer)
+                    for width in widths:
+                        if width not in quantizer.candidates:
+                            raise MixbitError(
+                                f"recipe: layer {name!r} has {operand}={width}; expected one of the candidates "
+                                f"{list(quantizer.candidates)}"
+                            )
+                    chosen.append((quantizer, [quantizer.candidates.index(width) for width in widths]))
+    for quantizer, indices in chosen:
+        quantizer.choose_(indices)
     for quantizer in found.values():
         quantizer.phase.fill_(DECIDED)
         quantizer.refresh_()
         quantizer.choice_parameter.requires_grad_(False)
     return model
+
+
+def _chosen_widths(recipe: Recipe, name: str, operand: str, quantizer: SearchQuantizer) -> list[Any]:
+    """A recipe's width for each choice of an operand."""
+    channels = quantizer.choice_channels or [quantizer.channels]
+    given = recipe.channel_maps.get(name) if operand == "weight" else None
+    if given is None:
+        return [getattr(recipe[name], operand)] * len(channels)
+    if len(given) != sum(channels):
+        raise MixbitError(
+            f"recipe: channel bits of layer {name!r} hold {len(given)} numbers; expected {sum(channels)} for its grids"
+        )
+    groups = np.split(given, np.cumsum(channels)[:-1])
+    for i, group in enumerate(groups):
+        if (group != group[0]).any():
+            raise MixbitError(
+                f"recipe: layer {name!r} has channels of {sorted(set(group.tolist()))} bits in group {i} of "
+                f"{len(groups)}, which chooses as one; expected one width a group"
+            )
+    return [int(group[0]) for group in groups]
 
 
 @torch.no_grad()
@@ -126,7 +152,8 @@ def extract(model: nn.Module) -> Recipe:
 
     Returns:
         A Recipe; `.report` holds method, cost and budget (by unit where there are several), feasible, misses_by,
-        average bits, and for each layer the probabilities of its candidates.
+        average bits, and for each layer the probabilities of its candidates (the mean over its channels). Where groups
+        of channels chose, `.channel_maps` has the layers whose channels differ.
 
     Raises:
         MixbitError: The model is not prepared, or a parameter of the search is not finite.
@@ -143,10 +170,14 @@ def extract(model: nn.Module) -> Recipe:
     names = list(modules)
     choices = Choices(model, names)
     with torch.no_grad():
-        probabilities = choices.probabilities().double().cpu().numpy()
+        rows = choices.probabilities()
+        probabilities = rows.double().cpu().numpy()
+        shares = choices.of_operands(rows).double().cpu().numpy()
         decided = choices.decided().tolist()
-    act = [choices.candidates[choices.act[i]][decided[choices.act[i]]] for i in range(len(names))]
-    weight = [choices.candidates[choices.weight[i]][decided[choices.weight[i]]] for i in range(len(names))]
+    # One place a layer, or one for each group of channels that chooses.
+    places = choices.places()
+    act = [choices.candidates[a][decided[choices.first[a]]] for a in (choices.act[i] for i, _ in places)]
+    weight = [choices.candidates[choices.weight[i]][decided[choice]] for i, choice in places]
     priced: tuple[tuple[CostTable, float | None], ...] = getattr(model, "mixbit_costs", ())
     budgets = {table: limit for table, limit in priced if limit is not None}
     feasible, moved = True, []
@@ -155,12 +186,19 @@ def extract(model: nn.Module) -> Recipe:
         first = ([options.acts.index(a) for a in act], [options.weights.index(w) for w in weight])
         fixed = {name: FLOAT for name in priced[0][0].layers if name not in modules}
         chosen, feasible = land(options, budgets, fixed, first)
-        moved = [n for n, *pair in zip(names, *first, *chosen, strict=True) if pair[:2] != pair[2:]]
+        pairs = zip(options.names, *first, *chosen, strict=True)
+        moved = list(dict.fromkeys(name for name, *pair in pairs if pair[:2] != pair[2:]))
         act, weight = [options.acts[a] for a in chosen[0]], [options.weights[w] for w in chosen[1]]
-    layers = {
-        name: _precision(module, _bits(act[i]), _bits(weight[i])) for i, (name, module) in enumerate(modules.items())
-    }
-    recipe = Recipe(layers=layers, made_by={"verb": "search", "method": _method(found)})
+    layers, maps, average = {}, {}, []
+    for i, (name, module) in enumerate(modules.items()):
+        own = [p for p, (layer, _) in enumerate(places) if layer == i]
+        widths = [weight[p] for p in own]
+        layers[name] = _precision(module, _bits(act[own[0]]), _bits(max(widths)))
+        weighing = module.weight_quantizer
+        if len(set(widths)) > 1 and isinstance(weighing, SearchQuantizer):
+            maps[name] = weighing.spread(torch.tensor(widths, dtype=torch.uint8)).numpy()
+        average.append(sum(float(choices.shares[places[p][1]]) * weight[p] for p in own))
+    recipe = Recipe(layers=layers, made_by={"verb": "search", "method": _method(found)}, channel_maps=maps)
     units = unit_names(table for table, _ in priced)
     cost = {unit: table.total(recipe) for table, unit in units.items()}
     limits = {units[table]: limit for table, limit in budgets.items()}
@@ -174,11 +212,14 @@ def extract(model: nn.Module) -> Recipe:
         "feasible": feasible,
         "misses_by": max((max(t.total(recipe) - limit, 0.0) for t, limit in budgets.items()), default=0.0),
         "moved": moved,
-        "average_bits": {"act": _mean(act), "weight": _mean(weight)},
+        "average_bits": {
+            "act": _mean([_counted(precision.act) for precision in layers.values()]),
+            "weight": _mean(average),
+        },
         "probabilities": {
             name: {
-                "act": _shares(choices, probabilities, choices.act[i]),
-                "weight": _shares(choices, probabilities, choices.weight[i]),
+                "act": _shares(choices, shares, choices.act[i]),
+                "weight": _shares(choices, shares, choices.weight[i]),
             }
             for i, name in enumerate(names)
         },
@@ -188,14 +229,17 @@ def extract(model: nn.Module) -> Recipe:
 
 def _present(model: nn.Module) -> Recipe:
     """The recipe of a model that is not under search."""
-    layers, maps = {}, {}
+    layers, maps, channels, average = {}, {}, {}, []
     for name, module in quantized_layers(model).items():
         act, weight = module.act_quantizer, module.weight_quantizer
         act_bits = None if act is None else act.check_bit_width()
         layers[name] = _precision(module, act_bits, None if weight is None else weight.check_bit_width())
         if weight is not None and weight.extra_bits is not None:
             maps[name] = weight.extra_bits.cpu().numpy().copy()
-    recipe = Recipe(layers=layers, made_by={"verb": "extract"}, extra_maps=maps)
+        if weight is not None and len(weight.widths) > 1:
+            channels[name] = weight.bit_width.cpu().numpy().astype(np.uint8)
+        average.append(float(FLOAT_BITS if weight is None else weight.bit_width.double().mean()))
+    recipe = Recipe(layers=layers, made_by={"verb": "extract"}, extra_maps=maps, channel_maps=channels)
     recipe.tensors = {name: dict(entry) for name, entry in getattr(model, "mixbit_tensors", recipe.tensors).items()}
     recipe.report = {
         "method": "prepared",
@@ -204,8 +248,8 @@ def _present(model: nn.Module) -> Recipe:
         "feasible": True,
         "misses_by": 0.0,
         "average_bits": {
-            operand: _mean([FLOAT_BITS if (b := getattr(p, operand)) is None else b for p in layers.values()])
-            for operand in ("act", "weight")
+            "act": _mean([_counted(precision.act) for precision in layers.values()]),
+            "weight": _mean(average),
         },
     }
     return recipe
@@ -237,8 +281,12 @@ def _shares(choices: Choices, probabilities: Any, index: int) -> dict[str, float
     return {str(b): round(float(probabilities[index, k]), 6) for k, b in enumerate(choices.candidates[index])}
 
 
-def _mean(bits: list[int]) -> float:
+def _mean(bits: list[float]) -> float:
     return math.fsum(bits) / len(bits)
+
+
+def _counted(bits: int | None) -> float:
+    return float(FLOAT_BITS if bits is None else bits)
 
 
 def _bits(width: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,11 +75,15 @@ def reachable(model: nn.Module, costs: CostTable) -> tuple[float, float]:
     check_searching(model)
     names = list(costs.layers)
     _check_layers(costs, names, model)
-    return Choices(model, names).reach(costs)
+    choices = Choices(model, names)
+    choices.check_table(costs)
+    return choices.reach(costs)
 
 
 class Choices:
     """The operands of a model's layers and their candidates, as tensors over all layers.
+
+    An operand makes one choice, or one for each group of its channels (`SearchQuantizer.choice_channels`).
 
     Attributes:
         names: Layers in the order of a cost table (or of the model).
@@ -86,6 +91,9 @@ class Choices:
         candidates: Their bit-widths.
         act: Index into `operands` for each layer.
         weight: The same.
+        first: Index of each operand's first choice.
+        count: How many choices each operand makes.
+        shares: float64 [choices]: the share of its operand that each choice decides.
     """
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
@@ -116,10 +124,16 @@ class Choices:
                 kinds.setdefault(key if not isinstance(key[2], Tensor) else key[:2], []).append(i)
         self.kinds = list(kinds.values())
         fixed = [i for i, q in enumerate(self.operands) if not isinstance(q, SearchQuantizer)]
+        sizes = [(isinstance(q, SearchQuantizer) and q.choice_channels) or [1] for q in self.operands]
+        self.count = [len(own) for own in sizes]
+        self.first = [sum(self.count[:i]) for i in range(len(sizes))]
+        self.shares: Array = np.concatenate([np.asarray(own) / sum(own) for own in sizes])
         # Rows in the order in which stacking makes them.
         order = [*fixed, *(i for kind in self.kinds for i in kind)]
         self.fixed_rows = len(fixed)
-        self.row = [order.index(i) for i in range(len(order))]
+        start = dict(zip(order, np.cumsum([0, *(self.count[i] for i in order)]).tolist(), strict=False))
+        self.row = [start[i] + k for i in range(len(sizes)) for k in range(self.count[i])]
+        self._mix: Tensor | None = None  # [operands, choices], once it is needed
 
     def _like(self, kind: list[int]) -> list[SearchQuantizer]:
         return [q for i in kind if isinstance(q := self.operands[i], SearchQuantizer)]
@@ -128,32 +142,71 @@ class Choices:
         parts = [fixed]
         for kind in self.kinds:
             like = self._like(kind)
-            stacked = torch.stack([q.choice_parameter for q in like])
+            stacked = torch.cat([q.choices for q in like])
             found = getattr(type(like[0]), function)(stacked.detach() if detach else stacked, like)
             parts.append(F.pad(found, (0, self.width - found.shape[1])) if found.dim() == 2 else found)
         return torch.cat(parts)[self.row]
 
+    @property
+    def by_channel(self) -> bool:
+        """Whether some operand makes several choices."""
+        return len(self.row) > len(self.operands)
+
+    def of_operands(self, rows: Tensor) -> Tensor:
+        """[choices, n] -> [operands, n]: the mean over the channels of what the choices have."""
+        if not self.by_channel:
+            return rows
+        if self._mix is None or self._mix.device != rows.device:
+            owner = np.repeat(np.arange(len(self.operands)), self.count)
+            mix = torch.zeros(len(self.operands), len(owner))
+            mix[owner, np.arange(len(owner))] = torch.from_numpy(self.shares).float()
+            self._mix = mix.to(rows.device)
+        return self._mix @ rows
+
+    def check_table(self, table: CostTable) -> None:
+        """Refuses a table that does not tell what single channels cost, where some choose for themselves.
+
+        Raises:
+            MixbitError: See `CostTable.check_channels`.
+        """
+        for name, weight in zip(self.names, self.weight, strict=True):
+            if self.count[weight] > 1:
+                table.check_channels(name)
+
     def options(self, probabilities: Array) -> Options:
-        """What each layer may choose from, and how likely that is; probabilities [operands, candidates]."""
+        """What each layer may choose from, and how likely that is; probabilities [choices, candidates].
+
+        A layer whose groups of channels choose stands there once for each group.
+        """
         acts = tuple(sorted({b for i in self.act for b in self.candidates[i]}))
         weights = tuple(sorted({b for i in self.weight for b in self.candidates[i]}))
-        allowed = np.zeros((len(self.names), len(acts), len(weights)), np.uint8)
+        places = self.places()
+        allowed = np.zeros((len(places), len(acts), len(weights)), np.uint8)
         preference = np.full(allowed.shape, _LEAST)
         logs = np.log(np.maximum(probabilities, np.exp(_LEAST)))
-        for i, (act, weight) in enumerate(zip(self.act, self.weight, strict=True)):
+        readers = [self.act[i] for i, _ in places]
+        sharing = Counter(readers)
+        for p, (i, choice) in enumerate(places):
+            act, weight = self.act[i], self.weight[i]
             tied = self._parameter(act) is not None and self._parameter(act) is self._parameter(weight)
-            shared = self.act.count(act)
+            shared = sharing[act]
             for j, a in enumerate(self.candidates[act]):
                 for k, w in enumerate(self.candidates[weight]):
                     if not tied or a == w:
-                        place = (i, acts.index(a), weights.index(w))
+                        place = (p, acts.index(a), weights.index(w))
                         allowed[place] = 1
-                        preference[place] = logs[act, j] / shared + logs[weight, k]
-        return Options(self.names, acts, weights, allowed, list(self.act), preference)
+                        preference[place] = logs[self.first[act], j] / shared + logs[choice, k]
+        names = [self.names[i] for i, _ in places]
+        shares = self.shares[[choice for _, choice in places]] if self.by_channel else None
+        return Options(names, acts, weights, allowed, readers, preference, shares)
+
+    def places(self) -> list[tuple[int, int]]:
+        """(layer, choice of its weight) for every place of `options`."""
+        return [(i, self.first[weight] + k) for i, weight in enumerate(self.weight) for k in range(self.count[weight])]
 
     def reach(self, table: CostTable, asked: float | None = None) -> tuple[float, float]:
         """The least and the largest cost of all choices, see `mixbit.assignment.landing.reach`."""
-        return reach(self.options(np.ones((len(self.operands), self.width))), table, asked)
+        return reach(self.options(np.ones((len(self.row), self.width))), table, asked)
 
     def _parameter(self, index: int) -> Tensor | None:
         quantizer = self.operands[index]
@@ -164,19 +217,19 @@ class Choices:
         return self._like(self.kinds[0])[0].choice_parameter.device
 
     def probabilities(self) -> Tensor:
-        """[operands, candidates], padded with zeros; differentiable."""
+        """[choices, candidates], padded with zeros; differentiable."""
         fixed = torch.zeros(self.fixed_rows, self.width, device=self.device())
         fixed[:, 0] = 1.0
         return self._rows("probabilities", fixed, False)
 
     def open_shares(self) -> Tensor:
-        """C_j of every operand with gates, zero for others; [operands, candidates - 1]."""
+        """C_j of every operand with gates (the mean over its channels), zero for others; [operands, candidates - 1]."""
         fixed = torch.zeros(self.fixed_rows, self.width, device=self.device())
-        return self._rows("open_shares", fixed, False)[:, : self.width - 1]
+        return self.of_operands(self._rows("open_shares", fixed, False)[:, : self.width - 1])
 
     @torch.no_grad()
     def decided(self) -> Tensor:
-        """Index of the candidate chosen now, int64 [operands]."""
+        """Index of the candidate chosen now, int64 [choices]."""
         fixed = torch.zeros(self.fixed_rows, dtype=torch.int64, device=self.device())
         return self._rows("decided", fixed, True)
 
@@ -192,6 +245,7 @@ class _Cost(nn.Module):
 
     def __init__(self, table: CostTable, choices: Choices, device: torch.device) -> None:
         super().__init__()
+        choices.check_table(table)
         self.table = table
         self.unit = table.uniform(8, 8)
         if not self.unit > 0:
@@ -227,7 +281,7 @@ class _Cost(nn.Module):
             self.register_buffer(key, value.to(device))
 
     def expected(self, probabilities: Tensor) -> Tensor:
-        """Expected cost in shares of uniform(8, 8)."""
+        """Expected cost in shares of uniform(8, 8), from probabilities [operands, candidates]."""
         act, weight = probabilities[self.act], probabilities[self.weight]
         if self.follows:
             each = torch.einsum("lawo,la,lw,lo->l", self.values, act, weight, probabilities[self.out])
@@ -235,8 +289,10 @@ class _Cost(nn.Module):
             each = torch.einsum("law,la,lw->l", self.values[..., 0], act, weight)
         return each.amax() if self.maximum else each.sum()
 
-    def decided(self, index: Tensor) -> Tensor:
-        """Cost of the choice, in the same unit."""
+    def decided(self, index: Tensor, choices: Choices) -> Tensor:
+        """Cost of a candidate's index for each choice, in the same unit."""
+        if choices.by_channel:
+            return self.expected(choices.of_operands(F.one_hot(index, choices.width).to(self.values.dtype)))
         rows = torch.arange(len(self.act), device=index.device)
         out = index[self.out] if self.follows else torch.zeros_like(rows)
         each = self.values[rows, index[self.act], index[self.weight], out]
@@ -370,7 +426,7 @@ class Penalty(nn.Module):
         if self.training and not torch.compiler.is_compiling():
             self._watch()
         if self.form == "expected":
-            probabilities = choices.probabilities()
+            probabilities = choices.of_operands(choices.probabilities())
             costs = torch.stack([cost.expected(probabilities) for cost in self._costs])
         else:
             costs = torch.stack([self._free_bits(cost) for cost in self._costs])
@@ -417,7 +473,7 @@ class Penalty(nn.Module):
         allowed = start * (self.limits / start) ** done
         # The expected cost moves first, but an open mind about a gate costs more than what it will be decided to.
         index = self._choices[0].decided()
-        chosen = torch.stack([cost.decided(index) for cost in self._costs])
+        chosen = torch.stack([cost.decided(index, self._choices[0]) for cost in self._costs])
         miss = ((1 - done) * torch.log(now / allowed) + done * torch.log(chosen / allowed)).clamp(
             -_LARGEST_MISS, _LARGEST_MISS
         )
@@ -467,22 +523,25 @@ class Penalty(nn.Module):
     def costs(self) -> dict[str, float]:
         """Cost of the recipe chosen now, by unit, in the tables' own units."""
         self._follow_device()
-        index = self._choices[0].decided()
-        return dict(zip(self.units(), (float(cost.decided(index)) * cost.unit for cost in self._costs), strict=True))
+        choices = self._choices[0]
+        index = choices.decided()
+        found = (float(cost.decided(index, choices)) * cost.unit for cost in self._costs)
+        return dict(zip(self.units(), found, strict=True))
 
     def units(self) -> dict[str, float]:
         """uniform(8, 8) of each cost, by unit."""
         names = unit_names(cost.table for cost in self._costs).values()
         return dict(zip(names, (cost.unit for cost in self._costs), strict=True))
 
-    def bits(self) -> tuple[list[int], list[int]]:
-        """(act, weight) bits chosen now, in the order of `layers`."""
+    def bits(self) -> tuple[list[float], list[float]]:
+        """(act, weight) bits chosen now, in the order of `layers`; the mean where channels choose."""
         choices = self._choices[0]
         index = choices.decided().tolist()
-        return (
-            [choices.candidates[i][index[i]] for i in choices.act],
-            [choices.candidates[i][index[i]] for i in choices.weight],
-        )
+        means = []
+        for i, candidates in enumerate(choices.candidates):
+            own = range(choices.first[i], choices.first[i] + choices.count[i])
+            means.append(sum(float(choices.shares[c]) * candidates[index[c]] for c in own))
+        return [means[i] for i in choices.act], [means[i] for i in choices.weight]
 
 
 def _weighted(argument: str, given: Any, default: float) -> dict[CostTable, float]:

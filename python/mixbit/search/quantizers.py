@@ -77,6 +77,20 @@ class SearchQuantizer(Quantizer):
         """The parameter that decides."""
         raise NotImplementedError
 
+    @property
+    def choices(self) -> Tensor:
+        """The same as a row for each choice: [1, ...], or one a group of channels; a view."""
+        return self.choice_parameter[None]
+
+    @property
+    def choice_channels(self) -> list[int] | None:
+        """How many channels each choice is for; None where one is for all."""
+        return None
+
+    def spread(self, choices: Tensor) -> Tensor:
+        """What is known of each choice, [..., choices], for the elements of `bit_width`."""
+        return choices
+
     @staticmethod
     def probabilities(parameters: Tensor, like: Sequence[Any]) -> Tensor:
         """Probability of each candidate, [n, K], differentiable, for n quantizers of one kind and their parameters."""
@@ -87,11 +101,14 @@ class SearchQuantizer(Quantizer):
         """Index of the candidate chosen now, int64 [n]."""
         raise NotImplementedError
 
-    def choose_(self, index: int) -> None:
-        """Moves the parameter, if need be, to where candidate `index` is the one chosen."""
-        parameter = self.choice_parameter.detach()
-        if int(self.decided(parameter[None], [self])) != index:
-            parameter.copy_(self._at(index, parameter))
+    def choose_(self, indices: int | Sequence[int]) -> None:
+        """Moves the parameter, if need be, to where a candidate is the one chosen, or one for each choice."""
+        rows = self.choices.detach()
+        if isinstance(indices, int):
+            indices = [indices] * len(rows)
+        for row, now, index in zip(rows, self.decided(rows, [self]).tolist(), indices, strict=True):
+            if now != index:
+                row.copy_(self._at(index, row))
 
     def _at(self, index: int, parameter: Tensor) -> Tensor:
         """The parameter for a clear choice of a candidate."""
@@ -100,8 +117,8 @@ class SearchQuantizer(Quantizer):
     @torch.no_grad()
     def refresh_(self) -> None:
         """Writes the width chosen now to `bit_width`."""
-        index = self.decided(self.choice_parameter.detach()[None], [self])
-        self.bit_width.copy_(self.bit_width.new_tensor(self.candidates)[index])
+        index = self.decided(self.choices.detach(), [self])
+        self.bit_width.copy_(self.spread(self.bit_width.new_tensor(self.candidates)[index]))
 
     def train(self, mode: bool = True) -> SearchQuantizer:
         """Sets the mode; eval brings `bit_width` up to date."""
@@ -198,7 +215,7 @@ class RangedQuantizer(SearchQuantizer):
         self.range.copy_(found)
         self.calibrated_range.copy_(found)
 
-    def _rescale(self, ratio: float) -> None:
+    def _rescale(self, ratio: float | Tensor) -> None:
         """The range stays."""
 
     @property
@@ -257,8 +274,9 @@ def _mixed(quantizer: SearchQuantizer, x: Tensor, drawn: tuple[Tensor, ...]) -> 
 class GatedQuantizer(RangedQuantizer):
     """Nested gates: the narrowest candidate is always there, each gate adds what the next wider one refines.
 
-    Parameter `gate_logits` [K - 1]. In training each gate is a hard-concrete sample, for activations one per image of
-    the batch (specification: Bayesian Bits, arXiv 2005.07093, as Free Bits has it).
+    Parameter `gate_logits` [K - 1], or [K - 1, groups] where each group of channels chooses by itself. In training each
+    gate is a hard-concrete sample, for activations one per image of the batch (specification: Bayesian Bits, arXiv
+    2005.07093, as Free Bits has it).
 
     Args:
         candidates: Ascending bit-widths.
@@ -267,6 +285,8 @@ class GatedQuantizer(RangedQuantizer):
         form: "difference" or "residual", see `mixbit.ops.gated_fake_quantize`.
         mask: "widest" or "narrowest": the grid in whose range x gets a gradient.
         gate_logits: Shares the gates of another quantizer.
+        group: Channels that share a choice: 0 ... group - 1 do, the next `group` of them, and so on; the last group may
+            be smaller. None: all channels do.
         options: `learned`, `follows`, and those of `Quantizer`.
     """
 
@@ -279,20 +299,45 @@ class GatedQuantizer(RangedQuantizer):
         form: str,
         mask: str = "widest",
         gate_logits: nn.Parameter | None = None,
+        group: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(candidates, **options)
+        self.group = group
         self.temperature = temperature
         self.form = form
         self.mask = mask
         if gate_logits is None:
-            gate_logits = nn.Parameter(torch.full((len(candidates) - 1,), gate_init, device=options.get("device")))
+            shape = [len(candidates) - 1]
+            if group is not None:
+                shape.append(-(-self.channels // group))
+                self.bit_width = self.bit_width.repeat(self.channels)
+            gate_logits = nn.Parameter(torch.full(shape, gate_init, device=options.get("device")))
         self.gate_logits = gate_logits
 
     @property
     def choice_parameter(self) -> Tensor:
         """gate_logits."""
         return self.gate_logits
+
+    @property
+    def choices(self) -> Tensor:
+        """gate_logits, a row for each choice."""
+        return self.gate_logits[None] if self.group is None else self.gate_logits.T
+
+    @property
+    def choice_channels(self) -> list[int] | None:
+        """Sizes of the groups."""
+        if self.group is None:
+            return None
+        starts = range(0, self.channels, self.group)
+        return [min(self.group, self.channels - start) for start in starts]
+
+    def spread(self, choices: Tensor) -> Tensor:
+        """[..., groups] -> [..., channels]."""
+        if self.group is None:
+            return choices
+        return choices.unsqueeze(-1).expand(*choices.shape, self.group).flatten(-2)[..., : self.channels]
 
     @staticmethod
     def open_shares(logits: Tensor, like: Sequence[Any]) -> Tensor:
@@ -317,14 +362,17 @@ class GatedQuantizer(RangedQuantizer):
         return torch.where(order < index, _CLEAR, -_CLEAR)
 
     def gates(self, x: Tensor) -> Tensor:
-        """Gates for x: [K - 1], or [K - 1, images] while activations are sampled."""
+        """Gates for x: [K - 1], [K - 1, images] while activations are sampled, [K - 1, channels] of groups."""
         logits = self.gate_logits
         open_now = (logits.detach() > gate_threshold(self.temperature)).to(logits.dtype)
         if not self.training:
-            return open_now
+            return self.spread(open_now)
         fixed = torch.where(self.phase == WIDEST, torch.ones_like(open_now), open_now)
-        shape = (len(logits), x.shape[0]) if self.batched else (len(logits),)
+        shape = (len(logits), x.shape[0]) if self.batched else tuple(logits.shape)
         noise = torch.rand(shape, device=logits.device)
+        if self.group is not None:
+            sampled = ops.sample_gates(logits.flatten(), noise.flatten(), self.temperature).reshape(shape)
+            return self.spread(self._chosen(fixed, sampled))
         sampled = ops.sample_gates(logits, noise, self.temperature)
         return self._chosen(fixed.reshape(-1, 1) if self.batched else fixed, sampled)
 
@@ -405,7 +453,7 @@ class MixtureQuantizer(SearchQuantizer):
         self.scales.copy_(found)
         self.calibrated_scales.copy_(found)
 
-    def _rescale(self, ratio: float) -> None:
+    def _rescale(self, ratio: float | Tensor) -> None:
         """Every candidate has its scale."""
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from mixbit.search.quantizers import FractionalQuantizer, GatedQuantizer, Mixtur
 FORMS = ("difference", "residual")
 RANGES = ("follow", "learned", "calibrated")
 MASKS = ("widest", "narrowest")
+BIT_GRANULARITIES = ("per_tensor", "per_channel")
 
 
 def _positive(argument: str, value: float) -> float:
@@ -33,7 +34,7 @@ class _Space(SearchSpace):
         options: dict[str, Any] = {"channels": channels, "axis": 0 if channels > 1 else None, "device": device}
         if len(self.weight_precisions) == 1:
             return LSQ(self.weight_precisions[0], **options)
-        return self._make(self.weight_precisions, options | self._for_weight(act))
+        return self._make(self.weight_precisions, options | self._for_weight(act, channels))
 
     def act_quantizer(self, device: torch.device) -> Quantizer:
         """See `SearchSpace`."""
@@ -42,7 +43,7 @@ class _Space(SearchSpace):
             return LSQ(self.act_precisions[0], **options)
         return self._make(self.act_precisions, options | self._for_act())
 
-    def _for_weight(self, act: Quantizer | None) -> dict[str, Any]:
+    def _for_weight(self, act: Quantizer | None, channels: int) -> dict[str, Any]:
         return {}
 
     def _for_act(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class _Ranged(_Space):
         super().__init__(*args, **options)
         self.ranges = check_choice("ranges", ranges, RANGES)
 
-    def _for_weight(self, act: Quantizer | None) -> dict[str, Any]:
+    def _for_weight(self, act: Quantizer | None, channels: int) -> dict[str, Any]:
         return {"learned": self.ranges == "learned", "follows": self.ranges == "follow"}
 
     def _for_act(self) -> dict[str, Any]:
@@ -81,10 +82,14 @@ class Gates(_Ranged):
         gate_init: First value of the logits: 2 starts at the widest candidate with a probability near 0.9.
         temperature: Of the hard-concrete samples.
         tie: A layer's weight and input share their gates, so that both get the same width.
+        granularity_bits: "per_tensor": a weight has one width. "per_channel": each group of output channels of a weight
+            chooses its own, with `gate_logits` [candidates - 1, groups]; inputs keep one width a tensor.
+        group: Channels of a group, in order; the last group of a weight may be smaller.
         options: Of `SearchSpace`.
 
     Raises:
-        MixbitError: A bad option; ties between different precisions.
+        MixbitError: A bad option; ties between different precisions; widths by channel beside ties, beside one weight
+            width, or beside one range a weight.
     """
 
     def __init__(
@@ -97,9 +102,31 @@ class Gates(_Ranged):
         gate_init: float = 2.0,
         temperature: float = 0.5,
         tie: bool = False,
+        granularity_bits: str = "per_tensor",
+        group: int = 16,
         **options: Any,
     ) -> None:
         super().__init__(precisions, ranges=ranges, **options)
+        check_choice("granularity_bits", granularity_bits, BIT_GRANULARITIES)
+        if isinstance(group, bool) or not isinstance(group, int) or group < 1:
+            raise MixbitError(f"group={group!r}: expected a whole number of channels, at least 1")
+        self.granularity_bits, self.group = granularity_bits, group
+        if granularity_bits == "per_channel":
+            if self.granularity != "per_channel":
+                raise MixbitError(
+                    f'granularity={self.granularity!r} with granularity_bits="per_channel": channels with widths of '
+                    'their own have grids of their own; expected granularity="per_channel"'
+                )
+            if tie:
+                raise MixbitError(
+                    'tie=True with granularity_bits="per_channel": an input has one width, which groups of channels '
+                    "cannot share; expected tie=False"
+                )
+            if len(self.weight_precisions) < 2:
+                raise MixbitError(
+                    f'weight_precisions={list(self.weight_precisions)} with granularity_bits="per_channel": expected '
+                    "at least two bit-widths to choose from"
+                )
         self.form = check_choice("form", form, FORMS)
         self.mask = check_choice("mask", mask, MASKS)
         if ranges == "learned" and form == "difference":
@@ -133,10 +160,12 @@ class Gates(_Ranged):
             **options,
         )
 
-    def _for_weight(self, act: Quantizer | None) -> dict[str, Any]:
-        options = super()._for_weight(act)
+    def _for_weight(self, act: Quantizer | None, channels: int) -> dict[str, Any]:
+        options = super()._for_weight(act, channels)
         if self.tie and isinstance(act, GatedQuantizer):
             options["gate_logits"] = cast(Any, act.gate_logits)
+        if self.granularity_bits == "per_channel" and channels > 1:
+            options["group"] = self.group
         return options
 
 

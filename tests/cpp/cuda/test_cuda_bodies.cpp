@@ -402,14 +402,15 @@ struct MixtureSetting {
   cuda::MixtureArguments arguments{};
 
   MixtureSetting(const View& v, int64_t given_samples, const std::vector<int>& precisions, mixbit::MixtureForm form,
-                 bool per_channel, bool is_signed)
+                 bool per_channel, bool is_signed, bool by_channel)
       : view(v), samples(given_samples) {
+    if (by_channel) view.channels = 1;  // the samples are the channels
     const bool is_mixture = form == mixbit::MixtureForm::kMixture;
     const auto count = static_cast<int64_t>(precisions.size());
     for (int64_t k = 0; k < count; ++k) {
       bits.push_back(static_cast<float>(precisions[static_cast<size_t>(k)]));
       arguments.precisions[k] = precisions[static_cast<size_t>(k)];
-      for (int64_t c = 0; c < (per_channel ? view.channels : 1); ++c) {
+      for (int64_t c = 0; c < (by_channel ? samples : per_channel ? view.channels : 1); ++c) {
         if (is_mixture || k == 0) {
           scales.push_back(is_mixture ? 2.1f / static_cast<float>(3 * k + c % 5 + 1)
                                       : 1.7f + 0.1f * static_cast<float>(c));
@@ -427,6 +428,7 @@ struct MixtureSetting {
     arguments.inner = view.inner;
     arguments.scales = scales.data();
     arguments.per_channel = per_channel;
+    arguments.scale_stride = by_channel ? 1 : 0;
     arguments.weights = weights.data();
     arguments.gate_stride = samples;
     arguments.bit_widths = bits.data();
@@ -447,7 +449,7 @@ struct MixtureSetting {
       const bool is_mixture = arguments.form == mixbit::MixtureForm::kMixture;
       for (int64_t k = 0; k < count; ++k) {
         const auto width = static_cast<int>(bits[static_cast<size_t>(k)]);
-        const int64_t c = arguments.per_channel ? channel : 0;
+        const int64_t c = arguments.per_channel ? channel + sample * arguments.scale_stride : 0;
         const int64_t channels = arguments.per_channel ? view.channels : 1;
         quantizers.push_back({is_mixture
                                   ? scales[static_cast<size_t>(k * channels + c)]
@@ -471,14 +473,16 @@ template <typename F>
 void for_each_mixture(const F& f) {
   using Form = mixbit::MixtureForm;
   for (const View& view : kViews) {
-    for (const auto& [form, samples, precisions, per_channel, is_signed] :
-         {std::tuple{Form::kMixture, int64_t{1}, std::vector<int>{2, 4, 8}, true, true},
-          std::tuple{Form::kMixture, int64_t{1}, std::vector<int>{3}, false, false},
-          std::tuple{Form::kGated, int64_t{3}, std::vector<int>{2, 4, 8}, false, true},
-          std::tuple{Form::kGated, int64_t{1}, std::vector<int>{4, 8}, true, false},
-          std::tuple{Form::kGatedResidual, int64_t{2}, std::vector<int>{2, 4, 8, 16}, true, false},
-          std::tuple{Form::kGatedResidual, int64_t{1}, std::vector<int>{2, 4, 8}, false, true}}) {
-      f(MixtureSetting(view, samples, precisions, form, per_channel, is_signed));
+    for (const auto& [form, samples, precisions, per_channel, is_signed, by_channel] :
+         {std::tuple{Form::kMixture, int64_t{1}, std::vector<int>{2, 4, 8}, true, true, false},
+          std::tuple{Form::kMixture, int64_t{1}, std::vector<int>{3}, false, false, false},
+          std::tuple{Form::kGated, int64_t{3}, std::vector<int>{2, 4, 8}, false, true, false},
+          std::tuple{Form::kGated, int64_t{1}, std::vector<int>{4, 8}, true, false, false},
+          std::tuple{Form::kGated, int64_t{5}, std::vector<int>{2, 4, 8}, true, true, true},
+          std::tuple{Form::kGatedResidual, int64_t{2}, std::vector<int>{2, 4, 8, 16}, true, false, false},
+          std::tuple{Form::kGatedResidual, int64_t{3}, std::vector<int>{2, 4, 8}, true, true, true},
+          std::tuple{Form::kGatedResidual, int64_t{1}, std::vector<int>{2, 4, 8}, false, true, false}}) {
+      f(MixtureSetting(view, samples, precisions, form, per_channel, is_signed, by_channel));
     }
   }
 }
@@ -1229,7 +1233,7 @@ TEST(CudaWidths, OutsideOneToSixteenYieldNan) {
     EXPECT_FALSE(std::isnan(partials[0]));
     EXPECT_TRUE(std::isnan(partials[1]));
     if (bits != 1.0f) {  // two's complement has one bit
-      MixtureSetting mixture({1, 1, 20}, 1, {4}, mixbit::MixtureForm::kMixture, false, true);
+      MixtureSetting mixture({1, 1, 20}, 1, {4}, mixbit::MixtureForm::kMixture, false, true, false);
       mixture.arguments.bit_widths = &bits;
       launch_mixture(mixture, x, y, true);
       EXPECT_TRUE(std::all_of(y.begin(), y.end(), [](float v) { return std::isnan(v); })) << bits;

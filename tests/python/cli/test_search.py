@@ -135,6 +135,10 @@ BAD: list[tuple[dict, list[str]]] = [
     ({"precisions": [2, 32]}, ["precisions=[2, 32]", "1 to 16"]),
     ({"precisions": 4}, ["precisions=4", "a list of bits"]),
     ({"kind": "mixture", "tie": True}, ["tie=true", "gates"]),
+    ({"kind": "fractional", "channel_group": 4}, ["channel_group=4", "gates"]),
+    ({"channel_group": 0}, ["group=0", "at least 1"]),
+    ({"channel_group": 4, "tie": True}, ["tie=True", "per_channel"]),
+    ({"channel_group": 4, "cost": "pulp:xpulpnn"}, ["not linear in the weights' bits", "single channels of layer"]),
     ({"form": "sum"}, ["form", "sum", "expected"]),
     ({"start_epoch": 6}, ["start_epoch=6", "epochs=6"]),
     ({"search_lr": 0}, ["search_lr=0"]),
@@ -152,6 +156,52 @@ def test_bad_input(options: dict, expected: list[str], tmp_path: Path, capsys: p
     for word in expected:
         assert word in error, error
     assert not (tmp_path / "out" / "recipe.json").exists()
+
+
+def test_a_run_with_bits_of_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"epochs": 1, "lr": 0.02, "search_lr": 0.2, "channel_group": 2}
+    stages = (
+        {"analyze": {"precisions": [2, 4, 8]}},
+        {"search": {**SEARCH, "channel_group": 2}},
+        {"retrain": {"epochs": 1}},
+        "evaluate",
+        {"sweep": {"methods": ["ilp"], "shares": [0.4], "costs": ["bops"], "search": own, "measure": True}},
+        "report",
+    )
+    config = document(tmp_path, *stages)
+    run(config)
+    assert run(config) == []
+    recipe, costs = mixbit.Recipe.load(tmp_path / "recipe.json"), mixbit.CostTable.load(tmp_path / "costs.json")
+    assert recipe.channel_maps
+    assert 0.9 * 0.4 <= costs.total(recipe) / costs.uniform(8, 8) <= 0.4
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert abs(evaluation["integer"] - evaluation["quantized"]) <= 200 / 32
+    bits = next(iter(recipe.channel_maps.values()))
+    counts = ", ".join(f"{int((bits == b).sum())} at {b}" for b in sorted(set(bits.tolist())))
+    assert f"({counts})" in (tmp_path / "report.html").read_text()
+    # A searched point of a sweep comes from its file with its channels.
+    file = "recipes/bops-gates-0.4.json"
+    point = mixbit.Recipe.load(tmp_path / file)
+    assert point.channel_maps
+    pipeline = Pipeline(Config.from_dict(config))
+    option = {**pipeline.config.stages[4][1]["search"]}
+    bops = mixbit.costs.bops(pipeline.model, pipeline.example)
+    _, again, _ = pipeline._searched_point("recipes/bops-gates-0.4.safetensors", option, bops, 0.4 * bops.uniform(8, 8))
+    assert again.layers.keys() == point.layers.keys()
+    assert all(p.weight == point[n].weight and p.act == point[n].act for n, p in again.layers.items())
+    assert {n: m.tolist() for n, m in again.channel_maps.items()} == {
+        n: m.tolist() for n, m in point.channel_maps.items()
+    }
+    # Stages know when the channels alone are others.
+    beside = tmp_path / "recipe.channel_bits.safetensors"
+    beside.write_bytes(beside.read_bytes()[:-1] + b"\x03")
+    assert "search" in run(config)
+    assert mixbit.Recipe.load(tmp_path / "recipe.json") == recipe
+    # A latency is that of one width a layer: each point would be audited in it.
+    config["stages"][4]["sweep"]["costs"] = ["pulp:xpulpnn"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", str(tmp_path / "config.yaml")]) == 2
+    assert "do not tell what single channels" in capsys.readouterr().err
 
 
 def test_two_makers_of_one_recipe_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

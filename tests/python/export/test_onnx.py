@@ -149,6 +149,38 @@ def test_mobilenet_v1_has_little_beside_its_weights(tmp_path: Path) -> None:
     assert_equal(tmp_path / "m.onnx", prepared, images[:1])
 
 
+def test_patterns_that_recur_become_functions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12)
+    modules: list[nn.Module] = [nn.Conv2d(3, 6, 3), nn.ReLU()]
+    for stride in (1, 2, 1, 1, 1):
+        modules += [nn.Conv2d(6, 6, 3, stride, 1, groups=6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU()]
+    model = nn.Sequential(*modules, nn.Flatten(), nn.Linear(150, 5)).eval()
+    model = ready(model, [x], recipe_of(model, x, "4/4"), "maxabs")
+    plain = mixbit.export.onnx(model, x, tmp_path / "m.onnx", say=lambda text: None)
+    said: list[str] = []
+    report = mixbit.export.onnx(model, x, tmp_path / "c.onnx", compact=True, say=said.append)
+    assert report.bytes[:3] == plain.bytes[:3]
+    assert report.bytes.overhead < 0.9 * plain.bytes.overhead
+    assert any("functions of the file" in limit for limit in said)
+    proto = onnx.load(tmp_path / "c.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    calls = {node.name: node for node in proto.graph.node if node.domain == "mixbit"}
+    assert {"4", "8", "10", "12"} <= set(calls)  # layers by their paths
+    assert "pads" in {a.name for a in calls["10"].attribute}  # layers differ in them
+    assert 0 < len(proto.functions) < len(calls)
+    assert_equal(tmp_path / "c.onnx", model, x)
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    runtime.InferenceSession(str(tmp_path / "c.onnx"), options, providers=["CPUExecutionProvider"])
+    ops = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert (ops.count("QLinearConv"), ops.count("QGemm")) == (11, 1)
+    with pytest.raises(MixbitError, match=r"compact=True: the dialect 'qonnx' has no functions; expected .* 'qdq'"):
+        mixbit.export.onnx(model, x, tmp_path / "q.onnx", dialect="qonnx", compact=True)
+    assert not (tmp_path / "q.onnx").exists()
+
+
 def test_any_batch_or_one(tmp_path: Path) -> None:
     model, batches, images, _ = resnet8()
     mixbit.export.onnx(model, batches[0], tmp_path / "m.onnx")

@@ -120,6 +120,41 @@ def test_gates_of_each_sample() -> None:
         torch.testing.assert_close(gates.grad[:, n], alone.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", list(ops.GATE_FORMS))
+@pytest.mark.parametrize("shared_range", [True, False])
+def test_channels_with_one_choice_have_the_bits_of_shared_gates(form: str, shared_range: bool) -> None:
+    x = torch.randn(6, 4, 3, 3)
+    x.view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL)
+    limit = torch.rand(1 if shared_range else 6) + 0.5
+    grad = torch.randn_like(x)
+    for shares in ((0.3, 0.8), (1.0, 0.0)):
+        found = []
+        for gates in (torch.tensor(shares), torch.tensor(shares)[:, None].repeat(1, 6)):
+            leaves = [t.clone().requires_grad_() for t in (x, limit, gates)]
+            y = ops.gated_fake_quantize(*leaves, P, signed=True, axis=0, form=form)
+            y.backward(grad)
+            found.append((y.detach(), *(leaf.grad for leaf in leaves)))
+        assert same(found[0][0], found[1][0])
+        assert same(found[0][1], found[1][1])
+        if form == "residual":
+            torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_channels_of_their_own_choices_are_those_alone() -> None:
+    x, limit, grad = torch.randn(5, 30), torch.rand(5) + 0.5, torch.randn(5, 30)
+    gates = torch.tensor([[0.0, 1.0, 1.0, 0.4, 0.9], [1.0, 0.0, 1.0, 0.6, 0.1]], requires_grad=True)
+    leaf = x.clone().requires_grad_()
+    y = ops.gated_fake_quantize(leaf, limit, gates, P, signed=True, axis=0)
+    y.backward(grad)
+    for c, bits in ((0, 2), (1, 4), (2, 8)):
+        assert torch.equal(y.detach()[c], ops.fake_quantize(x[c], limit[c : c + 1] / 2 ** (bits - 1), 0, bits))
+    for c in range(5):
+        own = [t.clone().requires_grad_() for t in (x[c], gates.detach()[:, c])]
+        ops.gated_fake_quantize(own[0], limit[c : c + 1], own[1], P, signed=True).backward(grad[c])
+        assert torch.equal(leaf.grad[c], own[0].grad)
+        assert torch.equal(gates.grad[:, c], own[1].grad)
+
+
 def test_a_mixture_and_its_gradients() -> None:
     x = torch.randn(6, 4, 9, requires_grad=True)
     scales = (torch.rand(3, 4) * 0.4 + 0.05).requires_grad_()
@@ -191,6 +226,8 @@ GATES = [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.3, 0.8)]
         (P, (4, 5, 33), 1),
         (P, (3, 5, 7, 2), 1),
         ((4, 8), (6, 25), -1),
+        (P, (6, 3, 5, 3), 0),
+        ((2, 4, 8, 16), (5, 40), -2),
         ((1, 2, 4, 8, 16), (90,), None),
     ],
 )
@@ -202,7 +239,7 @@ def test_gated_equals_the_twin(
     x = x.to(dtype)
     limit = torch.rand(1 if axis is None else shape[axis]) + 0.5
     count = len(precisions) - 1
-    choices = [torch.tensor((g * 2)[:count]) for g in GATES] + ([torch.rand(count, shape[0])] if axis != 0 else [])
+    choices = [torch.tensor((g * 2)[:count]) for g in GATES] + [torch.rand(count, shape[0])]
     for gates in choices:
         y = ops.gated_fake_quantize(x, limit, gates, precisions, signed=signed, axis=axis, form=form)
         expected = twin.gated_fake_quantize(x, limit, gates, precisions, signed=signed, axis=axis, form=form)
@@ -212,7 +249,7 @@ def test_gated_equals_the_twin(
 
 @pytest.mark.parametrize(("signed", "form"), list(itertools.product([True, False], ops.GATE_FORMS)))
 @pytest.mark.parametrize("by_sample", [True, False])
-@pytest.mark.parametrize(("precisions", "axis"), [(P, None), (P, 1), ((2, 4, 8, 16), 1), ((4, 8), 2)])
+@pytest.mark.parametrize(("precisions", "axis"), [(P, None), (P, 0), (P, 1), ((2, 4, 8, 16), 1), ((4, 8), 2)])
 def test_gated_gradients_are_those_written_out(
     precisions: tuple[int, ...], axis: int | None, by_sample: bool, signed: bool, form: str
 ) -> None:
@@ -228,7 +265,7 @@ def test_gated_gradients_are_those_written_out(
     for k in range(len(precisions)):
         opened = (torch.arange(len(precisions) - 1) < k).float()
         levels.append(twin.gated_fake_quantize(x, limit, opened, precisions, signed=signed, axis=axis, form=form))
-    # sum g (Q_(j+1) - Q_j) of each sample, in double.
+    # sum g (Q_(j+1) - Q_j) of each sample, or of each channel where that is dimension 0, in double.
     steps = torch.stack([((b.double() - a) * grad).sum((1, 2)) for a, b in itertools.pairwise(levels)])
     z = (gates if by_sample else gates.unsqueeze(1).expand(-1, 3)).double()
     dgates = torch.zeros_like(z)
@@ -302,7 +339,7 @@ LAYOUTS = ["contiguous", "channels_last", "transposed", "strided", "expanded"]
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("by_sample", "axis"), [(False, None), (False, 0), (False, 1), (True, None), (True, 1), (True, 3)]
+    ("by_sample", "axis"), [(False, None), (False, 0), (False, 1), (True, None), (True, 0), (True, 1), (True, 3)]
 )
 def test_any_layout_gives_the_same_values_and_gradients(layout: str, by_sample: bool, axis: int | None) -> None:
     x = layouts(torch.randn(4, 6, 4, 7))[layout].detach()
@@ -361,8 +398,9 @@ def test_opcheck(requires_grad: bool, layout: str) -> None:
         return t.detach().requires_grad_(requires_grad)
 
     x = leaf(layouts(torch.randn(4, 6, 4, 7))[layout])
-    for form, gates, axis in ((0, torch.rand(2), 1), (1, torch.rand(2, 4), None), (1, torch.rand(2, 4), 1)):
-        limit = leaf(torch.rand(1 if axis is None else 6) + 0.5)
+    every, shares = torch.rand(2), torch.rand(2, 4)
+    for form, gates, axis in ((0, every, 1), (1, shares, None), (1, shares, 1), (0, shares, 0), (1, shares, 0)):
+        limit = leaf(torch.rand(1 if axis is None else x.shape[axis]) + 0.5)
         keywords = {"signed": True, "axis": axis, "form": form}
         opcheck(torch.ops.mixbit.gated_fake_quantize.default, (x, limit, leaf(gates), [2, 4, 8]), keywords)
     arguments = (x, leaf(torch.rand(2, 6) + 0.1), leaf(torch.rand(2)), torch.tensor([2.0, 4.0]))
@@ -469,7 +507,7 @@ def test_double_backward_and_forward_mode_are_refused() -> None:
         ({"precisions": (2, 4, 17)}, r"precisions\[2\]=17: expected a whole number from 1 to 16"),
         ({"precisions": (2, 3, 8), "signed": False, "form": "residual"}, "to be a multiple of the one before"),
         ({"axis": 2}, "axis=2 is out of range"),
-        ({"axis": 0, "gates": torch.ones(2, 4)}, "axis=0 with gates of each sample"),
+        ({"axis": 0, "gates": torch.ones(2, 3)}, r"gates has shape \[2, 3\]: expected \[2\] or \[2, 4\]"),
         ({"form": "residuals"}, "form='residuals' is not known: expected one of 'difference', 'residual'"),
         ({"gates": torch.ones(2, device="meta")}, "gates is on meta and x on cpu: expected one device"),
     ],

@@ -119,7 +119,7 @@ def test_codes_are_those_of_the_own_grid(narrow: bool, rounding: str) -> None:
     assert int(codes[extra == 2].max()) > high
     # On the finest grid, as exports have them.
     grid = weight_grid(quantizer)
-    assert grid[0::2] == (4, -16 + int(narrow))
+    assert (grid.parts, grid.low) == (4, -16 + int(narrow))
     assert grid.high == 15
     step = quantizer.scale.detach() / 4
     whole = weight_codes(quantizer, grid, module.weight.detach(), step)

@@ -129,7 +129,7 @@ void launch_noise_power(StorageType storage, int64_t n, const void* x, const voi
                         double* signal, double* noise, CUstream_st* stream);
 
 // x seen as [samples, outer, channels, inner] against `count` candidate grids; samples > 1 only where each has gates of
-// its own.
+// its own. Channels with gates of their own are samples.
 struct MixtureArguments {
   StorageType storage;
   int64_t samples;
@@ -138,6 +138,7 @@ struct MixtureArguments {
   int64_t inner;
   const float* scales;  // mixture: [count] or [count, channels]; gated: the range, [1] or [channels]
   bool per_channel;
+  int64_t scale_stride;              // gated: from the ranges of a sample to the next one's, 1 where that is a channel
   const float* weights;              // mixture: [count]; gated: the gates, [count - 1] or [count - 1, samples]
   int64_t gate_stride;               // gated: 1 or samples
   const float* bit_widths;           // mixture: [count], on the device

@@ -177,8 +177,8 @@ MIXBIT_OPS_API at::Tensor sample_gates(const at::Tensor& gate_logits,  // [K - 1
 MIXBIT_OPS_API at::Tensor gated_fake_quantize(
     const at::Tensor& x,            // any shape
     const at::Tensor& scale_range,  // [1] or [x.size(axis)], float32
-    const at::Tensor& gates,        // [K - 1] or [K - 1, x.size(0)], float32 in 0 ... 1
-    at::IntArrayRef precisions,     // K ascending bit-widths
+    const at::Tensor& gates,     // [K - 1] or [K - 1, x.size(0)] (samples; beside axis 0 channels), float32 in 0 ... 1
+    at::IntArrayRef precisions,  // K ascending bit-widths
     bool is_signed, std::optional<int64_t> axis = std::nullopt, int64_t form = 0);  // form: 0 difference, 1 residual
 
 // sum_k weights[k] fake_quantize(x, scales[k], 0, bit_widths[k]); gradients to x, scales and weights.
