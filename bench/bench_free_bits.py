@@ -7,7 +7,7 @@ each target ("no_slower") and trained on from the searched weights. Latencies ar
 600 ImageNet-compatible images teach, the last 311 are measured; VWW: the train and the val part of the COCO images. One
 image is 0.3 and 0.6 %p.
 
-Usage: MIXBIT_DATA=folder python bench/bench_free_bits.py [--network NAME] [--share S] [--again]
+Usage: MIXBIT_DATA=folder python bench/bench_free_bits.py [--network NAME] [--share S] [--epochs N] [--again]
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ BATCH, LEARNING_RATE, TEMPERATURE = 32, 0.001, 1.0
 class Run:
     """A network with what is made only once for it."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, epochs: int | None = None) -> None:
         self.seed = seed
         count, self.search_epochs, self.epochs = TAUGHT[name]
+        if epochs is not None:
+            self.search_epochs = self.epochs = epochs
         self.setting = Setting(name, images=count)
         self.teacher = self.setting.folded
         self.images = Images(torch.cat(self.setting.batches), None, BATCH, seed=seed)
@@ -119,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=TAUGHT, action="append", help="only these")
     parser.add_argument("--share", type=float, action="append", help="budgets as shares of uniform 8/8")
+    parser.add_argument("--epochs", type=int, help="of the search, and after it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="measure rows that exist anew")
     options = parser.parse_args()
@@ -131,10 +134,12 @@ def main() -> None:
 
                 def figures(name: str = name, share: float = share, target: str = target, run: Any = run) -> Any:
                     if not run:
-                        run.append(Run(name, options.seed))
+                        run.append(Run(name, options.seed, options.epochs))
                     return run[0].figures(share, target)
 
                 config = {"network": name, "images": pack(), "budget of 8/8": share, "target": target}
+                if options.epochs is not None:
+                    config["epochs"] = options.epochs
                 row = measure("free_bits", config, figures, seed=options.seed, again=options.again)
                 print(config, row["figures"], f"{row['seconds']} s", flush=True)
 
