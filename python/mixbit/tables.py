@@ -246,10 +246,19 @@ class SensitivityTable:
             precision = recipe[name]
             if precision.weight is None and precision.act is None:
                 continue
-            counts: dict[Any, int] = channel_counts(recipe, name) or {precision.weight: 1}
-            noise = [n * 10.0 ** (-self.entry(name, precision.act, bits) / 10.0) for bits, n in counts.items()]
-            total += math.fsum(noise) / sum(counts.values())
+            total += self.noise_ratio(name, recipe)
         return float("inf") if total == 0.0 else float(-10.0 * np.log10(total))
+
+    def noise_ratio(self, layer: str, recipe: HasPrecisions) -> float:
+        """Noise over signal of a layer at a recipe's bits; the mean over its channels where these have their own.
+
+        Raises:
+            KeyError: The layer or a width is not in the table.
+        """
+        precision = recipe[layer]
+        counts: dict[Any, int] = channel_counts(recipe, layer) or {precision.weight: 1}
+        noise = [n * 10.0 ** (-self.entry(layer, precision.act, bits) / 10.0) for bits, n in counts.items()]
+        return math.fsum(noise) / sum(counts.values())
 
     def to_csv(self, path: PathLike) -> None:
         """Writes one row per entry: layer, act_bits, weight_bits, sqnr_db."""

@@ -316,12 +316,10 @@ def _noise(table: SensitivityTable, name: str, recipe: Recipe) -> float | None:
     precision = recipe[name]
     if precision.act is None and precision.weight is None:
         return 0.0
-    counts: dict[Any, int] = channel_counts(recipe, name) or {precision.weight: 1}
     try:
-        ratios = [n * 10.0 ** (-table.entry(name, precision.act, bits) / 10.0) for bits, n in counts.items()]
+        return table.noise_ratio(name, recipe)
     except KeyError:
         return None
-    return math.fsum(ratios) / sum(counts.values())
 
 
 def _shown(recipe: Recipe, name: str) -> float:

@@ -203,7 +203,7 @@ class Dampening:
     term is that of the whole; ask for it before the forward pass, which leaves weights of a root module whole.
 
         dampening = mixbit.retrain.Dampening(model, mixbit.retrain.Schedule(0.0, 0.1, steps))
-        loss = loss + dampening()  # once a step
+        loss = dampening() + cross_entropy(model(images), labels)  # once a step
 
     Args:
         model: Prepared and calibrated.
